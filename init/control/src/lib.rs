@@ -1,0 +1,1 @@
+//! The control socket of PID 1: protocol, client and server.

@@ -1,0 +1,3 @@
+//! The first stage.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Service specifications and the pure state machine that supervises them.

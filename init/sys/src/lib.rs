@@ -1,0 +1,1 @@
+//! Kernel adapters: the only home of unsafe code.

@@ -1,0 +1,1 @@
+//! The custom resources of garboard.dev/v1alpha1.

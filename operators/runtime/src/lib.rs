@@ -1,0 +1,1 @@
+//! Sources, ledger, store, applier and status sink of the node agent.

@@ -1,0 +1,3 @@
+//! The node agent and the cluster operators.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Typed resources rendered to service specifications.

@@ -1,0 +1,3 @@
+//! The pod network: CNI plugin and daemon.
+
+fn main() {}

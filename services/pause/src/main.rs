@@ -1,0 +1,3 @@
+//! The pause container.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! A sample workload.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Proof on whole machines.
