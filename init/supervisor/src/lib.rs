@@ -1,1 +1,3 @@
 //! Service specifications and the pure state machine that supervises them.
+
+pub mod spec;
