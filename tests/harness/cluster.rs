@@ -1,0 +1,209 @@
+//! The cluster in a machine, used as a person would: with `garboardctl` and `kubectl`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::image::Image;
+use crate::machine::Ports;
+use crate::wait;
+
+/// Longest time from power-on to a Ready node that a test accepts: three times what is usual under emulation.
+pub const READY_LIMIT: Duration = Duration::from_secs(300);
+
+/// The user's side of a cluster: manifests, keys, kubeconfig.
+pub struct Cluster {
+    image: Image,
+    directory: PathBuf,
+}
+
+impl Cluster {
+    /// Makes manifests and an admin key in `directory` with `garboardctl new`.
+    ///
+    /// # Errors
+    /// What `garboardctl` says.
+    pub fn new(image: &Image, directory: &Path, ports: Ports) -> Result<Self> {
+        let cluster = Self { image: image.clone(), directory: directory.to_path_buf() };
+        let output = Command::new(&image.garboardctl)
+            .arg("new")
+            .arg(directory)
+            .args(["--name", "node-1"])
+            .args(["--endpoint", &format!("127.0.0.1:{}", ports.machine)])
+            .args(["--api-endpoint", &format!("127.0.0.1:{}", ports.api)])
+            .stdin(Stdio::null())
+            .output()
+            .context("run garboardctl new")?;
+        succeeded("garboardctl new", &output)?;
+        cluster.write_manifests("")?;
+        Ok(cluster)
+    }
+
+    /// The manifests in one file, as the machine is given them.
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.join("manifests.yaml")
+    }
+
+    /// Joins the manifests into one file, with `more` documents after them.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn write_manifests(&self, more: &str) -> Result<()> {
+        let mut text = String::new();
+        for name in ["cluster.yaml", "machine.yaml"] {
+            let file = self.directory.join(name);
+            text += &fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+            text += "\n---\n";
+        }
+        fs::write(self.manifests(), text + more).context("write manifests.yaml")
+    }
+
+    /// Runs `garboardctl` in this cluster's context.
+    ///
+    /// # Errors
+    /// When it cannot be run; its own failure is in the output.
+    pub fn garboardctl(&self, arguments: &[&str]) -> Result<Output> {
+        Command::new(&self.image.garboardctl)
+            .arg("--config")
+            .arg(&self.directory)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .context("run garboardctl")
+    }
+
+    /// Runs `garboardctl` and gives what it printed.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn garboardctl_ok(&self, arguments: &[&str]) -> Result<String> {
+        succeeded(&format!("garboardctl {}", arguments.join(" ")), &self.garboardctl(arguments)?)
+    }
+
+    /// Fetches the kubeconfig, waiting for the machine to have one to give.
+    ///
+    /// # Errors
+    /// When it does not within `limit`.
+    pub fn fetch_kubeconfig(&self, limit: Duration) -> Result<()> {
+        let file = self.kubeconfig();
+        let file = file.to_str().context("the folder's path is not UTF-8")?;
+        wait::until("a kubeconfig", limit, || {
+            self.garboardctl_ok(&["kubeconfig", "--file", file]).map(drop).map_err(|error| error.to_string())
+        })
+    }
+
+    /// Where the kubeconfig is.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.directory.join("kubeconfig")
+    }
+
+    /// Runs `kubectl`.
+    ///
+    /// # Errors
+    /// When it cannot be run; its own failure is in the output.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<Output> {
+        self.kubectl_command(arguments).output().context("run kubectl")
+    }
+
+    /// A `kubectl` to be run by the caller.
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.image.kubectl);
+        command
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .arg("--request-timeout=30s")
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `kubectl` and gives what it printed.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn kubectl_ok(&self, arguments: &[&str]) -> Result<String> {
+        succeeded(&format!("kubectl {}", arguments.join(" ")), &self.kubectl(arguments)?)
+    }
+
+    /// An object, or a list of them, as JSON.
+    ///
+    /// # Errors
+    /// As [`Cluster::kubectl_ok`].
+    pub fn get(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.kubectl_ok(&[&["get", "-o", "json"], arguments].concat())?;
+        serde_json::from_str(&text).context("parse what kubectl printed")
+    }
+
+    /// Applies YAML.
+    ///
+    /// # Errors
+    /// What `kubectl apply` says.
+    pub fn apply(&self, yaml: &str) -> Result<String> {
+        let file = self.directory.join("apply.yaml");
+        fs::write(&file, yaml).context("write apply.yaml")?;
+        self.kubectl_ok(&["apply", "-f", file.to_str().context("the folder's path is not UTF-8")?])
+    }
+
+    /// Waits until an object's JSON pointer has this value.
+    ///
+    /// # Errors
+    /// When it has not within `limit`; says what it had.
+    pub fn wait_for(&self, object: &[&str], pointer: &str, wanted: &Value, limit: Duration) -> Result<Value> {
+        wait::until(&format!("{} {pointer} = {wanted}", object.join(" ")), limit, || {
+            let seen = self.get(object).map_err(|error| error.to_string())?;
+            let value = seen.pointer(pointer);
+            if value == Some(wanted) { Ok(seen) } else { Err(format!("{value:?}")) }
+        })
+    }
+
+    /// Waits until a condition of an object is `True`.
+    ///
+    /// # Errors
+    /// When it is not within `limit`; says what it was, with reason and message.
+    pub fn wait_condition(&self, object: &[&str], condition: &str, limit: Duration) -> Result<()> {
+        wait::until(&format!("{} {condition}", object.join(" ")), limit, || {
+            let seen = self.get(object).map_err(|error| error.to_string())?;
+            let conditions = seen.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+            match conditions.iter().find(|c| c["type"] == condition) {
+                Some(found) if found["status"] == "True" => Ok(()),
+                Some(found) => Err(found.to_string()),
+                None => Err("no such condition yet".to_owned()),
+            }
+        })
+    }
+
+    /// Waits until the node is Ready.
+    ///
+    /// # Errors
+    /// When it is not within `limit`.
+    pub fn wait_ready(&self, limit: Duration) -> Result<()> {
+        self.wait_condition(&["node", "node-1"], "Ready", limit)
+    }
+
+    /// The machine's services by name, from the machine API.
+    ///
+    /// # Errors
+    /// What `garboardctl` says.
+    pub fn services(&self) -> Result<Vec<Value>> {
+        let text = self.garboardctl_ok(&["services", "-o", "json"])?;
+        let value: Value = serde_json::from_str(&text).context("parse what garboardctl printed")?;
+        match value {
+            Value::Array(services) => Ok(services),
+            Value::Object(mut object) => match object.remove("services") {
+                Some(Value::Array(services)) => Ok(services),
+                other => bail!("no list of services: {other:?}"),
+            },
+            other => bail!("no list of services: {other}"),
+        }
+    }
+}
+
+fn succeeded(what: &str, output: &Output) -> Result<String> {
+    if !output.status.success() {
+        bail!("{what}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

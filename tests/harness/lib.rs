@@ -1,0 +1,14 @@
+//! Whole machines for tests: boots the built image in QEMU and talks to it as a user would, with `kubectl` and `garboardctl`.
+//!
+//! | task | input | output |
+//! |---|---|---|
+//! | [`image`] | `target/image/latest` | paths of the image's files and of the host's programs |
+//! | [`machine`] | an image, a manifest | a running QEMU: console text, power, snapshots |
+//! | [`cluster`] | a machine | `kubectl`, `garboardctl`, waiting for conditions of objects |
+//! | [`wait`] | a condition, a limit | its value, or an error that says what was last seen |
+
+pub mod cluster;
+pub mod image;
+pub mod machine;
+pub mod qmp;
+pub mod wait;

@@ -1,0 +1,317 @@
+//! One machine in QEMU.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use crate::image::{Image, top};
+use crate::qmp::Qmp;
+use crate::wait;
+
+/// Longest time that one QMP command may take; saving a snapshot writes the memory.
+const QMP_LIMIT: Duration = Duration::from_secs(120);
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+pub struct Hardware {
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Size of the disk, GiB.
+    pub disk_gib: u32,
+    /// Arguments after all others.
+    pub extra: Vec<String>,
+}
+
+impl Default for Hardware {
+    fn default() -> Self {
+        Self { memory_mib: 3072, cpus: 2, disk_gib: 8, extra: Vec::new() }
+    }
+}
+
+/// A machine with a disk of its own over the built image; its QEMU ends when this is dropped.
+pub struct Machine {
+    directory: PathBuf,
+    hardware: Hardware,
+    ports: Ports,
+    manifests: Option<PathBuf>,
+    boots: u32,
+    qemu: Option<Child>,
+}
+
+/// The host's ports that lead into a machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// To the API server.
+    pub api: u16,
+    /// To the machine API.
+    pub machine: u16,
+}
+
+impl Ports {
+    /// Two ports that are free now.
+    ///
+    /// # Errors
+    /// When the host gives none.
+    pub fn free() -> Result<Self> {
+        // Both are held until both are known, so that they differ.
+        let (one, two) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+        Ok(Self { api: one.local_addr()?.port(), machine: two.local_addr()?.port() })
+    }
+}
+
+impl Machine {
+    /// Makes the machine's disk and firmware variables in `directory`; it is not started.
+    ///
+    /// # Errors
+    /// When a file cannot be made.
+    pub fn create(image: &Image, directory: &Path, hardware: Hardware, ports: Ports) -> Result<Self> {
+        fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        let backing = image.disk().canonicalize().context("find the image")?;
+        let size = format!("{}G", hardware.disk_gib);
+        qemu_img(&[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            path(&backing)?,
+            path(&directory.join("disk.qcow2"))?,
+            &size,
+        ])?;
+        let variables = firmware("VARS")?;
+        qemu_img(&[
+            "convert",
+            "-q",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            path(&variables)?,
+            path(&directory.join("vars.qcow2"))?,
+        ])?;
+        Ok(Self { directory: directory.to_path_buf(), hardware, ports, manifests: None, boots: 0, qemu: None })
+    }
+
+    /// Gives the machine this file of manifests at its next start; none takes it away.
+    pub fn set_manifests(&mut self, file: Option<PathBuf>) {
+        self.manifests = file;
+    }
+
+    /// The host's ports that lead into it.
+    pub fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    /// The machine's disk, as qcow2.
+    pub fn disk(&self) -> PathBuf {
+        self.directory.join("disk.qcow2")
+    }
+
+    /// Powers on.
+    ///
+    /// # Errors
+    /// When QEMU does not start; with what it printed.
+    pub fn start(&mut self) -> Result<()> {
+        ensure!(self.qemu.is_none(), "the machine is already on");
+        self.boots += 1;
+        let socket = self.qmp_socket();
+        if socket.exists() {
+            fs::remove_file(&socket).with_context(|| format!("remove {}", socket.display()))?;
+        }
+        let complaints = fs::File::create(self.directory.join("qemu.log")).context("make qemu.log")?;
+        let qemu = Command::new("qemu-system-x86_64")
+            .args(self.arguments()?)
+            .stdin(Stdio::null())
+            .stdout(complaints.try_clone().context("share qemu.log")?)
+            .stderr(complaints)
+            .spawn()
+            .context("start qemu-system-x86_64: is it installed? image/build installs it")?;
+        self.qemu = Some(qemu);
+        wait::until("QEMU to listen", Duration::from_secs(20), || {
+            if let Some(status) = self.exit_status() {
+                return Ok(Err(status));
+            }
+            Qmp::connect(&socket, QMP_LIMIT).map(|_| Ok(())).map_err(|error| error.to_string())
+        })?
+        .map_err(|status| anyhow::anyhow!("QEMU ended with {status}: {}", self.complaints()))
+    }
+
+    /// Cuts the power: what the machine has not written is gone.
+    ///
+    /// # Errors
+    /// When the machine is off, or its process cannot be killed.
+    pub fn cut_power(&mut self) -> Result<()> {
+        let mut qemu = self.qemu.take().context("the machine is off")?;
+        qemu.kill().context("kill QEMU")?;
+        qemu.wait().context("wait for QEMU")?;
+        Ok(())
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub fn press_power_button(&self) -> Result<()> {
+        self.qmp()?.execute("system_powerdown", &json!({})).map(drop)
+    }
+
+    /// Presses control, alt and delete on the keyboard.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub fn press_ctrl_alt_delete(&self) -> Result<()> {
+        let keys: Vec<_> =
+            ["ctrl", "alt", "delete"].iter().map(|key| json!({ "type": "qcode", "data": key })).collect();
+        self.qmp()?.execute("send-key", &json!({ "keys": keys })).map(drop)
+    }
+
+    /// Saves memory and disk under a name.
+    ///
+    /// # Errors
+    /// What QEMU said against it.
+    pub fn save(&self, name: &str) -> Result<()> {
+        self.qmp()?.monitor(&format!("savevm {name}"))
+    }
+
+    /// Returns to a saved state.
+    ///
+    /// # Errors
+    /// What QEMU said against it.
+    pub fn load(&self, name: &str) -> Result<()> {
+        self.qmp()?.monitor(&format!("loadvm {name}"))
+    }
+
+    /// Waits until the machine has powered itself off.
+    ///
+    /// # Errors
+    /// When it has not within `limit`.
+    pub fn wait_off(&mut self, limit: Duration) -> Result<()> {
+        wait::until("the machine to power off", limit, || self.exit_status().map(drop).ok_or_else(|| "on".to_owned()))?;
+        self.qemu = None;
+        Ok(())
+    }
+
+    /// Whether QEMU runs.
+    pub fn is_on(&mut self) -> bool {
+        self.qemu.is_some() && self.exit_status().is_none()
+    }
+
+    /// All that the serial console of the current boot has shown.
+    pub fn console(&self) -> String {
+        fs::read(self.console_file()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// Waits until the console shows `text`.
+    ///
+    /// # Errors
+    /// When it does not within `limit`; with the console's end.
+    pub fn wait_console(&self, text: &str, limit: Duration) -> Result<()> {
+        wait::until(&format!("{text:?} on the console"), limit, || {
+            let console = self.console();
+            if console.contains(text) { Ok(()) } else { Err(tail(&console, 12)) }
+        })
+    }
+
+    /// The console's last lines, for an error.
+    pub fn console_end(&self) -> String {
+        tail(&self.console(), 30)
+    }
+
+    fn exit_status(&mut self) -> Option<std::process::ExitStatus> {
+        self.qemu.as_mut().and_then(|qemu| qemu.try_wait().ok().flatten())
+    }
+
+    fn complaints(&self) -> String {
+        fs::read_to_string(self.directory.join("qemu.log")).unwrap_or_default()
+    }
+
+    fn console_file(&self) -> PathBuf {
+        self.directory.join(format!("console-{}.log", self.boots))
+    }
+
+    fn qmp_socket(&self) -> PathBuf {
+        self.directory.join("qmp.sock")
+    }
+
+    fn qmp(&self) -> Result<Qmp> {
+        Qmp::connect(&self.qmp_socket(), QMP_LIMIT)
+    }
+
+    fn arguments(&self) -> Result<Vec<String>> {
+        let code = firmware("CODE")?;
+        let mut arguments: Vec<String> = accelerator().into_iter().map(str::to_owned).collect();
+        let Hardware { memory_mib, cpus, disk_gib: _, extra } = &self.hardware;
+        let Ports { api, machine } = self.ports;
+        let directory = path(&self.directory)?;
+        let console = self.console_file();
+        let mut push = |arguments_of: &[&str]| arguments.extend(arguments_of.iter().map(|a| (*a).to_owned()));
+        push(&["-m", &memory_mib.to_string(), "-smp", &cpus.to_string(), "-nodefaults", "-display", "none"]);
+        push(&["-drive", &format!("if=pflash,format=raw,readonly=on,file={}", path(&code)?)]);
+        push(&["-drive", &format!("if=pflash,format=qcow2,file={directory}/vars.qcow2")]);
+        push(&["-drive", &format!("if=virtio,format=qcow2,cache=writeback,discard=unmap,file={directory}/disk.qcow2")]);
+        push(&[
+            "-netdev",
+            &format!("user,id=n0,hostfwd=tcp:127.0.0.1:{api}-:6443,hostfwd=tcp:127.0.0.1:{machine}-:7443"),
+        ]);
+        push(&["-device", "virtio-net-pci,netdev=n0", "-device", "virtio-rng-pci"]);
+        push(&["-device", "i6300esb", "-action", "watchdog=reset"]);
+        push(&["-serial", &format!("file:{}", path(&console)?)]);
+        push(&["-qmp", &format!("unix:{directory}/qmp.sock,server=on,wait=off")]);
+        if let Some(manifests) = &self.manifests {
+            push(&["-fw_cfg", &format!("name=opt/dev.garboard/manifests,file={}", path(manifests)?)]);
+        }
+        arguments.extend(extra.iter().cloned());
+        Ok(arguments)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if self.qemu.is_some() && self.cut_power().is_err() {
+            eprintln!("the QEMU of {} could not be ended", self.directory.display());
+        }
+    }
+}
+
+/// How this host runs a machine: `image/boot` decides by a trial, so that both agree.
+fn accelerator() -> Vec<&'static str> {
+    let trial = Command::new(top().join("image/boot")).arg("accelerator").stdin(Stdio::null()).output();
+    let kvm = trial.is_ok_and(|trial| trial.status.success() && trial.stdout.starts_with(b"kvm"));
+    if kvm {
+        vec!["-machine", "q35,accel=kvm", "-cpu", "host"]
+    } else {
+        vec!["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "Nehalem"]
+    }
+}
+
+/// The UEFI firmware's file of this kind (`CODE` or `VARS`).
+fn firmware(kind: &str) -> Result<PathBuf> {
+    let candidates = [format!("/usr/share/OVMF/OVMF_{kind}_4M.fd"), format!("/usr/share/OVMF/OVMF_{kind}.fd")];
+    candidates.iter().map(PathBuf::from).find(|file| file.exists()).context("no OVMF firmware: image/build installs it")
+}
+
+fn qemu_img(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("qemu-img").args(arguments).output().context("run qemu-img")?;
+    if !output.status.success() {
+        bail!("qemu-img {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

@@ -1,0 +1,18 @@
+//! Scenarios on whole machines, one file each, run one after the other: two processors emulate one machine at a time.
+//!
+//! Most scenarios start from one saved state of a machine whose node is Ready, so that the image is booted once for all of them;
+//! those whose point is booting make a machine of their own.
+
+mod ready;
+mod scene;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let trials: Vec<Trial> = [ready::scenarios()].into_iter().flatten().collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    scene::finish();
+    conclusion.exit();
+}

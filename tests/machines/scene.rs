@@ -1,0 +1,104 @@
+//! What scenarios share: the machine that was booted once, and how a scenario becomes a trial.
+
+use std::sync::{Mutex, OnceLock};
+
+use anyhow::{Context, Result, anyhow};
+use garboard_tests::cluster::{Cluster, READY_LIMIT};
+use garboard_tests::image::Image;
+use garboard_tests::machine::{Hardware, Machine, Ports};
+use libtest_mimic::{Failed, Trial};
+use tempfile::TempDir;
+
+/// The name under which the Ready machine is saved.
+const READY: &str = "ready";
+
+/// A machine and the user's side of its cluster.
+pub struct Scene {
+    /// The machine.
+    pub machine: Machine,
+    /// Its cluster, with a kubeconfig once it was Ready.
+    pub cluster: Cluster,
+    _directory: TempDir,
+}
+
+impl Scene {
+    /// A machine that was never started, with manifests of its own.
+    ///
+    /// # Errors
+    /// When the image is missing, or files cannot be made.
+    pub fn new(hardware: Hardware) -> Result<Self> {
+        let image = Image::latest()?;
+        let directory = tempfile::Builder::new().prefix("garboard-").tempdir().context("make a folder")?;
+        let ports = Ports::free()?;
+        let cluster = Cluster::new(&image, &directory.path().join("cluster"), ports)?;
+        let mut machine = Machine::create(&image, &directory.path().join("machine"), hardware, ports)?;
+        machine.set_manifests(Some(cluster.manifests()));
+        Ok(Self { machine, cluster, _directory: directory })
+    }
+
+    /// Powers on and waits until the node is Ready.
+    ///
+    /// # Errors
+    /// When it does not get there in time; with the console's end.
+    pub fn boot(&mut self) -> Result<()> {
+        self.machine.start()?;
+        self.wait_ready()
+    }
+
+    /// Waits until the machine API answers, fetches the kubeconfig and waits until the node is Ready.
+    ///
+    /// # Errors
+    /// When it does not get there in time; with the console's end.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        self.cluster
+            .fetch_kubeconfig(READY_LIMIT)
+            .and_then(|()| self.cluster.wait_ready(READY_LIMIT))
+            .with_context(|| format!("the console's end:\n{}", self.machine.console_end()))
+    }
+}
+
+static SHARED: OnceLock<Mutex<Option<Scene>>> = OnceLock::new();
+
+/// A scenario that starts from the Ready machine; what it changes is undone before the next one.
+pub fn on_ready(name: &'static str, scenario: fn(&mut Scene) -> Result<()>) -> Trial {
+    Trial::test(name, move || {
+        let mut shared = SHARED
+            .get_or_init(|| Mutex::new(None))
+            .lock()
+            .map_err(|_| Failed::from("an earlier scenario broke off"))?;
+        let booted = shared.as_mut().is_some_and(|scene| scene.machine.is_on());
+        if !booted {
+            let mut scene = Scene::new(Hardware::default()).map_err(failed)?;
+            scene.boot().map_err(failed)?;
+            scene.machine.save(READY).map_err(failed)?;
+            *shared = Some(scene);
+        }
+        let scene = shared.as_mut().ok_or("no machine")?;
+        if booted {
+            scene.machine.load(READY).map_err(failed)?;
+        }
+        scene.cluster.wait_ready(READY_LIMIT).map_err(failed)?;
+        scenario(scene).with_context(|| format!("the console's end:\n{}", scene.machine.console_end())).map_err(failed)
+    })
+}
+
+/// A scenario that makes machines of its own; the shared one is ended to give it the memory and the processors.
+pub fn cold(name: &'static str, scenario: fn() -> Result<()>) -> Trial {
+    Trial::test(name, move || {
+        if let Some(shared) = SHARED.get() {
+            shared.lock().map_err(|_| Failed::from("an earlier scenario broke off"))?.take();
+        }
+        scenario().map_err(failed)
+    })
+}
+
+/// The end of the process drops no static: the shared machine is ended by this.
+pub fn finish() {
+    if let Some(mut shared) = SHARED.get().and_then(|shared| shared.lock().ok()) {
+        shared.take();
+    }
+}
+
+fn failed(error: anyhow::Error) -> Failed {
+    Failed::from(anyhow!("{error:?}").to_string())
+}

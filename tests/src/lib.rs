@@ -1,1 +1,0 @@
-//! Proof on whole machines.
