@@ -1,4 +1,7 @@
-//! The dependency direction of the workspace, and the purity of its pure crates, read from `cargo metadata`.
+//! What the crates may be built from, read from `cargo metadata`: the dependency direction of the workspace, the purity of its pure
+//! crates, one TLS stack, permissive licences.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -57,12 +60,35 @@ const EFFECTS: &[&str] = &["tokio", "nix", "rustix", "kube-client", "hyper", "ru
 /// What PID 1 must not be built from.
 const NOT_IN_PID_1: &[&str] = &["kube", "kube-client", "k8s-openapi", "rustls", "ring"];
 
+/// A second TLS or cryptography stack, or a C library behind one.
+const NOT_ANYWHERE: &[&str] = &["openssl", "openssl-sys", "native-tls", "aws-lc-rs", "aws-lc-sys", "async-std", "smol"];
+
+/// Licences that a dependency may be had under.
+const PERMISSIVE: &[&str] = &[
+    "0BSD",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "CC0-1.0",
+    "CDLA-Permissive-2.0",
+    "ISC",
+    "MIT",
+    "MIT-0",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+
 struct Workspace {
     /// Names of packages by their identifier.
     names: BTreeMap<String, String>,
     /// Identifiers of what each package is built from, without what only its tests need.
     uses: BTreeMap<String, Vec<String>>,
     members: BTreeSet<String>,
+    /// Licence expressions by identifier.
+    licences: BTreeMap<String, String>,
 }
 
 fn workspace() -> Workspace {
@@ -84,6 +110,10 @@ fn workspace() -> Workspace {
                 (text(&node["id"]), deps.iter().filter(|d| normal(d)).map(|d| text(&d["pkg"])).collect())
             })
             .collect(),
+        licences: list(&metadata["packages"])
+            .iter()
+            .map(|p| (text(&p["id"]), p["license"].as_str().unwrap_or("none").to_owned()))
+            .collect(),
         members: list(&metadata["workspace_members"]).iter().map(text).collect(),
     }
 }
@@ -91,6 +121,12 @@ fn workspace() -> Workspace {
 impl Workspace {
     fn member(&self, name: &str) -> &str {
         self.members.iter().find(|id| self.names[*id] == name).unwrap_or_else(|| panic!("no crate {name}"))
+    }
+
+    /// Everything that the workspace is built from on Linux.
+    fn built(&self) -> BTreeSet<String> {
+        let tree = tree(&["--workspace", "--target", "x86_64-unknown-linux-musl"]);
+        tree.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
     }
 }
 
@@ -120,18 +156,48 @@ fn pure_crates_name_no_crate_with_effects() {
     }
 }
 
-/// Follows the manifests of PID 1's own crates; what a crate outside of the workspace could use under other features is not followed.
-#[test]
-fn pid_1_has_no_kubernetes_and_no_tls() {
-    let tree = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "-p", "garboard-init", "-e", "normal", "--prefix", "none", "--format", "{p}"])
+fn tree(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "-e", "normal", "--prefix", "none", "--format", "{p}"])
+        .args(arguments)
         .output()
         .expect("run cargo tree");
-    assert!(tree.status.success(), "cargo tree: {}", String::from_utf8_lossy(&tree.stderr));
-    let listed = String::from_utf8_lossy(&tree.stdout).into_owned();
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn pid_1_has_no_kubernetes_and_no_tls() {
+    let listed = tree(&["-p", "garboard-init"]);
     let used: BTreeSet<_> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert!(used.contains("garboard-supervisor"), "cargo tree listed no crate of ours: {listed}");
     for name in NOT_IN_PID_1 {
         assert!(!used.contains(name), "PID 1 must not be built from {name}");
+    }
+}
+
+#[test]
+fn there_is_one_tls_stack_and_one_runtime() {
+    let built = workspace().built();
+    assert!(built.contains("rustls") && built.contains("tokio"), "cargo tree listed neither");
+    for name in NOT_ANYWHERE {
+        assert!(!built.contains(*name), "{name} is a second stack");
+    }
+}
+
+/// `A OR B` needs one of its licences to be permissive, `A AND B` each; the old `A/B` means `A OR B`.
+#[test]
+fn every_dependency_has_a_permissive_licence() {
+    let workspace = workspace();
+    let built = workspace.built();
+    for (id, expression) in &workspace.licences {
+        let name = &workspace.names[id];
+        if !built.contains(name) {
+            continue;
+        }
+        let plain = expression.replace(['(', ')'], "").replace('/', " OR ");
+        let permitted =
+            plain.split(" AND ").all(|needed| needed.split(" OR ").any(|licence| PERMISSIVE.contains(&licence.trim())));
+        assert!(permitted, "{name} is licensed {expression}");
     }
 }

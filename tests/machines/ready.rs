@@ -24,7 +24,7 @@ fn every_service_is_ready(scene: &mut Scene) -> Result<()> {
     ensure!(services.len() >= 10, "only these services: {services:?}");
     for service in &services {
         ensure!(service["ready"] == Value::Bool(true), "not ready: {service}");
-        ensure!(service["restarts"] == Value::from(0), "was restarted during boot: {service}");
+        ensure!(service["restarts"] == 0, "was restarted during boot: {service}");
     }
     Ok(())
 }

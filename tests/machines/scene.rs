@@ -1,13 +1,18 @@
 //! What scenarios share: the machine that was booted once, and how a scenario becomes a trial.
 
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use garboard_tests::cluster::{Cluster, READY_LIMIT};
 use garboard_tests::image::Image;
 use garboard_tests::machine::{Hardware, Machine, Ports};
 use libtest_mimic::{Failed, Trial};
+use serde_json::{Value, json};
 use tempfile::TempDir;
+
+/// Longest time for a pod to do what it is meant to: three times what is usual under emulation.
+pub const POD_LIMIT: Duration = Duration::from_secs(120);
 
 /// The name under which the Ready machine is saved.
 const READY: &str = "ready";
@@ -36,6 +41,14 @@ impl Scene {
         Ok(Self { machine, cluster, _directory: directory })
     }
 
+    /// The name of the sample image that the machine holds.
+    ///
+    /// # Errors
+    /// When `release.json` cannot be read.
+    pub fn sample_image(&self) -> Result<String> {
+        Ok(format!("garboard.dev/sample:{}", Image::latest()?.version()?))
+    }
+
     /// Powers on and waits until the node is Ready.
     ///
     /// # Errors
@@ -55,6 +68,17 @@ impl Scene {
             .and_then(|()| self.cluster.wait_ready(READY_LIMIT))
             .with_context(|| format!("the console's end:\n{}", self.machine.console_end()))
     }
+}
+
+/// A pod of the sample image that is not started again.
+pub fn sample_pod(image: &str, name: &str, arguments: &[&str]) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [{ "name": name, "image": image, "args": arguments }],
+        },
+    })
 }
 
 static SHARED: OnceLock<Mutex<Option<Scene>>> = OnceLock::new();

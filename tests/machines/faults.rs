@@ -1,0 +1,84 @@
+//! Every process of the machine may be killed at any moment: it comes back, and the others are not disturbed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use garboard_tests::wait;
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::scene::{POD_LIMIT, Scene, on_ready, sample_pod};
+
+pub fn scenarios() -> Vec<Trial> {
+    vec![on_ready(
+        "faults::every_service_killed_comes_back_and_disturbs_no_other",
+        every_service_killed_comes_back_and_disturbs_no_other,
+    )]
+}
+
+/// Longest time for a killed service to be ready again.
+const BACK_LIMIT: Duration = Duration::from_secs(120);
+
+/// What a service is told by: its process, its restarts and whether it is ready.
+#[derive(Clone, Debug, PartialEq)]
+struct Seen {
+    pid: i64,
+    restarts: i64,
+    ready: bool,
+}
+
+fn seen(scene: &Scene) -> Result<BTreeMap<String, Seen>> {
+    let number =
+        |service: &Value, field: &str| service[field].as_i64().with_context(|| format!("no {field} in {service}"));
+    scene
+        .cluster
+        .services()?
+        .iter()
+        .map(|service| {
+            let name = service["name"].as_str().context("a service without a name")?.to_owned();
+            let pid = service["pid"].as_i64().unwrap_or(0);
+            Ok((name, Seen { pid, restarts: number(service, "restarts")?, ready: service["ready"] == true }))
+        })
+        .collect()
+}
+
+/// A pod that shares the machine's processes and may kill them.
+fn killer(image: &str) -> Value {
+    let mut pod = sample_pod(image, "killer", &["sleep"]);
+    pod["spec"]["hostPID"] = json!(true);
+    pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
+    pod["metadata"]["namespace"] = json!("kube-system");
+    pod
+}
+
+fn every_service_killed_comes_back_and_disturbs_no_other(scene: &mut Scene) -> Result<()> {
+    let image = scene.sample_image()?;
+    scene.cluster.apply(&killer(&image).to_string())?;
+    scene.cluster.wait_condition(&["pod", "killer", "-n", "kube-system"], "Ready", POD_LIMIT)?;
+    let bystander = sample_pod(&image, "bystander", &["serve", "--port", "8080"]);
+    scene.cluster.apply(&bystander.to_string())?;
+    scene.cluster.wait_condition(&["pod", "bystander"], "Ready", POD_LIMIT)?;
+
+    for victim in seen(scene)?.into_keys() {
+        let before = seen(scene)?;
+        let pid = before[&victim].pid.to_string();
+        // The answer may be lost with the process that carried it; whether it died is seen below.
+        scene.cluster.kubectl(&["exec", "-n", "kube-system", "killer", "--", "/sample", "kill", &pid])?;
+        let after = wait::until(&format!("{victim} to be back"), BACK_LIMIT, || {
+            let after = seen(scene).map_err(|error| error.to_string())?;
+            match after.get(&victim) {
+                Some(now) if now.pid != before[&victim].pid && now.pid != 0 && now.ready => Ok(after),
+                other => Err(format!("{other:?}")),
+            }
+        })?;
+        for (name, was) in before.iter().filter(|(name, _)| **name != victim) {
+            let now = after.get(name).with_context(|| format!("{name} is gone after {victim} was killed"))?;
+            ensure!(now.pid == was.pid, "{name} was restarted when {victim} was killed: {was:?}, now {now:?}");
+        }
+        scene.cluster.wait_ready(BACK_LIMIT).with_context(|| format!("after {victim} was killed"))?;
+    }
+    let pod = scene.cluster.get(&["pod", "bystander"])?;
+    ensure!(pod["status"]["containerStatuses"][0]["restartCount"] == 0, "a pod was restarted: {pod}");
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Power: orderly ends, and cuts at any moment.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use garboard_tests::cluster::READY_LIMIT;
+use garboard_tests::machine::Hardware;
+use garboard_tests::wait;
+use libtest_mimic::Trial;
+
+use crate::scene::{POD_LIMIT, Scene, cold, on_ready, sample_pod};
+
+pub fn scenarios() -> Vec<Trial> {
+    vec![
+        on_ready(
+            "power::the_button_gives_pods_their_grace_and_powers_off",
+            the_button_gives_pods_their_grace_and_powers_off,
+        ),
+        on_ready("power::a_reboot_keeps_everything", a_reboot_keeps_everything),
+        cold("power::cuts_at_first_boot_and_at_work_lose_nothing", cuts_at_first_boot_and_at_work_lose_nothing),
+    ]
+}
+
+/// Power cuts during first boot, and during work.
+const CUTS: u32 = 10;
+
+/// The longest an orderly shutdown may take: the pods' grace and the services' deadlines.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
+
+fn the_button_gives_pods_their_grace_and_powers_off(scene: &mut Scene) -> Result<()> {
+    let pod = sample_pod(&scene.sample_image()?, "graceful", &["serve", "--grace", "5"]);
+    scene.cluster.apply(&pod.to_string())?;
+    scene.cluster.wait_condition(&["pod", "graceful"], "Ready", POD_LIMIT)?;
+    let mut follow =
+        scene.cluster.kubectl_command(&["logs", "-f", "graceful"]).stdout(std::process::Stdio::piped()).spawn()?;
+    let said = follow.stdout.take().context("no pipe")?;
+    let reader = std::thread::spawn(move || std::io::read_to_string(said));
+    scene.machine.press_power_button()?;
+    scene.machine.wait_off(SHUTDOWN_LIMIT)?;
+    // QEMU is gone, so the connection that is followed ends by itself or by this.
+    follow.kill().ok();
+    follow.wait()?;
+    let said = reader.join().map_err(|_| anyhow::anyhow!("the reader broke off"))??;
+    ensure!(said.contains("grace over"), "the pod was not given its five seconds; it said:\n{said}");
+    Ok(())
+}
+
+fn a_reboot_keeps_everything(scene: &mut Scene) -> Result<()> {
+    scene.cluster.kubectl_ok(&["create", "configmap", "kept", "--from-literal=key=value"])?;
+    let before = boot_id(scene)?;
+    scene.cluster.garboardctl_ok(&["reboot"])?;
+    wait::until("another boot", READY_LIMIT, || match boot_id(scene) {
+        Ok(now) if now != before => Ok(()),
+        Ok(_) => Err("the same boot".to_owned()),
+        Err(error) => Err(error.to_string()),
+    })?;
+    scene.wait_ready()?;
+    let kept = scene.cluster.get(&["configmap", "kept"])?;
+    ensure!(kept["data"]["key"] == "value", "{kept}");
+    Ok(())
+}
+
+fn boot_id(scene: &Scene) -> Result<String> {
+    let node = scene.cluster.get(&["node", "node-1"])?;
+    node["status"]["nodeInfo"]["bootID"].as_str().map(str::to_owned).context("no boot id")
+}
+
+/// A small generator, seeded by the clock and printed, so that a failure can be run again.
+struct Random(u64);
+
+impl Random {
+    fn seeded() -> Result<Self> {
+        let seed = match std::env::var("GARBOARD_TEST_SEED") {
+            Ok(seed) => seed.parse().context("GARBOARD_TEST_SEED must be a whole number")?,
+            Err(_) => u64::from(SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos()) + 1,
+        };
+        eprintln!("GARBOARD_TEST_SEED={seed}");
+        Ok(Self(seed))
+    }
+
+    /// A time below `limit`, by xorshift (Marsaglia 2003).
+    fn below(&mut self, limit: Duration) -> Duration {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        Duration::from_millis(self.0 % limit)
+    }
+}
+
+fn cuts_at_first_boot_and_at_work_lose_nothing() -> Result<()> {
+    let mut random = Random::seeded()?;
+    let mut scene = Scene::new(Hardware::default())?;
+    for _ in 0..CUTS {
+        scene.machine.start()?;
+        let moment = random.below(Duration::from_secs(40));
+        wait::throughout("the machine to stay on until its power is cut", moment, || {
+            if scene.machine.is_on() { Ok(()) } else { Err("off".to_owned()) }
+        })?;
+        scene.machine.cut_power()?;
+    }
+    scene.boot()?;
+
+    let mut acknowledged = BTreeSet::new();
+    for cut in 0..CUTS {
+        let until = Instant::now() + random.below(Duration::from_secs(8));
+        let mut number = 0;
+        while Instant::now() < until {
+            let name = format!("work-{cut}-{number}");
+            if scene.cluster.kubectl_ok(&["create", "configmap", &name]).is_ok() {
+                acknowledged.insert(name);
+            }
+            number += 1;
+        }
+        scene.machine.cut_power()?;
+        scene.boot()?;
+        let there = scene.cluster.get(&["configmaps"])?;
+        let there: BTreeSet<String> = there["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|item| item["metadata"]["name"].as_str().map(str::to_owned))
+            .collect();
+        let lost: Vec<_> = acknowledged.difference(&there).collect();
+        ensure!(lost.is_empty(), "after cut {cut}, acknowledged but gone: {lost:?}");
+    }
+    Ok(())
+}
