@@ -1,1 +1,75 @@
-//! Typed resources rendered to service specifications.
+//! Typed settings rendered to service specifications: one file per supervised process.
+//!
+//! Everything here is a pure function of a [`CatalogInput`]. The order of start is not written down anywhere: each service
+//! names what it cannot do without ([`garboard_supervisor::spec::ServiceSpec::requires`]) and everything else runs at once.
+//! A service that runs as root says in its file why; what all have in common is in `base`.
+//!
+//! | service | user | listens on |
+//! |---|---|---|
+//! | [`containerd`] | root | unix socket, root only |
+//! | [`bus`] | messagebus | unix socket |
+//! | [`etcd`] | etcd | 127.0.0.1:2379 and :2380, mutual TLS |
+//! | [`kube_apiserver`] | kube-apiserver | :6443, TLS with client certificates or tokens |
+//! | [`kube_controller_manager`] | kube-controller-manager | 127.0.0.1:10257, TLS |
+//! | [`kube_scheduler`] | kube-scheduler | 127.0.0.1:10259, TLS |
+//! | [`kubelet`] | root | :10250, TLS with client certificates or tokens; 127.0.0.1:10248 health |
+//! | [`kube_proxy`] | root with CAP_NET_ADMIN | 127.0.0.1:10249 metrics, :10256 health |
+//! | [`cni`] | root with network capabilities | unix socket, root only |
+//! | [`dns`] | dns | port 53 of the pod bridge |
+//! | [`operators`] | operators | nothing |
+
+mod base;
+pub mod bus;
+pub mod cni;
+pub mod containerd;
+pub mod dns;
+pub mod etcd;
+pub mod identity;
+pub mod input;
+pub mod kernel;
+pub mod kube_apiserver;
+pub mod kube_controller_manager;
+pub mod kube_proxy;
+pub mod kube_scheduler;
+pub mod kubeconfig;
+pub mod kubelet;
+pub mod operators;
+pub mod paths;
+pub mod pki;
+pub mod tls;
+pub mod users;
+
+use garboard_supervisor::spec::{InvalidServiceName, ServiceSpec};
+
+pub use input::{CatalogInput, ClusterSettings, MachineSettings, NodeFacts, ProxyMode};
+
+/// Why there is no specification.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CatalogError {
+    /// The control plane and kubelet need an address to be reached at.
+    #[error("the node has no address yet")]
+    NoAddress,
+    /// A name in this crate is wrong; a test proves that none is.
+    #[error(transparent)]
+    Name(#[from] InvalidServiceName),
+}
+
+/// Every service of a control-plane machine.
+///
+/// # Errors
+/// [`CatalogError::NoAddress`] as long as the node has none.
+pub fn services(input: &CatalogInput) -> Result<Vec<ServiceSpec>, CatalogError> {
+    Ok(vec![
+        containerd::service(input)?,
+        bus::service(input)?,
+        etcd::service(input)?,
+        kube_apiserver::service(input)?,
+        kube_controller_manager::service(input)?,
+        kube_scheduler::service(input)?,
+        kubelet::service(input)?,
+        kube_proxy::service(input)?,
+        cni::service(input)?,
+        dns::service(input)?,
+        operators::service(input)?,
+    ])
+}

@@ -1,0 +1,71 @@
+//! etcd: the cluster's store, one member per control-plane machine, reachable on loopback by mutual TLS only.
+
+use garboard_supervisor::spec::{ProbeAction, ServiceSpec, Slice, Stop};
+
+use crate::base::{Args, blank, cgroup, comma, https, liveness, private_directory, readiness};
+use crate::pki::Leaf;
+use crate::users;
+use crate::{CatalogError, CatalogInput, tls};
+
+/// The service's name.
+pub const NAME: &str = "etcd";
+/// Where clients connect.
+pub const CLIENT_URL: &str = "https://127.0.0.1:2379";
+/// Port of [`CLIENT_URL`].
+pub const CLIENT_PORT: u16 = 2379;
+/// Where other members connect.
+pub const PEER_URL: &str = "https://127.0.0.1:2380";
+/// The member's data.
+pub const DATA_DIR: &str = "/var/lib/etcd";
+
+/// The specification of etcd.
+///
+/// # Errors
+/// None in practice: the names in this crate are valid.
+pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
+    let name = &input.node.name;
+    let args = Args::new("/usr/bin/etcd")
+        .flag("name", name)
+        .flag("data-dir", DATA_DIR)
+        .flag("listen-client-urls", CLIENT_URL)
+        .flag("advertise-client-urls", CLIENT_URL)
+        .flag("listen-peer-urls", PEER_URL)
+        .flag("initial-advertise-peer-urls", PEER_URL)
+        .flag("initial-cluster", format_args!("{name}={PEER_URL}"))
+        .flag("initial-cluster-state", "new")
+        .flag("initial-cluster-token", "garboard")
+        .flag("client-cert-auth", true)
+        .flag("cert-file", Leaf::EtcdServer.cert_file())
+        .flag("key-file", Leaf::EtcdServer.key_file())
+        .flag("trusted-ca-file", Leaf::EtcdServer.ca_file())
+        .flag("peer-client-cert-auth", true)
+        .flag("peer-cert-file", Leaf::EtcdPeer.cert_file())
+        .flag("peer-key-file", Leaf::EtcdPeer.key_file())
+        .flag("peer-trusted-ca-file", Leaf::EtcdPeer.ca_file())
+        .flag("cipher-suites", comma(&tls::CIPHER_SUITES))
+        .flag("tls-min-version", tls::ETCD_MIN_VERSION)
+        // kube-apiserver speaks gRPC; the JSON gateway is a second door that nobody uses.
+        .flag("enable-grpc-gateway", false)
+        // The API server serves consistent reads from its watch cache by these notifications.
+        .flag("watch-progress-notify-interval", "5s")
+        // Compaction leaves holes in the file that nothing else gives back.
+        .flag("bootstrap-defrag-threshold-megabytes", 100)
+        .flag("quota-backend-bytes", 8u64 << 30)
+        .flag("log-format", "console")
+        .flag("logger", "zap");
+
+    let mut limits = cgroup(Slice::ControlPlane, -997, 512, 64, 192);
+    limits.cpu_weight = Some(400);
+    limits.io_weight = Some(1000);
+
+    let mut spec = blank(NAME, users::ETCD, limits, args.into_vec())?;
+    spec.directories.push(private_directory(DATA_DIR));
+    spec.isolation.read_write.push(DATA_DIR.into());
+    spec.readiness = Some(readiness(ProbeAction::Notify {}));
+    spec.liveness =
+        Some(liveness(https(CLIENT_PORT, "/livez", Leaf::EtcdProbe.ca_file(), Some(Leaf::EtcdProbe.client_files()))));
+    // The write-ahead log of a long uptime is read at start.
+    spec.start_timeout_ms = 600_000;
+    spec.stop = Stop { grace_ms: 30_000, ..Stop::default() };
+    Ok(spec)
+}

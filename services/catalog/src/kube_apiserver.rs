@@ -1,0 +1,189 @@
+//! kube-apiserver: the cluster's front. The only listener of the control plane beyond loopback.
+
+use garboard_supervisor::spec::{ServiceSpec, Slice, Stop};
+use serde_json::json;
+
+use crate::base::{
+    Args, MIB, blank, cgroup, comma, https, liveness, private_directory, private_file, readiness, started,
+};
+use crate::kubeconfig::pretty;
+use crate::paths::{self, service_file};
+use crate::pki::{Leaf, apiserver as keys};
+use crate::{CatalogError, CatalogInput, etcd, tls, users};
+
+/// The service's name.
+pub const NAME: &str = "kube-apiserver";
+/// Port of the API.
+pub const PORT: u16 = 6443;
+/// Common name of the front proxy's client certificate.
+pub const FRONT_PROXY_USER: &str = "front-proxy-client";
+
+/// Paths that answer without a certificate: health, for load balancers. They tell nothing but `ok`.
+pub const ANONYMOUS_PATHS: [&str; 3] = ["/livez", "/readyz", "/healthz"];
+
+/// The specification of kube-apiserver.
+///
+/// # Errors
+/// [`CatalogError::NoAddress`] when the node has no address to advertise.
+pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
+    let mut limits = cgroup(Slice::ControlPlane, -997, 1024, 128, low_mib(input.node.memory_bytes));
+    limits.cpu_weight = Some(400);
+    limits.io_weight = Some(200);
+
+    let mut spec = blank(NAME, users::KUBE_APISERVER, limits, args(input)?.into_vec())?;
+    spec.directories.push(private_directory(paths::AUDIT_DIR));
+    spec.files = vec![
+        private_file(authentication_file(), pretty(&authentication())),
+        private_file(admission_file(), pretty(&admission())),
+        private_file(audit_policy_file(), pretty(&audit_policy())),
+    ];
+    spec.isolation.read_write.push(paths::AUDIT_DIR.into());
+    // It retries its store for a while by itself, so it may start at the same time.
+    spec.requires.push(started(etcd::NAME)?);
+    spec.readiness = Some(readiness(https(PORT, "/readyz", Leaf::Apiserver.ca_file(), None)));
+    spec.liveness = Some(liveness(https(PORT, "/livez", Leaf::Apiserver.ca_file(), None)));
+    // Open requests are let finish.
+    spec.stop = Stop { grace_ms: 30_000, ..Stop::default() };
+    Ok(spec)
+}
+
+/// Memory kept for it when memory is scarce: an eighth of the machine, at least what it needs when idle.
+fn low_mib(memory_bytes: u64) -> u64 {
+    (memory_bytes / 8 / MIB).clamp(256, 2048)
+}
+
+fn authentication_file() -> String {
+    service_file(NAME, "authentication.json")
+}
+
+fn admission_file() -> String {
+    service_file(NAME, "admission.json")
+}
+
+fn audit_policy_file() -> String {
+    service_file(NAME, "audit-policy.json")
+}
+
+fn args(input: &CatalogInput) -> Result<Args, CatalogError> {
+    let bind = if input.node_address()?.is_ipv6() { "::" } else { "0.0.0.0" };
+    Ok(Args::new("/usr/bin/kube-apiserver")
+        .flag("bind-address", bind)
+        .flag("secure-port", PORT)
+        .flag("advertise-address", input.node_address()?)
+        .flag("tls-cert-file", Leaf::Apiserver.cert_file())
+        .flag("tls-private-key-file", Leaf::Apiserver.key_file())
+        .flag("tls-min-version", tls::MIN_VERSION)
+        .flag("tls-cipher-suites", comma(&tls::CIPHER_SUITES))
+        .flag("client-ca-file", Leaf::Apiserver.ca_file())
+        .flag("authentication-config", authentication_file())
+        .flag("authorization-mode", "Node,RBAC")
+        .flag("enable-admission-plugins", "NodeRestriction")
+        .flag("admission-control-config-file", admission_file())
+        .flag("allow-privileged", true)
+        .flag("profiling", false)
+        .flag("etcd-servers", etcd::CLIENT_URL)
+        .flag("etcd-cafile", Leaf::ApiserverEtcdClient.ca_file())
+        .flag("etcd-certfile", Leaf::ApiserverEtcdClient.cert_file())
+        .flag("etcd-keyfile", Leaf::ApiserverEtcdClient.key_file())
+        .flag("encryption-provider-config", keys::ENCRYPTION_CONFIG)
+        .flag("encryption-provider-config-automatic-reload", true)
+        .flag("kubelet-certificate-authority", Leaf::ApiserverKubeletClient.ca_file())
+        .flag("kubelet-client-certificate", Leaf::ApiserverKubeletClient.cert_file())
+        .flag("kubelet-client-key", Leaf::ApiserverKubeletClient.key_file())
+        .flag("kubelet-preferred-address-types", "InternalIP,Hostname")
+        .flag("proxy-client-cert-file", Leaf::FrontProxyClient.cert_file())
+        .flag("proxy-client-key-file", Leaf::FrontProxyClient.key_file())
+        .flag("requestheader-client-ca-file", keys::FRONT_PROXY_CA)
+        .flag("requestheader-allowed-names", FRONT_PROXY_USER)
+        .flag("requestheader-extra-headers-prefix", "X-Remote-Extra-")
+        .flag("requestheader-group-headers", "X-Remote-Group")
+        .flag("requestheader-username-headers", "X-Remote-User")
+        .flag("service-cluster-ip-range", comma(&input.cluster.service_cidrs))
+        .flag("service-account-issuer", format_args!("https://kubernetes.default.svc.{}", input.cluster.dns_domain))
+        .flag("service-account-key-file", keys::SERVICE_ACCOUNT_PUBLIC_KEY)
+        .flag("service-account-signing-key-file", keys::SERVICE_ACCOUNT_KEY)
+        .flag("audit-policy-file", audit_policy_file())
+        .flag("audit-log-path", format_args!("{}/{NAME}.log", paths::AUDIT_DIR))
+        // At most five files of 64 MiB, whatever happens.
+        .flag("audit-log-maxsize", 64)
+        .flag("audit-log-maxbackup", 4)
+        .flag("audit-log-maxage", 30))
+}
+
+fn authentication() -> serde_json::Value {
+    json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "AuthenticationConfiguration",
+        "anonymous": {
+            "enabled": true,
+            "conditions": ANONYMOUS_PATHS.map(|path| json!({ "path": path })),
+        },
+    })
+}
+
+/// Pods must keep to the baseline profile unless their namespace says otherwise, and are warned of what the restricted profile
+/// forbids. kube-system is exempt: what runs there runs the node.
+fn admission() -> serde_json::Value {
+    json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "AdmissionConfiguration",
+        "plugins": [{
+            "name": "PodSecurity",
+            "configuration": {
+                "apiVersion": "pod-security.admission.config.k8s.io/v1",
+                "kind": "PodSecurityConfiguration",
+                "defaults": {
+                    "enforce": "baseline",
+                    "enforce-version": "latest",
+                    "audit": "restricted",
+                    "audit-version": "latest",
+                    "warn": "restricted",
+                    "warn-version": "latest",
+                },
+                "exemptions": { "usernames": [], "runtimeClasses": [], "namespaces": ["kube-system"] },
+            },
+        }],
+    })
+}
+
+/// Who did what to which object, without the noise of the machine itself: reads of the control plane, leases, events and health.
+/// Bodies are kept only where they tell who may do what.
+fn audit_policy() -> serde_json::Value {
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "omitManagedFields": true,
+        "rules": [
+            { "level": "None", "nonResourceURLs": ["/livez*", "/readyz*", "/healthz*", "/version", "/openapi/*", "/api", "/api/*", "/apis", "/apis/*"], "verbs": ["get"] },
+            { "level": "None", "resources": [
+                { "group": "", "resources": ["events"] },
+                { "group": "events.k8s.io", "resources": ["events"] },
+                { "group": "coordination.k8s.io", "resources": ["leases"] },
+            ] },
+            { "level": "None", "users": ["system:apiserver"] },
+            { "level": "None", "verbs": ["get", "list", "watch"], "users": [
+                "system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy",
+            ] },
+            { "level": "None", "verbs": ["get", "list", "watch"], "userGroups": [
+                "system:nodes", "system:serviceaccounts:kube-system", "garboard:agent", "garboard:dns", "garboard:operators",
+            ] },
+            { "level": "None", "verbs": ["update", "patch"], "userGroups": ["system:nodes"], "resources": [
+                { "group": "", "resources": ["nodes/status", "pods/status"] },
+            ] },
+            // Reviews hold tokens, Secrets are secret: never more than the fact.
+            { "level": "Metadata", "resources": [
+                { "group": "", "resources": ["secrets", "configmaps", "serviceaccounts/token"] },
+                { "group": "authentication.k8s.io" },
+                { "group": "authorization.k8s.io" },
+            ] },
+            { "level": "Request", "verbs": ["create", "update", "patch", "delete", "deletecollection"], "resources": [
+                { "group": "rbac.authorization.k8s.io" },
+                { "group": "admissionregistration.k8s.io" },
+                { "group": "certificates.k8s.io" },
+                { "group": "garboard.dev" },
+            ] },
+            { "level": "Metadata" },
+        ],
+    })
+}

@@ -1,0 +1,65 @@
+//! kube-controller-manager: the upstream controllers, and the signer of kubelets' serving certificates. It listens on loopback only.
+
+use garboard_supervisor::spec::{ServiceSpec, Slice};
+
+use crate::base::{Args, blank, cgroup, comma, https, liveness, readiness, ready};
+use crate::pki::{Leaf, controller_manager as keys};
+use crate::{CatalogError, CatalogInput, kube_apiserver, kubeconfig, tls, users};
+
+/// The service's name.
+pub const NAME: &str = "kube-controller-manager";
+/// Port of health and metrics.
+pub const PORT: u16 = 10257;
+
+/// Flags that kube-controller-manager and kube-scheduler share.
+pub(crate) fn controller_args(program: &str, name: &str, port: u16, leaf: Leaf) -> Args {
+    let kubeconfig = kubeconfig::path(name);
+    Args::new(program)
+        .flag("kubeconfig", &kubeconfig)
+        .flag("authentication-kubeconfig", &kubeconfig)
+        .flag("authorization-kubeconfig", &kubeconfig)
+        // The authority is given here, so there is nothing to look up (and nothing to wait for) in the API.
+        .flag("authentication-skip-lookup", true)
+        .flag("client-ca-file", leaf.ca_file())
+        .flag("bind-address", "127.0.0.1")
+        .flag("secure-port", port)
+        .flag("tls-cert-file", leaf.cert_file())
+        .flag("tls-private-key-file", leaf.key_file())
+        .flag("tls-min-version", tls::MIN_VERSION)
+        .flag("tls-cipher-suites", comma(&tls::CIPHER_SUITES))
+        .flag("profiling", false)
+        // With one control-plane machine there is nobody to elect against, and after a crash the lease of the dead process would
+        // have to run out first.
+        .flag("leader-elect", false)
+}
+
+/// The specification of kube-controller-manager.
+///
+/// # Errors
+/// None in practice: the names in this crate are valid.
+pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
+    let leaf = Leaf::ControllerManager;
+    let args = controller_args("/usr/bin/kube-controller-manager", NAME, PORT, leaf)
+        .flag("cluster-name", "garboard")
+        .flag("allocate-node-cidrs", true)
+        .flag("cluster-cidr", comma(&input.cluster.pod_cidrs))
+        .flag("service-cluster-ip-range", comma(&input.cluster.service_cidrs))
+        .flag("cluster-signing-cert-file", leaf.ca_file())
+        .flag("cluster-signing-key-file", keys::CA_KEY)
+        .flag("root-ca-file", leaf.ca_file())
+        .flag("service-account-private-key-file", keys::SERVICE_ACCOUNT_KEY)
+        // Each controller acts under an account of its own, with only its own rights.
+        .flag("use-service-account-credentials", true)
+        // The default lies in the read-only root; nothing is ever put here.
+        .flag("flex-volume-plugin-dir", "/tmp/volume-plugins");
+    let mut limits = cgroup(Slice::ControlPlane, -997, 512, 48, 128);
+    limits.cpu_weight = Some(200);
+
+    let mut spec = blank(NAME, users::KUBE_CONTROLLER_MANAGER, limits, args.into_vec())?;
+    spec.files.push(kubeconfig::file(NAME, leaf));
+    // It gives up when the API server does not answer within ten seconds.
+    spec.requires.push(ready(kube_apiserver::NAME)?);
+    spec.readiness = Some(readiness(https(PORT, "/healthz", leaf.ca_file(), None)));
+    spec.liveness = Some(liveness(https(PORT, "/healthz", leaf.ca_file(), None)));
+    Ok(spec)
+}

@@ -1,0 +1,116 @@
+//! kubelet: runs this node's pods. It makes mounts and cgroups for others, so it sees the machine as it is.
+
+use garboard_supervisor::spec::{ServiceSpec, Slice, Stop};
+use serde_json::{Value, json};
+
+use crate::base::{
+    Args, MIB, blank, cgroup, http, liveness, private_directory, private_file, readiness, ready, started,
+};
+use crate::kubeconfig::pretty;
+use crate::paths::{self, service_file};
+use crate::pki::Leaf;
+use crate::{CatalogError, CatalogInput, ProxyMode, bus, containerd, kubeconfig, tls, users};
+
+/// The service's name.
+pub const NAME: &str = "kubelet";
+/// Port of the API server's requests: logs, exec, metrics.
+pub const PORT: u16 = 10250;
+/// Port of its own health, on loopback.
+pub const HEALTH_PORT: u16 = 10248;
+/// Its data.
+pub const DATA_DIR: &str = "/var/lib/kubelet";
+
+/// The specification of kubelet.
+///
+/// # Errors
+/// [`CatalogError::NoAddress`] when the node has no address to register with.
+pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
+    let config_file = service_file(NAME, "config.json");
+    let args = Args::new("/usr/bin/kubelet")
+        .flag("config", &config_file)
+        .flag("kubeconfig", kubeconfig::path(NAME))
+        .flag("root-dir", DATA_DIR)
+        .flag("cert-dir", format_args!("{DATA_DIR}/pki"))
+        .flag("hostname-override", &input.node.name)
+        .flag("node-ip", input.node_address()?);
+    let mut limits = cgroup(Slice::Node, -999, 8192, 48, 128);
+    limits.cpu_weight = Some(300);
+    limits.io_weight = Some(200);
+
+    let mut spec = blank(NAME, users::ROOT, limits, args.into_vec())?;
+    spec.env.insert("PATH".to_owned(), "/usr/bin:/usr/sbin:/bin:/sbin".to_owned());
+    spec.env.insert("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), format!("unix:path={}", paths::SYSTEM_BUS_SOCKET));
+    spec.directories.extend([private_directory(DATA_DIR), private_directory(format!("{DATA_DIR}/pki"))]);
+    spec.files = vec![private_file(config_file, pretty(&config(input))), kubeconfig::file(NAME, Leaf::Kubelet)];
+    containerd::open_isolation(&mut spec.isolation);
+    spec.requires.push(started(containerd::NAME)?);
+    // kubelet asks logind once, at its start, for the right to delay a shutdown; without an answer pods get no time to end.
+    spec.requires.push(ready(bus::NAME)?);
+    spec.readiness = Some(readiness(http(HEALTH_PORT, "/healthz")));
+    spec.liveness = Some(liveness(http(HEALTH_PORT, "/healthz")));
+    spec.stop = Stop { grace_ms: 20_000, ..Stop::default() };
+    Ok(spec)
+}
+
+fn config(input: &CatalogInput) -> Value {
+    let node = &input.node;
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": if node.addresses.first().is_some_and(std::net::IpAddr::is_ipv6) { "::" } else { "0.0.0.0" },
+        "port": PORT,
+        "readOnlyPort": 0,
+        "healthzBindAddress": "127.0.0.1",
+        "healthzPort": HEALTH_PORT,
+        "authentication": {
+            "anonymous": { "enabled": false },
+            "webhook": { "enabled": true },
+            "x509": { "clientCAFile": Leaf::Kubelet.ca_file() },
+        },
+        "authorization": { "mode": "Webhook" },
+        "tlsMinVersion": tls::MIN_VERSION,
+        "tlsCipherSuites": tls::CIPHER_SUITES,
+        // The serving certificate is requested from the cluster; the client certificate's file is renewed by the node agent.
+        "serverTLSBootstrap": true,
+        "rotateCertificates": false,
+        "enableProfilingHandler": false,
+        "enableDebugFlagsHandler": false,
+        "containerRuntimeEndpoint": format!("unix://{}", paths::CONTAINERD_SOCKET),
+        "clusterDomain": input.cluster.dns_domain,
+        "clusterDNS": [input.cluster.dns_address],
+        "resolvConf": paths::RESOLV_CONF,
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": paths::PODS_CGROUP,
+        "cgroupsPerQOS": true,
+        "enforceNodeAllocatable": ["pods"],
+        "kubeReserved": kube_reserved(node.memory_bytes),
+        "systemReserved": { "cpu": "50m", "memory": "128Mi", "pid": "1024" },
+        "evictionHard": {
+            "memory.available": "100Mi",
+            "nodefs.available": "10%",
+            "nodefs.inodesFree": "5%",
+            "imagefs.available": "15%",
+            "imagefs.inodesFree": "5%",
+        },
+        "podPidsLimit": 4096,
+        "maxPods": input.machine.max_pods,
+        "seccompDefault": true,
+        "protectKernelDefaults": true,
+        "serializeImagePulls": false,
+        "maxParallelImagePulls": 3,
+        "containerLogMaxSize": "10Mi",
+        "containerLogMaxFiles": 4,
+        "makeIPTablesUtilChains": !matches!(input.cluster.proxy_mode, ProxyMode::Nftables),
+        // The default lies in the read-only root.
+        "volumePluginDir": format!("{DATA_DIR}/volume-plugins"),
+        "shutdownGracePeriod": format!("{}s", input.machine.shutdown_grace_seconds),
+        "shutdownGracePeriodCriticalPods": format!("{}s", input.machine.shutdown_grace_critical_seconds),
+    })
+}
+
+/// What the control plane and the node's daemons need, kept from pods: measured 550 MiB at rest, and more on machines whose
+/// size promises more objects.
+fn kube_reserved(memory_bytes: u64) -> Value {
+    let memory_mib = (512 + memory_bytes / 16 / MIB).min(2560);
+    json!({ "cpu": "250m", "memory": format!("{memory_mib}Mi"), "ephemeral-storage": "1Gi", "pid": "4096" })
+}

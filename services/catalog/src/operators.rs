@@ -1,0 +1,26 @@
+//! The cluster operators: duties for the whole cluster, such as approving the serving certificates that kubelets request.
+
+use garboard_supervisor::spec::{ServiceSpec, Slice};
+
+use crate::base::{MIB, blank, cgroup, ready};
+use crate::pki::Leaf;
+use crate::{CatalogError, CatalogInput, kube_apiserver, kubeconfig, users};
+
+/// The service's name.
+pub const NAME: &str = "operators";
+
+/// The specification of the cluster operators.
+///
+/// # Errors
+/// None in practice: the names in this crate are valid.
+pub fn service(_input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
+    let argv = vec!["/usr/lib/garboard/garboard-operators".to_owned(), "cluster".to_owned()];
+    let mut limits = cgroup(Slice::System, -997, 128, 4, 16);
+    limits.memory_max = Some(256 * MIB);
+
+    let mut spec = blank(NAME, users::OPERATORS, limits, argv)?;
+    spec.env.insert("KUBECONFIG".to_owned(), kubeconfig::path(NAME));
+    spec.files.push(kubeconfig::file(NAME, Leaf::Operators));
+    spec.requires.push(ready(kube_apiserver::NAME)?);
+    Ok(spec)
+}
