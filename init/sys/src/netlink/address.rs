@@ -5,7 +5,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 
-use super::{CREATE_OR_REPLACE, Netlink, NetlinkError};
+use super::{CREATE, Netlink, NetlinkError};
 
 /// An address of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,10 +35,10 @@ impl Netlink {
         Ok(addresses)
     }
 
-    /// Adds an address to a link and takes over one that is the same. The kernel adds the route of its subnet.
+    /// Adds an address to a link. The kernel adds the route of its subnet.
     ///
     /// # Errors
-    /// When the link is gone or the kernel refuses the address.
+    /// When the link is gone or has the address ([`NetlinkError::is_existing`]), or the kernel refuses it.
     pub fn add_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
         let mut message = address.message();
         if let IpNet::V4(net) = address.address
@@ -48,7 +48,7 @@ impl Netlink {
         }
         message.attributes.push(AddressAttribute::Protocol(address.protocol.into()));
         let operation = format!("add address {} to link {}", address.address, address.index);
-        self.execute(&operation, RouteNetlinkMessage::NewAddress(message), CREATE_OR_REPLACE)
+        self.execute(&operation, RouteNetlinkMessage::NewAddress(message), CREATE)
     }
 
     /// Removes an address from a link.

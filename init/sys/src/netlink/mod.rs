@@ -12,7 +12,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
@@ -98,8 +98,8 @@ pub struct Netlink {
     buffer: Vec<u8>,
 }
 
-/// Make the object, or change the one that is there.
-const CREATE_OR_REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+/// Make the object; never change one that is there, for it may be somebody else's.
+const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 
 impl Netlink {
     /// Opens a connection in the calling thread's network namespace.

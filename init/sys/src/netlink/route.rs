@@ -7,7 +7,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
-use super::{CREATE_OR_REPLACE, Netlink, NetlinkError};
+use super::{CREATE, Netlink, NetlinkError};
 
 /// A unicast route of the main table over one link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,13 +41,14 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Adds a route, in place of one with the same destination and metric.
+    /// Adds a route.
     ///
     /// # Errors
-    /// When the link is gone or down, or the gateway cannot be reached over it.
+    /// When the link is gone or down, the gateway cannot be reached over it, or there is a route with that destination and
+    /// metric ([`NetlinkError::is_existing`]).
     pub fn add_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
         let operation = format!("add route {} over link {}", route.destination, route.index);
-        self.execute(&operation, RouteNetlinkMessage::NewRoute(route.message()), CREATE_OR_REPLACE)
+        self.execute(&operation, RouteNetlinkMessage::NewRoute(route.message()), CREATE)
     }
 
     /// Removes a route.

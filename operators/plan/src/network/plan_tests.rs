@@ -1,0 +1,298 @@
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::lease::LeaseRoute;
+use super::*;
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+fn link(index: u32, name: &str, carrier: bool) -> Link {
+    Link {
+        index,
+        name: name.to_owned(),
+        mac: Some([2, 0, 0, 0, 0, index as u8]),
+        loopback: false,
+        physical: true,
+        up: true,
+        carrier,
+        mtu: 1500,
+        max_mtu: Some(9000),
+    }
+}
+
+fn loopback() -> Link {
+    Link { mac: None, loopback: true, physical: false, ..link(1, "lo", true) }
+}
+
+fn declared(selector: Selector) -> LinkConfig {
+    LinkConfig { selector, dhcp4: false, addresses: vec![], gateways: vec![], mtu: None }
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn lease() -> Lease {
+    Lease {
+        address: "192.0.2.10/24".parse().unwrap(),
+        server: Ipv4Addr::new(192, 0, 2, 1),
+        routes: vec![LeaseRoute { destination: Ipv4Net::default(), gateway: Some(Ipv4Addr::new(192, 0, 2, 1)) }],
+        nameservers: vec![],
+        domain: None,
+        mtu: None,
+        term: None,
+    }
+}
+
+fn selected_indices(config: &Config, links: &[Link], current: Option<u32>) -> Vec<u32> {
+    select(config, links, current).into_iter().map(|selected| selected.index).collect()
+}
+
+#[test]
+fn default_is_the_first_physical_link_with_a_carrier() {
+    let virtual_link = Link { physical: false, ..link(2, "veth0", true) };
+    let links = [loopback(), virtual_link, link(4, "eth1", true), link(3, "eth0", false), link(5, "eth2", true)];
+    let config = Config::default();
+    assert_eq!(selected_indices(&config, &links, None), [4]);
+    assert_eq!(selected_indices(&config, &links, Some(5)), [5], "the one that has it keeps it");
+    assert_eq!(selected_indices(&config, &links, Some(3)), [4], "one without carrier makes room");
+    let dark = links.map(|link| Link { carrier: false, ..link });
+    assert_eq!(selected_indices(&config, &dark, Some(5)), [5], "nobody else takes over");
+    assert!(selected_indices(&config, &dark, None).is_empty());
+    assert!(selected_indices(&config, &[loopback()], None).is_empty());
+}
+
+#[test]
+fn declared_links_are_found_by_name_or_hardware_address() {
+    let vlan = Link { physical: false, mac: Some(MAC), ..link(9, "eth0.5", true) };
+    let links = [vlan, Link { mac: Some(MAC), ..link(3, "eth0", false) }, link(4, "eth1", true)];
+    let config = |selectors: &[Selector]| Config {
+        links: selectors.iter().cloned().map(declared).collect(),
+        nameservers: vec![],
+    };
+    let name = |name: &str| Selector::Name(name.to_owned());
+    assert_eq!(selected_indices(&config(&[name("eth1"), Selector::Mac(MAC)]), &links, None), [4, 3]);
+    assert_eq!(selected_indices(&config(&[name("eth0"), Selector::Mac(MAC)]), &links, None), [3], "not twice");
+    assert!(selected_indices(&config(&[name("eth7")]), &links, None).is_empty());
+}
+
+#[test]
+fn all_physical_links_go_up_to_find_the_carrier() {
+    let down = |link: Link| Link { up: false, carrier: false, ..link };
+    let links = [down(loopback()), down(link(2, "eth0", false)), down(link(3, "eth1", false))];
+    let config = Config::default();
+    let observed = Observed { links: links.to_vec(), ..Observed::default() };
+    let steps = plan(&desire(&config, &links, &[], &BTreeMap::new()), &observed);
+    assert_eq!(steps, [Step::SetUp(1), Step::SetUp(2), Step::SetUp(3)]);
+
+    let config = Config { links: vec![declared(Selector::Name("eth1".to_owned()))], nameservers: vec![] };
+    let selected = select(&config, &links, None);
+    let steps = plan(&desire(&config, &links, &selected, &BTreeMap::new()), &observed);
+    assert_eq!(steps, [Step::SetUp(1), Step::SetUp(3)], "undeclared links are left alone");
+}
+
+#[test]
+fn a_lease_becomes_address_and_routes() {
+    let links = [link(2, "eth0", true)];
+    let config = Config::default();
+    let selected = select(&config, &links, None);
+    let leases = BTreeMap::from([(2, Lease { mtu: Some(1400), ..lease() })]);
+    let desired = desire(&config, &links, &selected, &leases);
+    assert_eq!(desired.links, BTreeMap::from([(2, Some(1400))]));
+    assert_eq!(desired.addresses, [Address { index: 2, address: net("192.0.2.10/24") }]);
+    let gateway = Some("192.0.2.1".parse().unwrap());
+    assert_eq!(desired.routes, [Route { destination: net("0.0.0.0/0"), gateway, index: 2, metric: LEASED_METRIC }]);
+}
+
+#[test]
+fn a_gateway_outside_of_the_subnet_gets_a_route_first() {
+    let links = [link(2, "eth0", true)];
+    let config = Config::default();
+    let selected = select(&config, &links, None);
+    let cloud = Lease { address: "192.0.2.10/32".parse().unwrap(), ..lease() };
+    let desired = desire(&config, &links, &selected, &BTreeMap::from([(2, cloud)]));
+    let destinations: Vec<_> =
+        desired.routes.iter().map(|route| (route.destination, route.gateway.is_some())).collect();
+    assert_eq!(destinations, [(net("192.0.2.1/32"), false), (net("0.0.0.0/0"), true)]);
+}
+
+#[test]
+fn the_mtu_is_bounded_by_the_driver_and_the_users_wins() {
+    let observed = Observed { links: vec![link(2, "eth0", true)], ..Observed::default() };
+    let mut config = Config { links: vec![declared(Selector::Name("eth0".to_owned()))], nameservers: vec![] };
+    config.links[0].dhcp4 = true;
+    let leases = BTreeMap::from([(2, Lease { mtu: Some(1400), ..lease() })]);
+    let mut mtu_step = |mtu| {
+        config.links[0].mtu = mtu;
+        let selected = select(&config, &observed.links, None);
+        let steps = plan(&desire(&config, &observed.links, &selected, &leases), &observed);
+        steps.into_iter().find(|step| matches!(step, Step::SetMtu(..)))
+    };
+    assert_eq!(mtu_step(None), Some(Step::SetMtu(2, 1400)));
+    assert_eq!(mtu_step(Some(65000)), Some(Step::SetMtu(2, 9000)));
+    assert_eq!(mtu_step(Some(1500)), None);
+}
+
+#[test]
+fn an_address_that_changes_leaves_before_the_new_one_comes() {
+    let old = Address { index: 2, address: net("192.0.2.9/24") };
+    let new = Address { index: 2, address: net("192.0.2.10/24") };
+    let observed =
+        Observed { links: vec![link(2, "eth0", true)], addresses: vec![(old.clone(), true)], routes: vec![] };
+    let desired = Desired { addresses: vec![new.clone()], ..Desired::default() };
+    assert_eq!(plan(&desired, &observed), [Step::RemoveAddress(old), Step::AddAddress(new)]);
+}
+
+#[test]
+fn addresses_of_the_default_link_come_first() {
+    let address = |index, text| (Address { index, address: net(text) }, true);
+    let observed = Observed {
+        links: vec![loopback(), link(2, "eth0", true), link(3, "eth1", true), link(4, "gb0", true)],
+        addresses: vec![
+            address(1, "127.0.0.1/8"),
+            address(2, "198.51.100.2/24"),
+            address(3, "fe80::1/64"),
+            address(3, "2001:db8::3/64"),
+            address(3, "192.0.2.3/24"),
+            address(4, "10.244.0.1/24"),
+        ],
+        routes: vec![(Route { destination: net("0.0.0.0/0"), gateway: None, index: 3, metric: 5 }, false)],
+    };
+    let names = ["eth0", "eth1"].map(|name| declared(Selector::Name(name.to_owned())));
+    let config = Config { links: names.to_vec(), nameservers: vec![] };
+    let selected = select(&config, &observed.links, None);
+    let addresses: Vec<String> = node_addresses(&observed, &selected).iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["192.0.2.3", "2001:db8::3", "198.51.100.2"]);
+}
+
+#[test]
+fn what_is_waited_for_is_said_in_words() {
+    let phases = BTreeMap::from([(2, "discovering")]);
+    let say = |config: &Config, links: &[Link]| {
+        let observed = Observed { links: links.to_vec(), ..Observed::default() };
+        waiting(config, &observed, &select(config, links, None), &phases).join("; ")
+    };
+    let config = Config::default();
+    assert_eq!(say(&config, &[]), "an Ethernet link: the machine shows none");
+    assert_eq!(
+        say(&config, &[link(2, "eth0", false), link(3, "eth1", false)]),
+        "a carrier on one of the links eth0, eth1"
+    );
+    assert_eq!(say(&config, &[link(2, "eth0", true)]), "an address by DHCP on eth0 (discovering)");
+    let config = Config { links: vec![declared(Selector::Mac(MAC))], nameservers: vec![] };
+    assert_eq!(say(&config, &[]), "the link with hardware address 02:00:00:00:00:01: there is none");
+}
+
+/// Carries out steps as the kernel does, side effects left out.
+fn carry_out(observed: &mut Observed, steps: &[Step]) {
+    for step in steps {
+        match step {
+            Step::SetUp(index) => {
+                observed.links.iter_mut().filter(|link| link.index == *index).for_each(|l| l.up = true)
+            }
+            Step::SetMtu(index, mtu) => {
+                observed.links.iter_mut().filter(|link| link.index == *index).for_each(|l| l.mtu = *mtu);
+            }
+            Step::RemoveRoute(route) => observed.routes.retain(|(other, _)| other != route),
+            Step::RemoveAddress(address) => observed.addresses.retain(|(other, _)| other != address),
+            Step::AddAddress(address) => observed.addresses.push((address.clone(), true)),
+            Step::AddRoute(route) => observed.routes.push((route.clone(), true)),
+        }
+    }
+}
+
+fn nets() -> impl Strategy<Value = IpNet> {
+    (0..4_u8, 8..=32_u8).prop_map(|(host, length)| net(&format!("192.0.{host}.{}/{length}", host + 1)))
+}
+
+fn addresses() -> impl Strategy<Value = Address> {
+    (1..5_u32, nets()).prop_map(|(index, address)| Address { index, address })
+}
+
+fn routes() -> impl Strategy<Value = Route> {
+    (nets(), proptest::option::of(0..4_u8), 1..5_u32, 0..3_u32).prop_map(|(destination, gateway, index, metric)| {
+        Route {
+            destination: destination.trunc(),
+            gateway: gateway.map(|last| IpAddr::from([192, 0, 2, last])),
+            index,
+            metric,
+        }
+    })
+}
+
+fn links() -> impl Strategy<Value = Vec<Link>> {
+    let state = (any::<bool>(), any::<bool>(), any::<bool>());
+    proptest::collection::vec(state, 0..4).prop_map(|states| {
+        let link = |(position, (physical, up, carrier)): (usize, (bool, bool, bool))| {
+            let index = position as u32 + 1;
+            Link { physical, up, ..link(index, &format!("eth{position}"), carrier && up) }
+        };
+        states.into_iter().enumerate().map(link).collect()
+    })
+}
+
+fn observed() -> impl Strategy<Value = Observed> {
+    let marked = |items| proptest::collection::vec((items, any::<bool>()), 0..6);
+    let routes = proptest::collection::vec((routes(), any::<bool>()), 0..6);
+    (links(), marked(addresses()), routes)
+        .prop_map(|(links, addresses, routes)| Observed { links, addresses, routes })
+        .prop_map(|mut observed| {
+            // The kernel has each address and each route once.
+            let mut seen = Vec::new();
+            observed.addresses.retain(|(address, _)| {
+                let new = !seen.contains(address);
+                seen.push(address.clone());
+                new
+            });
+            let mut seen = Vec::new();
+            observed.routes.retain(|(route, _)| {
+                let new = !seen.contains(route);
+                seen.push(route.clone());
+                new
+            });
+            observed
+        })
+}
+
+fn desired() -> impl Strategy<Value = Desired> {
+    let links = proptest::collection::btree_map(1..5_u32, proptest::option::of(600..20000_u32), 0..4);
+    let addresses = proptest::collection::btree_set(addresses(), 0..5);
+    let routes = proptest::collection::btree_set(routes(), 0..5);
+    (links, addresses, routes).prop_map(|(links, addresses, routes)| Desired {
+        links,
+        addresses: addresses.into_iter().collect(),
+        routes: routes.into_iter().collect(),
+    })
+}
+
+proptest! {
+    #[test]
+    fn planning_after_applying_is_empty(desired in desired(), mut observed in observed()) {
+        let steps = plan(&desired, &observed);
+        carry_out(&mut observed, &steps);
+        prop_assert_eq!(plan(&desired, &observed), []);
+    }
+
+    #[test]
+    fn what_is_unmarked_stays_untouched(desired in desired(), observed in observed()) {
+        for step in plan(&desired, &observed) {
+            match step {
+                Step::RemoveRoute(route) => prop_assert!(observed.routes.contains(&(route, true))),
+                Step::RemoveAddress(address) => prop_assert!(observed.addresses.contains(&(address, true))),
+                Step::SetUp(index) | Step::SetMtu(index, _) => prop_assert!(desired.links.contains_key(&index)),
+                Step::AddAddress(_) | Step::AddRoute(_) => {}
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_choice_is_physical_and_stable(links in links(), current in proptest::option::of(1..5_u32)) {
+        let config = Config::default();
+        let picked = selected_indices(&config, &links, current);
+        for index in &picked {
+            prop_assert!(links.iter().any(|link| link.index == *index && link.physical));
+        }
+        prop_assert_eq!(selected_indices(&config, &links, picked.first().copied()), picked);
+    }
+}
