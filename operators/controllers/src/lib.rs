@@ -1,1 +1,7 @@
 //! The reconcilers.
+
+pub mod hostname;
+pub mod network;
+pub mod pki;
+pub mod resolver;
+pub mod sysctl;

@@ -1,1 +1,4 @@
 //! Decisions as pure functions.
+
+pub mod network;
+pub mod pki;

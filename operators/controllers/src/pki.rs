@@ -1,0 +1,265 @@
+//! The machine's keys and certificates: kept on the state partition, copied to where services read them.
+//!
+//! [`plan::pki`](garboard_plan::pki) decides, [`PkiStore`] reads and does. A certificate and its key are one file, replaced
+//! atomically, so a power cut leaves the old pair or the new one; whatever was not done is planned again. Services follow
+//! a changed copy by themselves: each of them reads its files again when they change or at its next connection.
+
+mod files;
+mod issue;
+mod read;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use garboard_catalog::pki::{Leaf, apiserver, controller_manager};
+use garboard_catalog::users;
+use garboard_plan::pki::{self as plan, Authority, Deployment, Key, Observed, Plan, Profile, Step};
+
+pub use files::FileError;
+pub use issue::IssueError;
+
+use files::Folder;
+use issue::Signer;
+use serde_json::json;
+
+/// Why keys or certificates could not be read or made.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// An authority's file is there and holds no authority. It is not replaced, because that would cut off the whole cluster.
+    #[error("{} holds no usable authority", path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: IssueError,
+    },
+    /// A file that an earlier step makes is not there.
+    #[error("{} is missing", .0.display())]
+    Missing(PathBuf),
+    /// The authority that should sign is not there.
+    #[error("there is no {}", .0.name())]
+    NoAuthority(Authority),
+    /// A certificate or key could not be made.
+    #[error("cannot make {what}")]
+    Issue {
+        /// The name of what was to be made.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: IssueError,
+    },
+}
+
+/// Keys and certificates in their two places.
+#[derive(Clone, Debug)]
+pub struct PkiStore {
+    state: PathBuf,
+    deployed: PathBuf,
+}
+
+impl PkiStore {
+    /// A store that keeps everything in `state` (`/state/pki`) and deploys to `deployed` (`/run/garboard/pki`).
+    pub fn new(state: impl Into<PathBuf>, deployed: impl Into<PathBuf>) -> Self {
+        Self { state: state.into(), deployed: deployed.into() }
+    }
+
+    /// Brings everything to what `desired` says and returns what was done and what cannot be done.
+    ///
+    /// Repeating it does nothing; interrupted at any point, the next call finishes.
+    ///
+    /// # Errors
+    /// [`PkiError`] of the first step that failed; the steps before it are done.
+    pub fn reconcile(&self, desired: &BTreeMap<Leaf, Profile>, now: SystemTime) -> Result<Plan, PkiError> {
+        let plan = plan::plan(desired, &self.observe()?, now);
+        for step in &plan.steps {
+            self.apply(step)?;
+        }
+        Ok(plan)
+    }
+
+    /// What exists.
+    ///
+    /// # Errors
+    /// [`PkiError::Authority`] for an authority's file that cannot be used, [`PkiError::File`] for one that cannot be read.
+    pub fn observe(&self) -> Result<Observed, PkiError> {
+        let mut observed = Observed::default();
+        let mut signers = BTreeMap::new();
+        for authority in Authority::ALL {
+            if let Some(signer) = self.find_signer(authority)? {
+                observed.authorities.insert(authority, plan::ObservedAuthority { validity: signer.validity });
+                signers.insert(authority, signer);
+            }
+        }
+        for key in Key::ALL {
+            if self.read(key.name())?.is_some() {
+                observed.keys.insert(key);
+            }
+        }
+        for leaf in Leaf::ALL {
+            // A file that is no certificate with its key is as good as none: the plan has it issued again.
+            if let Some(pem) = self.read(&leaf_file(leaf))?
+                && let Ok(found) = read::leaf(&pem, signers.get(&plan::authority(leaf)))
+            {
+                observed.leaves.insert(leaf, found);
+            }
+        }
+        let deployments = [Deployment::ApiserverKeys, Deployment::ControllerManagerKeys];
+        for deployment in deployments.into_iter().chain(Leaf::ALL.map(Deployment::Leaf)) {
+            // What cannot be put together now will be after the steps that make its parts.
+            if let Ok(folder) = self.folder(deployment)
+                && folder.is_deployed()?
+            {
+                observed.deployed.insert(deployment);
+            }
+        }
+        Ok(observed)
+    }
+
+    /// Carries out one step.
+    ///
+    /// # Errors
+    /// [`PkiError`]; nothing is half done.
+    pub fn apply(&self, step: &Step) -> Result<(), PkiError> {
+        match step {
+            Step::CreateAuthority { authority, validity } => {
+                let pem = issue::authority(authority.name(), *validity)
+                    .map_err(|source| PkiError::Issue { what: authority.name(), source })?;
+                self.write(&authority_file(*authority), &pem)
+            }
+            Step::CreateKey(key) => {
+                let pem = match key {
+                    Key::ServiceAccount => issue::signing_key(),
+                    Key::Secrets => issue::encryption_key(),
+                }
+                .map_err(|source| PkiError::Issue { what: key.name(), source })?;
+                self.write(key.name(), &pem)
+            }
+            Step::Issue { leaf, profile, validity, reason: _ } => {
+                let pem = issue::leaf(&self.signer(plan::authority(*leaf))?, profile, *validity)
+                    .map_err(|source| PkiError::Issue { what: leaf.name(), source })?;
+                self.write(&leaf_file(*leaf), &pem)
+            }
+            Step::Deploy(deployment) => Ok(self.folder(*deployment)?.deploy()?),
+        }
+    }
+
+    /// The certificate of an authority, PEM.
+    ///
+    /// # Errors
+    /// [`PkiError::NoAuthority`] before it is made.
+    pub fn authority_certificate(&self, authority: Authority) -> Result<String, PkiError> {
+        Ok(self.signer(authority)?.certificate_pem)
+    }
+
+    /// A client certificate for a key that somebody else holds, PEM: the API server will know its bearer as user
+    /// `common_name` in group `organization`, for `lifetime` from `now`.
+    ///
+    /// `public_key` is a DER SubjectPublicKeyInfo. The caller has made sure that its bearer may be this user.
+    ///
+    /// # Errors
+    /// [`PkiError::NoAuthority`] before the cluster's authority is made, [`PkiError::Issue`] for a key of an unknown kind.
+    pub fn sign_client(
+        &self,
+        public_key: &[u8],
+        common_name: &str,
+        organization: &str,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<String, PkiError> {
+        let signer = self.signer(Authority::Kubernetes)?;
+        let validity = plan::client_validity(signer.validity, lifetime, now);
+        issue::client(&signer, public_key, common_name, organization, validity)
+            .map_err(|source| PkiError::Issue { what: "a client certificate", source })
+    }
+
+    fn find_signer(&self, authority: Authority) -> Result<Option<Signer>, PkiError> {
+        let file = authority_file(authority);
+        let Some(pem) = self.read(&file)? else { return Ok(None) };
+        Signer::parse(&pem).map(Some).map_err(|source| PkiError::Authority { path: self.state.join(file), source })
+    }
+
+    fn signer(&self, authority: Authority) -> Result<Signer, PkiError> {
+        self.find_signer(authority)?.ok_or(PkiError::NoAuthority(authority))
+    }
+
+    /// The files of a deployment, put together from the state.
+    fn folder(&self, deployment: Deployment) -> Result<Folder, PkiError> {
+        match deployment {
+            Deployment::Leaf(leaf) => {
+                let pem = self.require(&leaf_file(leaf))?;
+                let (certificate, key) = read::split(&pem);
+                let authority = self.signer(plan::authority(leaf))?;
+                let files = vec![("tls.crt", certificate), ("tls.key", key), ("ca.crt", authority.certificate_pem)];
+                Ok(Folder { path: self.deployed.join(leaf.name()), owner: leaf.owner(), files })
+            }
+            Deployment::ApiserverKeys => {
+                let key = self.require(Key::ServiceAccount.name())?;
+                let public =
+                    read::public_key(&key).map_err(|source| PkiError::Issue { what: "a public key", source })?;
+                let files = vec![
+                    (file_name(apiserver::SERVICE_ACCOUNT_KEY), key),
+                    (file_name(apiserver::SERVICE_ACCOUNT_PUBLIC_KEY), public),
+                    (file_name(apiserver::ENCRYPTION_CONFIG), encryption_config(&self.require(Key::Secrets.name())?)),
+                    (file_name(apiserver::FRONT_PROXY_CA), self.signer(Authority::FrontProxy)?.certificate_pem),
+                ];
+                Ok(Folder { path: self.deployed.join(file_name(apiserver::DIR)), owner: users::KUBE_APISERVER, files })
+            }
+            Deployment::ControllerManagerKeys => {
+                let authority = self.require(&authority_file(Authority::Kubernetes))?;
+                let files = vec![
+                    (file_name(controller_manager::SERVICE_ACCOUNT_KEY), self.require(Key::ServiceAccount.name())?),
+                    (file_name(controller_manager::CA_KEY), read::split(&authority).1),
+                ];
+                let path = self.deployed.join(file_name(controller_manager::DIR));
+                Ok(Folder { path, owner: users::KUBE_CONTROLLER_MANAGER, files })
+            }
+        }
+    }
+
+    fn require(&self, file: &str) -> Result<String, PkiError> {
+        self.read(file)?.ok_or_else(|| PkiError::Missing(self.state.join(file)))
+    }
+
+    fn read(&self, file: &str) -> Result<Option<String>, PkiError> {
+        Ok(files::read(&self.state.join(file))?)
+    }
+
+    fn write(&self, file: &str, content: &str) -> Result<(), PkiError> {
+        files::make_folder(&self.state, users::ROOT, 0o700)?;
+        Ok(files::replace(&self.state.join(file), content, users::ROOT, 0o600)?)
+    }
+}
+
+fn authority_file(authority: Authority) -> String {
+    format!("{}.pem", authority.name())
+}
+
+fn leaf_file(leaf: Leaf) -> String {
+    format!("{}.pem", leaf.name())
+}
+
+/// The last part of a path of the catalog, which all lie in folders of the deployment directory.
+fn file_name(path: &'static str) -> &'static str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
+/// How kube-apiserver encrypts Secrets. There is no provider that writes or reads plain text.
+fn encryption_config(key_base64: &str) -> String {
+    let config = json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "EncryptionConfiguration",
+        "resources": [{
+            "resources": ["secrets"],
+            "providers": [{ "secretbox": { "keys": [{ "name": "key1", "secret": key_base64.trim() }] } }],
+        }],
+    });
+    format!("{config:#}\n")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! Making keys and certificates: ECDSA on P-256 throughout.
+
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use garboard_plan::pki::{Profile, SubjectName, Validity};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::read;
+
+/// Why a key or certificate could not be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// A key or certificate is malformed, or a name in it is.
+    #[error(transparent)]
+    Certificate(#[from] rcgen::Error),
+    /// The text is no certificate with its key.
+    #[error(transparent)]
+    Read(#[from] read::ReadError),
+    /// The kernel gave no random bytes.
+    #[error("there are no random bytes")]
+    Random,
+}
+
+/// An authority with its key.
+#[derive(Debug)]
+pub(super) struct Signer {
+    pub(super) certificate_pem: String,
+    pub(super) validity: Validity,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Signer {
+    /// An authority from the PEM of its certificate and key.
+    pub(super) fn parse(pem: &str) -> Result<Self, IssueError> {
+        let (certificate_pem, key_pem) = read::split(pem);
+        let validity = read::authority(&certificate_pem, &key_pem)?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, KeyPair::from_pem(&key_pem)?)?;
+        Ok(Self { certificate_pem, validity, issuer })
+    }
+}
+
+/// A new authority: certificate and key, PEM.
+pub(super) fn authority(common_name: &str, validity: Validity) -> Result<String, IssueError> {
+    let key = KeyPair::generate()?;
+    let mut params = params(common_name, None, validity);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    let certificate = params.self_signed(&key)?;
+    Ok(certificate.pem() + &key.serialize_pem())
+}
+
+/// A new certificate with a new key, PEM.
+pub(super) fn leaf(signer: &Signer, profile: &Profile, validity: Validity) -> Result<String, IssueError> {
+    let Profile { common_name, organization, names, server, client } = profile;
+    let mut params = params(common_name, organization.as_deref(), validity);
+    for name in names {
+        params.subject_alt_names.push(match name {
+            SubjectName::Dns(name) => SanType::DnsName(name.as_str().try_into()?),
+            SubjectName::Ip(address) => SanType::IpAddress(*address),
+        });
+    }
+    if *server {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    if *client {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+    }
+    let key = KeyPair::generate()?;
+    Ok(sign(signer, params, &key)? + &key.serialize_pem())
+}
+
+/// A client certificate for a public key (DER), PEM.
+pub(super) fn client(
+    signer: &Signer,
+    public_key: &[u8],
+    common_name: &str,
+    organization: &str,
+    validity: Validity,
+) -> Result<String, IssueError> {
+    let mut params = params(common_name, Some(organization), validity);
+    params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+    sign(signer, params, &SubjectPublicKeyInfo::from_der(public_key)?)
+}
+
+fn sign(signer: &Signer, mut params: CertificateParams, key: &impl PublicKeyData) -> Result<String, IssueError> {
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params.signed_by(key, &signer.issuer)?.pem())
+}
+
+fn params(common_name: &str, organization: Option<&str>, validity: Validity) -> CertificateParams {
+    let mut name = DistinguishedName::new();
+    if let Some(organization) = organization {
+        name.push(DnType::OrganizationName, organization);
+    }
+    name.push(DnType::CommonName, common_name);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name;
+    params.not_before = whole_seconds(validity.not_before);
+    params.not_after = whole_seconds(validity.not_after);
+    params
+}
+
+/// Certificates know no parts of a second.
+fn whole_seconds(time: SystemTime) -> time::OffsetDateTime {
+    let time = time::OffsetDateTime::from(time);
+    time.replace_nanosecond(0).unwrap_or(time)
+}
+
+/// A new key that signs service account tokens, PEM.
+pub(super) fn signing_key() -> Result<String, IssueError> {
+    Ok(KeyPair::generate()?.serialize_pem())
+}
+
+/// A new key of 32 bytes, base64.
+pub(super) fn encryption_key() -> Result<String, IssueError> {
+    let mut key = [0; 32];
+    SystemRandom::new().fill(&mut key).map_err(|_| IssueError::Random)?;
+    Ok(STANDARD.encode(key) + "\n")
+}

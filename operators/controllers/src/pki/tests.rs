@@ -1,0 +1,140 @@
+//! The store on a real file system. Giving files to other users needs root, as on the machine.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use garboard_plan::pki::{PkiInput, Reason, desired};
+use rcgen::PublicKeyData;
+use tempfile::TempDir;
+
+use super::*;
+
+fn profiles() -> BTreeMap<Leaf, Profile> {
+    desired(&PkiInput {
+        node_name: "node-1".to_owned(),
+        node_addresses: vec!["192.0.2.10".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        service_addresses: vec!["10.96.0.1".parse().unwrap()],
+        dns_domain: "cluster.local".to_owned(),
+        apiserver_names: Vec::new(),
+    })
+}
+
+fn store(folder: &TempDir) -> PkiStore {
+    PkiStore::new(folder.path().join("state"), folder.path().join("run"))
+}
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000)
+}
+
+#[test]
+fn what_was_made_reads_back_as_what_was_wanted() {
+    let folder = TempDir::new().unwrap();
+    let store = store(&folder);
+    let first = store.reconcile(&profiles(), now()).unwrap();
+    assert!(first.problems.is_empty());
+    assert_eq!(store.reconcile(&profiles(), now()).unwrap(), Plan::default());
+    let observed = store.observe().unwrap();
+    for (leaf, profile) in profiles() {
+        let found = &observed.leaves[&leaf];
+        assert_eq!(found.profile, profile, "{leaf:?}");
+        assert!(found.signed_by_authority, "{leaf:?}");
+    }
+}
+
+#[test]
+fn an_interruption_after_any_step_is_finished_by_the_next_call() {
+    let steps = plan::plan(&profiles(), &Observed::default(), now()).steps;
+    for cut in 0..steps.len() {
+        let folder = TempDir::new().unwrap();
+        let store = store(&folder);
+        for step in &steps[..cut] {
+            store.apply(step).unwrap();
+        }
+        store.reconcile(&profiles(), now()).unwrap();
+        assert_eq!(store.reconcile(&profiles(), now()).unwrap(), Plan::default(), "cut after {cut} steps");
+    }
+}
+
+#[test]
+fn keys_are_readable_by_their_user_alone() {
+    let folder = TempDir::new().unwrap();
+    store(&folder).reconcile(&profiles(), now()).unwrap();
+    for entry in fs::read_dir(folder.path().join("state")).unwrap() {
+        let found = entry.unwrap().metadata().unwrap();
+        assert_eq!((found.uid(), found.permissions().mode() & 0o7777), (0, 0o600));
+    }
+    for leaf in Leaf::ALL {
+        let path = folder.path().join("run").join(leaf.name());
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!((found.uid(), found.permissions().mode() & 0o077), (leaf.owner().id, 0), "{leaf:?}");
+        let key = fs::metadata(path.join("tls.key")).unwrap();
+        assert_eq!((key.uid(), key.permissions().mode() & 0o7777), (leaf.owner().id, 0o400), "{leaf:?}");
+    }
+}
+
+#[test]
+fn deployed_files_that_were_lost_or_changed_are_written_again_and_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let store = store(&folder);
+    store.reconcile(&profiles(), now()).unwrap();
+    fs::write(folder.path().join("run/kubelet/tls.crt"), "").unwrap();
+    fs::remove_dir_all(folder.path().join("run/kube-apiserver-keys")).unwrap();
+    let plan = store.reconcile(&profiles(), now()).unwrap();
+    assert_eq!(plan.steps, [Step::Deploy(Deployment::Leaf(Leaf::Kubelet)), Step::Deploy(Deployment::ApiserverKeys)]);
+    assert_eq!(store.reconcile(&profiles(), now()).unwrap(), Plan::default());
+}
+
+#[test]
+fn a_damaged_certificate_is_issued_again() {
+    let folder = TempDir::new().unwrap();
+    let store = store(&folder);
+    store.reconcile(&profiles(), now()).unwrap();
+    let file = folder.path().join("state/kube-proxy.pem");
+    let half = fs::read_to_string(&file).unwrap()[..300].to_owned();
+    fs::write(&file, half).unwrap();
+    let plan = store.reconcile(&profiles(), now()).unwrap();
+    assert!(matches!(plan.steps[0], Step::Issue { leaf: Leaf::KubeProxy, reason: Reason::Missing, .. }));
+}
+
+#[test]
+fn a_damaged_authority_is_an_error_and_is_kept() {
+    let folder = TempDir::new().unwrap();
+    let store = store(&folder);
+    store.reconcile(&profiles(), now()).unwrap();
+    let file = folder.path().join("state/kubernetes-ca.pem");
+    fs::write(&file, "damaged").unwrap();
+    assert!(matches!(store.reconcile(&profiles(), now()), Err(PkiError::Authority { .. })));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "damaged");
+}
+
+#[test]
+fn renewal_changes_the_certificate_and_keeps_the_authority() {
+    let folder = TempDir::new().unwrap();
+    let store = store(&folder);
+    store.reconcile(&profiles(), now()).unwrap();
+    let authority = store.authority_certificate(Authority::Kubernetes).unwrap();
+    let before = fs::read_to_string(folder.path().join("run/kubelet/tls.crt")).unwrap();
+    let later = plan::next_renewal(&store.observe().unwrap()).unwrap();
+    store.reconcile(&profiles(), later).unwrap();
+    assert_ne!(fs::read_to_string(folder.path().join("run/kubelet/tls.crt")).unwrap(), before);
+    assert_eq!(store.authority_certificate(Authority::Kubernetes).unwrap(), authority);
+}
+
+#[test]
+fn a_client_certificate_names_its_user_and_group_and_needs_no_private_key() {
+    let folder = TempDir::new().unwrap();
+    let store = store(&folder);
+    store.reconcile(&profiles(), now()).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let pem = store
+        .sign_client(&key.subject_public_key_info(), "alice", "garboard:admins", Duration::from_secs(3600), now())
+        .unwrap();
+    let signer = store.signer(Authority::Kubernetes).unwrap();
+    let found = read::leaf(&(pem + &key.serialize_pem()), Some(&signer)).unwrap();
+    assert!(found.signed_by_authority);
+    assert_eq!(found.profile.common_name, "alice");
+    assert_eq!(found.profile.organization.as_deref(), Some("garboard:admins"));
+    assert!(found.profile.client && !found.profile.server);
+    assert_eq!(found.validity.not_after, now() + Duration::from_secs(3600));
+}

@@ -1,0 +1,186 @@
+use super::*;
+use proptest::prelude::*;
+
+fn input() -> PkiInput {
+    PkiInput {
+        node_name: "node-1".to_owned(),
+        node_addresses: vec!["192.0.2.10".parse().unwrap()],
+        service_addresses: vec!["10.96.0.1".parse().unwrap()],
+        dns_domain: "cluster.local".to_owned(),
+        apiserver_names: vec!["api.example.com".to_owned(), "192.0.2.100".to_owned()],
+    }
+}
+
+fn at(days: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_780_000_000) + DAY * u32::try_from(days).unwrap()
+}
+
+/// What a machine looks like after `steps`.
+fn apply(mut observed: Observed, steps: &[Step]) -> Observed {
+    for step in steps {
+        match step {
+            Step::CreateAuthority { authority, validity } => {
+                observed.authorities.insert(*authority, ObservedAuthority { validity: *validity });
+                for leaf in Leaf::ALL {
+                    if let (true, Some(leaf)) = (super::authority(leaf) == *authority, observed.leaves.get_mut(&leaf)) {
+                        leaf.signed_by_authority = false;
+                    }
+                }
+                observed.deployed.clear();
+            }
+            Step::CreateKey(key) => {
+                observed.keys.insert(*key);
+                observed.deployed.remove(&Deployment::ApiserverKeys);
+                observed.deployed.remove(&Deployment::ControllerManagerKeys);
+            }
+            Step::Issue { leaf, profile, validity, reason: _ } => {
+                observed.leaves.insert(
+                    *leaf,
+                    ObservedLeaf { profile: profile.clone(), validity: *validity, signed_by_authority: true },
+                );
+                observed.deployed.remove(&Deployment::Leaf(*leaf));
+            }
+            Step::Deploy(deployment) => {
+                observed.deployed.insert(*deployment);
+            }
+        }
+    }
+    observed
+}
+
+fn complete(now: SystemTime) -> Observed {
+    apply(Observed::default(), &plan(&desired(&input()), &Observed::default(), now).steps)
+}
+
+fn issued(plan: &Plan) -> Vec<(Leaf, Reason)> {
+    plan.steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Issue { leaf, reason, .. } => Some((*leaf, *reason)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn nothing_is_due_on_a_complete_machine() {
+    assert_eq!(plan(&desired(&input()), &complete(at(0)), at(1)), Plan::default());
+}
+
+#[test]
+fn certificates_are_renewed_when_two_thirds_of_their_life_are_over() {
+    let observed = complete(at(0));
+    let life = LEAF_LIFETIME + BACKDATE;
+    let renewal = at(0) - BACKDATE + life * 2 / 3;
+    assert!(issued(&plan(&desired(&input()), &observed, renewal - Duration::from_secs(1))).is_empty());
+    let due = issued(&plan(&desired(&input()), &observed, renewal));
+    assert_eq!(due.len(), Leaf::ALL.len());
+    assert!(due.iter().all(|(_, reason)| *reason == Reason::Renewal));
+    assert_eq!(next_renewal(&observed), Some(renewal));
+}
+
+#[test]
+fn a_new_address_changes_only_the_certificate_that_names_it() {
+    let mut changed = input();
+    changed.node_addresses.push("192.0.2.11".parse().unwrap());
+    let due = issued(&plan(&desired(&changed), &complete(at(0)), at(1)));
+    assert_eq!(due, [(Leaf::Apiserver, Reason::Changed)]);
+}
+
+#[test]
+fn a_certificate_of_the_future_is_replaced() {
+    let due = issued(&plan(&desired(&input()), &complete(at(200)), at(0)));
+    assert!(due.is_empty(), "the authority is of the future too, so nothing can be signed");
+    let mut observed = complete(at(0));
+    let leaf = observed.leaves.get_mut(&Leaf::Kubelet).unwrap();
+    leaf.validity.not_before = at(50);
+    assert_eq!(issued(&plan(&desired(&input()), &observed, at(10))), [(Leaf::Kubelet, Reason::NotYetValid)]);
+}
+
+#[test]
+fn an_ended_authority_signs_nothing_and_is_reported() {
+    let now = at(0) + AUTHORITY_LIFETIME;
+    let plan = plan(&desired(&input()), &complete(at(0)), now);
+    assert!(plan.steps.is_empty());
+    assert_eq!(plan.problems.len(), Authority::ALL.len());
+}
+
+#[test]
+fn no_certificate_outlives_its_authority() {
+    let now = at(0) + AUTHORITY_LIFETIME - DAY * 20;
+    let plan = plan(&desired(&input()), &complete(at(0)), now);
+    let ends: Vec<_> = plan
+        .steps
+        .iter()
+        .filter_map(|step| if let Step::Issue { validity, .. } = step { Some(validity.not_after) } else { None })
+        .collect();
+    assert_eq!(ends.len(), Leaf::ALL.len());
+    assert!(ends.iter().all(|end| *end == at(0) + AUTHORITY_LIFETIME));
+}
+
+#[test]
+fn only_servers_have_names_and_every_server_answers_on_loopback() {
+    for (leaf, profile) in desired(&input()) {
+        assert_eq!(profile.server, !profile.names.is_empty(), "{leaf:?}");
+        let loopback = SubjectName::parse("127.0.0.1");
+        assert!(!profile.server || profile.names.contains(&loopback), "{leaf:?}");
+        assert!(profile.server || profile.client, "{leaf:?}");
+    }
+}
+
+#[test]
+fn no_client_is_in_an_all_powerful_group() {
+    for (leaf, profile) in desired(&input()) {
+        assert_ne!(profile.organization.as_deref(), Some("system:masters"), "{leaf:?}");
+    }
+}
+
+#[test]
+fn the_api_server_is_valid_for_every_name_that_leads_to_it() {
+    let names = &desired(&input())[&Leaf::Apiserver].names;
+    for name in [
+        "node-1",
+        "192.0.2.10",
+        "10.96.0.1",
+        "kubernetes.default.svc.cluster.local",
+        "localhost",
+        "api.example.com",
+        "192.0.2.100",
+    ] {
+        assert!(names.contains(&SubjectName::parse(name)), "{name}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn planning_after_applying_is_empty(start in 0u64..3000, later in 0u64..3000, cut in 0usize..64) {
+        let desired = desired(&input());
+        let first = plan(&desired, &Observed::default(), at(start));
+        // A power cut after any step.
+        let cut = cut.min(first.steps.len());
+        let observed = apply(Observed::default(), &first.steps[..cut]);
+        let second = plan(&desired, &observed, at(start));
+        let observed = apply(observed, &second.steps);
+        prop_assert!(plan(&desired, &observed, at(start)).steps.is_empty());
+        // And at any later time.
+        let now = at(start + later);
+        let third = plan(&desired, &observed, now);
+        let observed = apply(observed, &third.steps);
+        prop_assert!(plan(&desired, &observed, now).steps.is_empty());
+    }
+
+    #[test]
+    fn a_certificate_in_use_is_always_valid(start in 0u64..100, steps in prop::collection::vec(1u64..60, 1..40)) {
+        let desired = desired(&input());
+        let mut now = start;
+        let mut observed = complete(at(now));
+        for step in steps {
+            now += step;
+            // The agent looks at least every two months here; in truth every few hours.
+            for leaf in observed.leaves.values() {
+                prop_assert!(leaf.validity.contains(at(now)));
+            }
+            observed = apply(observed.clone(), &plan(&desired, &observed, at(now)).steps);
+        }
+    }
+}
