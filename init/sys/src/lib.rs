@@ -1,5 +1,28 @@
-//! Kernel adapters: the only home of unsafe code.
+//! Kernel adapters: each module turns one of the kernel's interfaces into values and named errors. The only home of unsafe code.
+//!
+//! | task | module |
+//! |---|---|
+//! | start, signal and reap processes | [`process`] |
+//! | reduce the calling process to a service's rights | [`isolate`] |
+//! | mount, unmount, list mounts | [`mount`] |
+//! | make, limit, fill, kill and measure control groups | [`cgroup`] |
+//! | restart or power off; the hardware watchdog | [`power`], [`watchdog`] |
+//! | random numbers and clocks | [`rng`], [`clock`] |
+//! | the kernel's log; consoles | [`kmsg`], [`console`] |
+//! | links, addresses, routes (feature `netlink`); DHCP before there is an address | `netlink`, [`packet`] |
+//!
+//! Nothing here starts a thread or keeps state of its own; every call is one or a few system calls, and says so if it can wait.
 
+pub mod cgroup;
+pub mod clock;
+pub mod console;
+pub mod isolate;
+pub mod kmsg;
+pub mod mount;
 #[cfg(feature = "netlink")]
 pub mod netlink;
 pub mod packet;
+pub mod power;
+pub mod process;
+pub mod rng;
+pub mod watchdog;
