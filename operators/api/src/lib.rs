@@ -1,1 +1,32 @@
 //! The custom resources of garboard.dev/v1alpha1.
+//!
+//! One file per kind. Documentation of fields is what `kubectl explain` shows. What a schema can express is in the
+//! schema; rules between fields are checked in Rust, and the most useful of them are also CEL rules, so that a local
+//! manifest and the API server refuse the same things.
+//!
+//! | kind | scope | name |
+//! |---|---|---|
+//! | [`Machine`] | cluster | the machine's, which is also its node's |
+//! | [`Cluster`] | cluster | always `cluster` |
+
+pub mod cluster;
+pub mod condition;
+pub mod machine;
+pub mod types;
+
+pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, ProxyMode, Role};
+pub use machine::{
+    Link, LinkMatch, Machine, MachineKubelet, MachineNetwork, MachineSpec, MachineStatus, ServiceSummary, Versions,
+};
+pub use types::{Cidr, MacAddress, PublicKeyPin};
+
+/// The API group.
+pub const GROUP: &str = "garboard.dev";
+/// The version of the API.
+pub const VERSION: &str = "v1alpha1";
+/// `apiVersion` of every kind here.
+pub const API_VERSION: &str = "garboard.dev/v1alpha1";
+/// Type of the Secret that holds a machine's own key.
+pub const IDENTITY_SECRET_TYPE: &str = "garboard.dev/machine-identity";
+/// Key of the PEM-encoded private key in that Secret.
+pub const IDENTITY_SECRET_KEY: &str = "identity.key";

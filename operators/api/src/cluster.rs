@@ -1,0 +1,210 @@
+//! `Cluster`: what all machines of a cluster have in common.
+
+use std::fmt;
+
+use ipnet::{IpNet, Ipv4Net};
+use std::net::{IpAddr, Ipv4Addr};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Cidr, PublicKeyPin};
+
+/// The one name of the one `Cluster`.
+pub const NAME: &str = "cluster";
+
+/// Port of the Kubernetes API.
+pub const API_PORT: u16 = 6443;
+
+/// What a cluster should be.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "garboard.dev",
+    version = "v1alpha1",
+    kind = "Cluster",
+    plural = "clusters",
+    singular = "cluster",
+    shortname = "gc",
+    category = "garboard",
+    status = "ClusterStatus",
+    derive = "Default",
+    derive = "PartialEq",
+    doc = "The cluster that the machines form. There is one, named `cluster`.",
+    validation = Rule::new("self.metadata.name == 'cluster'").message("there is one Cluster, and its name is cluster"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Kubernetes", type_ = "string", json_path = ".status.kubernetesVersion"),
+    printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("cidr(self.podCIDR).ip().family() == cidr(self.serviceCIDR).ip().family()")
+        .message("podCIDR and serviceCIDR must be of the same address family"),
+    validation = Rule::new("!cidr(self.podCIDR).containsCIDR(self.serviceCIDR) && !cidr(self.serviceCIDR).containsCIDR(self.podCIDR)")
+        .message("podCIDR and serviceCIDR must not overlap")
+)]
+pub struct ClusterSpec {
+    /// Where the Kubernetes API is reached. Default: the machine's first address, port 6443.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+    /// Further names and addresses for the API server's certificate.
+    #[serde(default, rename = "certSANs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 32),
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^([a-z0-9*]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*|[0-9a-fA-F:]+)$")
+        )
+    )]
+    pub cert_sans: Vec<String>,
+    /// Addresses of pods. Each node gets a part of them. Cannot be changed.
+    #[serde(rename = "podCIDR", default = "default_pod_cidr")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("podCIDR cannot be changed"))]
+    pub pod_cidr: Cidr,
+    /// Addresses of Services. Cannot be changed.
+    #[serde(rename = "serviceCIDR", default = "default_service_cidr")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("serviceCIDR cannot be changed"))]
+    pub service_cidr: Cidr,
+    /// Domain of the names of Services and pods. Cannot be changed.
+    #[serde(default = "default_dns_domain")]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("dnsDomain cannot be changed"))]
+    pub dns_domain: String,
+    /// How kube-proxy carries traffic to Services.
+    #[serde(default)]
+    pub proxy_mode: ProxyMode,
+    /// Who may use the machine API, and get a kubeconfig there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub access: Vec<Access>,
+}
+
+impl Default for ClusterSpec {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            cert_sans: Vec::new(),
+            pod_cidr: default_pod_cidr(),
+            service_cidr: default_service_cidr(),
+            dns_domain: default_dns_domain(),
+            proxy_mode: ProxyMode::default(),
+            access: Vec::new(),
+        }
+    }
+}
+
+fn default_pod_cidr() -> Cidr {
+    Cidr::new(IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16)))
+}
+
+fn default_service_cidr() -> Cidr {
+    Cidr::new(IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12)))
+}
+
+fn default_dns_domain() -> String {
+    "cluster.local".to_owned()
+}
+
+/// Where the Kubernetes API is reached.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// A DNS name or an address.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*|[0-9a-fA-F:]+)$")
+    )]
+    pub host: String,
+    /// The port there.
+    #[serde(default = "default_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+}
+
+const fn default_port() -> u16 {
+    API_PORT
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// How kube-proxy carries traffic to Services.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyMode {
+    #[default]
+    #[allow(missing_docs, reason = "a documented variant would become a schema of its own, which is not structural")]
+    Nftables,
+    #[allow(missing_docs, reason = "as above")]
+    Iptables,
+    #[allow(missing_docs, reason = "as above")]
+    Ipvs,
+}
+
+/// Someone who may use the machine API.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Access {
+    /// A name for people and logs; also the user name in Kubernetes.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+    /// What the holder of the key may do: a reader looks, an operator also restarts, an admin does everything.
+    pub role: Role,
+    /// SHA-256 of the holder's public key.
+    pub public_key: PublicKeyPin,
+}
+
+/// What the holder of a key may do.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    #[allow(missing_docs, reason = "a documented variant would become a schema of its own, which is not structural")]
+    Admin,
+    #[allow(missing_docs, reason = "as above")]
+    Operator,
+    #[allow(missing_docs, reason = "as above")]
+    Reader,
+}
+
+/// What a cluster is.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// The generation of the declaration that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// What holds of the cluster: Ready, Accepted, APIAvailable.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Version of the API server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_version: Option<String>,
+    /// Where the API is reached, as `host:port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// SHA-256 of the public key of the cluster's certificate authority.
+    #[serde(default, rename = "caPin", skip_serializing_if = "Option::is_none")]
+    pub ca_pin: Option<String>,
+}
+
+impl Cluster {
+    /// Where the Kubernetes API is reached, given the machine's address.
+    pub fn endpoint(&self, address: IpAddr) -> Endpoint {
+        self.spec.endpoint.clone().unwrap_or_else(|| Endpoint { host: address.to_string(), port: API_PORT })
+    }
+}

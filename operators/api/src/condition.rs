@@ -1,0 +1,86 @@
+//! Types and reasons of conditions, and how they are set.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// The object is what it declares: for a machine, that its services serve; for a cluster, that its API does.
+pub const READY: &str = "Ready";
+/// The declaration is valid and was accepted.
+pub const ACCEPTED: &str = "Accepted";
+/// The links, addresses and routes are as declared.
+pub const NETWORK_READY: &str = "NetworkReady";
+/// Keys and certificates are there and valid.
+pub const CERTIFICATES_READY: &str = "CertificatesReady";
+/// Every service runs and serves.
+pub const SERVICES_READY: &str = "ServicesReady";
+/// The API server answers.
+pub const API_AVAILABLE: &str = "APIAvailable";
+
+/// `status` of a condition that holds.
+pub const TRUE: &str = "True";
+/// `status` of a condition that does not hold.
+pub const FALSE: &str = "False";
+/// `status` of a condition of which nothing is known.
+pub const UNKNOWN: &str = "Unknown";
+
+/// A condition before its time of transition is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// Its type, one of this module's.
+    pub type_: &'static str,
+    /// Whether it holds; none when nothing is known.
+    pub holds: Option<bool>,
+    /// A word in CamelCase for programs.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+}
+
+impl Observation {
+    /// A condition that holds, does not, or is unknown.
+    pub fn new(
+        type_: &'static str,
+        holds: impl Into<Option<bool>>,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { type_, holds: holds.into(), reason: reason.into(), message: message.into() }
+    }
+}
+
+/// The conditions that follow from new observations: those observed replace the former of their type, the time of
+/// transition changes only when the status does, and the result is sorted by type.
+pub fn merge(
+    former: &[Condition],
+    observed: impl IntoIterator<Item = Observation>,
+    generation: Option<i64>,
+    now: &Time,
+) -> Vec<Condition> {
+    let mut merged = former.to_vec();
+    for Observation { type_, holds, reason, message } in observed {
+        let status = match holds {
+            Some(true) => TRUE,
+            Some(false) => FALSE,
+            None => UNKNOWN,
+        };
+        let unchanged_since = merged
+            .iter()
+            .find(|condition| condition.type_ == type_ && condition.status == status)
+            .map(|condition| condition.last_transition_time.clone());
+        merged.retain(|condition| condition.type_ != type_);
+        merged.push(Condition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason,
+            message,
+            observed_generation: generation,
+            last_transition_time: unchanged_since.unwrap_or_else(|| now.clone()),
+        });
+    }
+    merged.sort_by(|a, b| a.type_.cmp(&b.type_));
+    merged
+}
+
+/// The condition of a type.
+pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_)
+}

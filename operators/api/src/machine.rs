@@ -1,0 +1,262 @@
+//! `Machine`: one machine and what it should be.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::core::CustomResourceExt;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Cidr, MacAddress, address_schema, addresses_schema, optional_address_schema};
+
+/// What a machine should be.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "garboard.dev",
+    version = "v1alpha1",
+    kind = "Machine",
+    plural = "machines",
+    singular = "machine",
+    shortname = "gm",
+    category = "garboard",
+    status = "MachineStatus",
+    derive = "Default",
+    derive = "PartialEq",
+    doc = "One machine that runs Garboard: what it should be, and what it is. Its name is also the name of its node.",
+    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')")
+        .message("metadata.name must be one DNS label of at most 63 characters: a-z, 0-9 and -"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "What the machine is doing"),
+    printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.versions.garboard"),
+    printcolumn(name = "Kubernetes", type_ = "string", json_path = ".status.versions.kubernetes", priority = 1),
+    printcolumn(name = "Kernel", type_ = "string", json_path = ".status.versions.kernel", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineSpec {
+    /// The machine's host name: one DNS label. Default: the name of the Machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub hostname: Option<String>,
+    /// Links, addresses and name servers. Default: DHCPv4 on the first link with a carrier.
+    #[serde(default)]
+    pub network: MachineNetwork,
+    /// The node's settings.
+    #[serde(default)]
+    pub kubelet: MachineKubelet,
+}
+
+/// Network of a machine.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineNetwork {
+    /// The links to configure. When empty, the first link with a carrier is configured by DHCPv4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub links: Vec<Link>,
+    /// Name servers, asked before those that DHCP brings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "addresses_schema")]
+    pub nameservers: Vec<IpAddr>,
+    /// Domains in which short names are looked up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 6),
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        )
+    )]
+    pub search_domains: Vec<String>,
+}
+
+/// One network link of a machine.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.gateway) || size(self.addresses) > 0")
+    .message("a gateway needs an address in `addresses`"))]
+pub struct Link {
+    /// Which link is meant: by name or by hardware address.
+    #[serde(rename = "match")]
+    pub matches: LinkMatch,
+    /// Whether a DHCPv4 server configures the link. Default: true, unless `addresses` has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhcp4: Option<bool>,
+    /// Addresses that the link has in any case, each with its prefix, such as `192.0.2.10/24`.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub addresses: Vec<Cidr>,
+    /// Next hop of the default route, on the link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_address_schema")]
+    pub gateway: Option<IpAddr>,
+    /// MTU, bytes. Default: what DHCP says, else the driver's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 576, max = 65535))]
+    pub mtu: Option<u32>,
+}
+
+impl Link {
+    /// Whether a DHCPv4 server configures the link.
+    pub fn dhcp4(&self) -> bool {
+        self.dhcp4.unwrap_or(self.addresses.is_empty())
+    }
+}
+
+/// Which link is meant: exactly one of the fields is given.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.name) != has(self.mac)").message("give either name or mac"))]
+pub struct LinkMatch {
+    /// Name of the interface, such as `eth0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^\s/:]+$"))]
+    pub name: Option<String>,
+    /// Hardware address, such as `52:54:00:12:34:56`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+}
+
+/// Settings of a machine's node.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.shutdownGracePeriodCriticalPodsSeconds <= self.shutdownGracePeriodSeconds")
+    .message("shutdownGracePeriodCriticalPodsSeconds is a part of shutdownGracePeriodSeconds and cannot be longer"))]
+pub struct MachineKubelet {
+    /// Labels that the node has in any case. Others' labels stay.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub node_labels: BTreeMap<String, String>,
+    /// Most pods at a time.
+    #[serde(default = "default_max_pods")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub max_pods: u32,
+    /// Time that pods have to end when the machine shuts down, seconds.
+    #[serde(default = "default_shutdown_grace")]
+    #[schemars(range(min = 0, max = 3600))]
+    pub shutdown_grace_period_seconds: u32,
+    /// The last part of that time, which is kept for critical pods, seconds.
+    #[serde(default = "default_shutdown_grace_critical")]
+    #[schemars(range(min = 0, max = 3600))]
+    pub shutdown_grace_period_critical_pods_seconds: u32,
+}
+
+impl Default for MachineKubelet {
+    fn default() -> Self {
+        Self {
+            node_labels: BTreeMap::new(),
+            max_pods: default_max_pods(),
+            shutdown_grace_period_seconds: default_shutdown_grace(),
+            shutdown_grace_period_critical_pods_seconds: default_shutdown_grace_critical(),
+        }
+    }
+}
+
+const fn default_max_pods() -> u32 {
+    110
+}
+
+const fn default_shutdown_grace() -> u32 {
+    30
+}
+
+const fn default_shutdown_grace_critical() -> u32 {
+    10
+}
+
+/// What a machine is.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineStatus {
+    /// The generation of the declaration that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// What the machine is doing, in one word: Starting, Running, Degraded or Stopping. For people; programs use the
+    /// conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// What holds of the machine: Ready, Accepted, NetworkReady, CertificatesReady, ServicesReady.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// The supervised processes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub services: Vec<ServiceSummary>,
+    /// The machine's addresses, the one that it is known by in the cluster first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "status_addresses_schema")]
+    pub addresses: Vec<IpAddr>,
+    /// What runs in which version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versions: Option<Versions>,
+    /// Identifies this start of the machine.
+    #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+    /// Identifies the installation.
+    #[serde(default, rename = "machineID", skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
+    /// SHA-256 of the machine's public key, by which its machine API is recognised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+}
+
+fn status_addresses_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "array", "items": address_schema(generator) })
+}
+
+/// One supervised process.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceSummary {
+    /// Its name.
+    pub name: String,
+    /// Its state: Waiting, Starting, Running, Stopping, Finished, Failed or BackOff.
+    pub state: String,
+    /// Whether it serves.
+    pub ready: bool,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// Why it does not serve: what it waits for, or how it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What runs in which version.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Versions {
+    /// The image.
+    pub garboard: String,
+    /// Linux.
+    pub kernel: String,
+    /// Kubernetes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<String>,
+    /// etcd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<String>,
+    /// containerd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub containerd: Option<String>,
+}
+
+impl Machine {
+    /// The machine's host name.
+    pub fn hostname(&self) -> &str {
+        self.spec.hostname.as_deref().or(self.metadata.name.as_deref()).unwrap_or_default()
+    }
+
+    /// The name of its node: the machine's own.
+    pub fn node_name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// Name of its custom resource definition.
+    pub fn crd_name() -> &'static str {
+        <Self as CustomResourceExt>::crd_name()
+    }
+}

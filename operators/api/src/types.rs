@@ -1,0 +1,204 @@
+//! Values that more than one kind uses: strings in YAML, checked types in Rust.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// Why a string is not a value of its type. The message tells what is allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{allowed}")]
+pub struct InvalidValue {
+    /// What is allowed.
+    pub allowed: &'static str,
+}
+
+/// An address with the length of its prefix, as `192.0.2.10/24` or `10.244.0.0/16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Cidr(IpNet);
+
+impl Cidr {
+    /// What is allowed, in words.
+    pub const ALLOWED: &str = "an address and the length of its prefix, such as 192.0.2.10/24";
+
+    /// A value of this type.
+    pub const fn new(net: IpNet) -> Self {
+        Self(net)
+    }
+
+    /// The address and its prefix.
+    pub const fn net(self) -> IpNet {
+        self.0
+    }
+
+    /// Whether it is the first address of its range, as the declaration of a range has to be.
+    pub fn is_range(self) -> bool {
+        self.0.addr() == self.0.network()
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self).map_err(|_| InvalidValue { allowed: Self::ALLOWED })
+    }
+}
+
+/// A hardware address, as `52:54:00:12:34:56`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress([u8; 6]);
+
+impl MacAddress {
+    /// What is allowed, in words.
+    pub const ALLOWED: &str = "six hexadecimal octets, such as 52:54:00:12:34:56";
+
+    /// Its octets.
+    pub const fn octets(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidValue { allowed: Self::ALLOWED };
+        let mut octets = [0; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(invalid)?;
+            // `from_str_radix` takes a sign, which an address never has.
+            if !part.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Err(invalid());
+            }
+            *octet = u8::from_str_radix(part, 16).map_err(|_| invalid())?;
+        }
+        match parts.next() {
+            None => Ok(Self(octets)),
+            Some(_) => Err(invalid()),
+        }
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// The SHA-256 of a public key (of its SubjectPublicKeyInfo, DER), as `sha256:` and 64 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PublicKeyPin([u8; 32]);
+
+impl PublicKeyPin {
+    /// What is allowed, in words.
+    pub const ALLOWED: &str = "sha256: and 64 lower-case hexadecimal digits, as `garboardctl new` writes it";
+
+    /// A pin of the given digest.
+    pub const fn new(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
+    /// The digest.
+    pub const fn digest(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl FromStr for PublicKeyPin {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidValue { allowed: Self::ALLOWED };
+        let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64).ok_or_else(invalid)?;
+        if !hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(invalid());
+        }
+        let mut digest = [0; 32];
+        for (index, byte) in digest.iter_mut().enumerate() {
+            let pair = hex.get(2 * index..2 * index + 2).ok_or_else(invalid)?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| invalid())?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+impl fmt::Display for PublicKeyPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A string in YAML: converted by `FromStr` and `Display`, described by `schema`.
+macro_rules! string_type {
+    ($type:ident, $schema:tt) => {
+        impl TryFrom<String> for $type {
+            type Error = InvalidValue;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.to_string()
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    };
+}
+
+// The lengths bound the cost of CEL rules; `cidr` and `mac` are formats that the API server checks.
+string_type!(Cidr, { "type": "string", "format": "cidr", "maxLength": 49 });
+string_type!(MacAddress, { "type": "string", "format": "mac", "maxLength": 17 });
+string_type!(PublicKeyPin, { "type": "string", "pattern": "^sha256:[0-9a-f]{64}$", "maxLength": 71 });
+
+/// Schema of an address: the API server has no format for either family, hence the rule.
+pub(crate) fn address_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 45,
+        "x-kubernetes-validations": [{ "rule": "isIP(self)", "message": "must be an IPv4 or IPv6 address" }],
+    })
+}
+
+/// Schema of an optional address.
+pub(crate) fn optional_address_schema(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = address_schema(generator);
+    schema.insert("nullable".into(), true.into());
+    schema
+}
+
+/// Schema of a list of addresses.
+pub(crate) fn addresses_schema(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "maxItems": 8, "items": address_schema(generator) })
+}
