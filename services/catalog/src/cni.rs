@@ -51,7 +51,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
 fn config(input: &CatalogInput) -> Value {
     json!({
         "podCIDRs": input.node.pod_cidrs,
-        "clusterCIDRs": &input.cluster.pod_cidrs,
+        "clusterCIDRs": [input.cluster.pod_cidr],
         "bridge": BRIDGE,
         "backend": "bridge",
     })

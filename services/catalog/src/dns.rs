@@ -45,7 +45,7 @@ fn config(input: &CatalogInput) -> Value {
         "domain": input.cluster.dns_domain,
         "kubeconfig": kubeconfig::path(NAME),
         "resolvConf": RESOLV_CONF,
-        "serviceCIDRs": &input.cluster.service_cidrs,
-        "podCIDRs": &input.cluster.pod_cidrs,
+        "serviceCIDRs": [input.cluster.service_cidr],
+        "podCIDRs": [input.cluster.pod_cidr],
     })
 }

@@ -98,7 +98,7 @@ fn args(input: &CatalogInput) -> Result<Args, CatalogError> {
         .flag("requestheader-extra-headers-prefix", "X-Remote-Extra-")
         .flag("requestheader-group-headers", "X-Remote-Group")
         .flag("requestheader-username-headers", "X-Remote-User")
-        .flag("service-cluster-ip-range", comma(&input.cluster.service_cidrs))
+        .flag("service-cluster-ip-range", input.cluster.service_cidr)
         .flag("service-account-issuer", format_args!("https://kubernetes.default.svc.{}", input.cluster.dns_domain))
         .flag("service-account-key-file", keys::SERVICE_ACCOUNT_PUBLIC_KEY)
         .flag("service-account-signing-key-file", keys::SERVICE_ACCOUNT_KEY)

@@ -48,14 +48,13 @@ fn config(input: &CatalogInput) -> Value {
         ProxyMode::Iptables => "iptables",
         ProxyMode::Ipvs => "ipvs",
     };
-    let cidrs = input.cluster.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "clientConnection": { "kubeconfig": kubeconfig::path(NAME) },
         "hostnameOverride": input.node.name,
         "mode": mode,
-        "clusterCIDR": cidrs,
+        "clusterCIDR": input.cluster.pod_cidr,
         "detectLocalMode": "ClusterCIDR",
         "healthzBindAddress": format!("127.0.0.1:{HEALTH_PORT}"),
         "metricsBindAddress": format!("127.0.0.1:{METRICS_PORT}"),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::base::{
     Args, MIB, blank, cgroup, http, liveness, private_directory, private_file, readiness, ready, started,
 };
+use crate::input::dns_service_address;
 use crate::kubeconfig::pretty;
 use crate::paths::{self, service_file};
 use crate::pki::Leaf;
@@ -54,6 +55,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
 
 fn config(input: &CatalogInput) -> Value {
     let node = &input.node;
+    let settings = &input.machine.kubelet;
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -77,7 +79,7 @@ fn config(input: &CatalogInput) -> Value {
         "enableDebugFlagsHandler": false,
         "containerRuntimeEndpoint": format!("unix://{}", paths::CONTAINERD_SOCKET),
         "clusterDomain": input.cluster.dns_domain,
-        "clusterDNS": [input.cluster.dns_address],
+        "clusterDNS": dns_service_address(&input.cluster).as_slice(),
         "resolvConf": paths::RESOLV_CONF,
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": paths::PODS_CGROUP,
@@ -93,7 +95,7 @@ fn config(input: &CatalogInput) -> Value {
             "imagefs.inodesFree": "5%",
         },
         "podPidsLimit": 4096,
-        "maxPods": input.machine.max_pods,
+        "maxPods": settings.max_pods,
         "seccompDefault": true,
         "protectKernelDefaults": true,
         "serializeImagePulls": false,
@@ -103,8 +105,8 @@ fn config(input: &CatalogInput) -> Value {
         "makeIPTablesUtilChains": !matches!(input.cluster.proxy_mode, ProxyMode::Nftables),
         // The default lies in the read-only root.
         "volumePluginDir": format!("{DATA_DIR}/volume-plugins"),
-        "shutdownGracePeriod": format!("{}s", input.machine.shutdown_grace_seconds),
-        "shutdownGracePeriodCriticalPods": format!("{}s", input.machine.shutdown_grace_critical_seconds),
+        "shutdownGracePeriod": format!("{}s", settings.shutdown_grace_period_seconds),
+        "shutdownGracePeriodCriticalPods": format!("{}s", settings.shutdown_grace_period_critical_pods_seconds),
     })
 }
 

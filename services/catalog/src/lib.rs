@@ -41,7 +41,8 @@ pub mod users;
 
 use garboard_supervisor::spec::{InvalidServiceName, ServiceSpec};
 
-pub use input::{CatalogInput, ClusterSettings, MachineSettings, NodeFacts, ProxyMode};
+pub use garboard_api::cluster::ProxyMode;
+pub use input::{CatalogInput, NodeFacts};
 
 /// Why there is no specification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
