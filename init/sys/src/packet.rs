@@ -72,6 +72,17 @@ impl DhcpSocket {
         Ok(socket)
     }
 
+    /// Hands the socket to the tokio runtime that the caller runs in, which then waits for it.
+    ///
+    /// # Errors
+    /// When the runtime cannot wait for it.
+    #[cfg(feature = "tokio")]
+    pub fn into_async(self) -> io::Result<tokio::io::unix::AsyncFd<Self>> {
+        // SAFETY: as_raw_fd returns the descriptor that the socket owns from its making to its drop, so it is open and the
+        // same as long as AsyncFd holds the socket; AsyncFd has no safe constructor.
+        Ok(unsafe { tokio::io::unix::AsyncFd::register(self) }?)
+    }
+
     /// Broadcasts a DHCP message.
     ///
     /// # Errors

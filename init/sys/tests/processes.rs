@@ -9,6 +9,7 @@ use std::time::Duration;
 use garboard_sys::cgroup::Cgroup;
 use garboard_sys::process::{self, Exit, ProcessError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, raise};
 
 fn wait_for(fd: impl AsFd, flags: PollFlags) {
     let mut fds = [PollFd::new(fd.as_fd(), flags)];
@@ -18,7 +19,12 @@ fn wait_for(fd: impl AsFd, flags: PollFlags) {
 
 #[test]
 fn processes_are_started_signalled_grouped_killed_and_reaped() {
-    let signals = process::Signals::block(&[libc_sigchld()]).unwrap();
+    let signals = process::Signals::block(&[Signal::SIGUSR1 as i32]).unwrap();
+    assert_eq!(signals.next_signal().unwrap(), None);
+    raise(Signal::SIGUSR1).unwrap();
+    wait_for(&signals, PollFlags::POLLIN);
+    assert_eq!(signals.next_signal().unwrap(), Some(Signal::SIGUSR1 as i32));
+    assert_eq!(signals.next_signal().unwrap(), None);
     assert!(matches!(process::spawn(&mut Command::new("/not/there")), Err(ProcessError::Spawn { .. })));
     assert_eq!(process::reap().unwrap(), None, "no children is no error");
 
@@ -26,9 +32,6 @@ fn processes_are_started_signalled_grouped_killed_and_reaped() {
     let child = process::spawn(Command::new("/bin/sh").args(["-c", "exit 7"]).stdout(Stdio::piped())).unwrap();
     assert!(child.stdout.is_some() && child.stdin.is_none());
     wait_for(&child.process, PollFlags::POLLIN);
-    wait_for(&signals, PollFlags::POLLIN);
-    assert_eq!(signals.next_signal().unwrap(), Some(libc_sigchld()));
-    assert_eq!(signals.next_signal().unwrap(), None);
     child.process.signal(15).unwrap();
     let mut seen = Vec::new();
     process::reap_all(|pid, exit| seen.push((pid, exit))).unwrap();
@@ -39,7 +42,7 @@ fn processes_are_started_signalled_grouped_killed_and_reaped() {
     // Orphans of a dead child become ours.
     process::adopt_orphans().unwrap();
     let parent =
-        process::spawn(Command::new("/bin/sh").args(["-c", "sleep 1000 & echo $!; exit 0"]).stdout(Stdio::piped()))
+        process::spawn(Command::new("/bin/sh").args(["-c", "sleep 30 & echo $!; exit 0"]).stdout(Stdio::piped()))
             .unwrap();
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(parent.stdout.unwrap()), &mut line).unwrap();
@@ -58,7 +61,7 @@ fn processes_are_started_signalled_grouped_killed_and_reaped() {
     group.create().unwrap();
     assert!(!group.populated().unwrap());
     let events = group.events().unwrap();
-    let child = process::spawn(Command::new("/bin/sh").args(["-c", "trap '' TERM; sleep 1000 & sleep 1000"])).unwrap();
+    let child = process::spawn(Command::new("/bin/sh").args(["-c", "trap '' TERM; sleep 30 & sleep 30"])).unwrap();
     group.add(child.process.pid()).unwrap();
     assert!(group.populated().unwrap() && slice.populated().unwrap());
     assert!(group.processes().unwrap().contains(&child.process.pid()));
@@ -80,8 +83,4 @@ fn processes_are_started_signalled_grouped_killed_and_reaped() {
     slice.remove().unwrap();
     assert!(!slice.exists() && !group.populated().unwrap());
     group.kill().unwrap();
-}
-
-fn libc_sigchld() -> i32 {
-    nix::sys::signal::Signal::SIGCHLD as i32
 }

@@ -1,5 +1,4 @@
 use std::fmt;
-use std::str::FromStr;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
@@ -14,25 +13,6 @@ impl fmt::Display for MacAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-/// The text is not six pairs of hexadecimal digits with colons between them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a hardware address is six pairs of hexadecimal digits with colons between them")]
-pub struct MacAddressError;
-
-impl FromStr for MacAddress {
-    type Err = MacAddressError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or(MacAddressError)?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| MacAddressError)?;
-        }
-        if parts.next().is_some() { Err(MacAddressError) } else { Ok(Self(bytes)) }
     }
 }
 

@@ -50,6 +50,18 @@ impl Monitor {
         Ok(Self { socket, buffer: vec![0; BUFFER_BYTES] })
     }
 
+    /// Hands the monitor to the tokio runtime that the caller runs in, which then waits for it.
+    ///
+    /// # Errors
+    /// When the runtime cannot wait for it.
+    #[cfg(feature = "tokio")]
+    #[allow(unsafe_code, reason = "AsyncFd has no safe constructor")]
+    pub fn into_async(self) -> io::Result<tokio::io::unix::AsyncFd<Self>> {
+        // SAFETY: as_raw_fd returns the descriptor that the monitor owns from its making to its drop, so it is open and the
+        // same as long as AsyncFd holds the monitor.
+        Ok(unsafe { tokio::io::unix::AsyncFd::register(self) }?)
+    }
+
     /// Reads all notifications that wait; never blocks.
     ///
     /// # Errors
