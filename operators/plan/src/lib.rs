@@ -1,4 +1,5 @@
 //! Decisions as pure functions.
 
+pub mod addons;
 pub mod network;
 pub mod pki;

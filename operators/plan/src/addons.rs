@@ -1,0 +1,281 @@
+//! The objects that Garboard keeps in a cluster's API: who may do what, and the way to cluster DNS.
+//!
+//! Upstream's own roles are used wherever one fits. [`due`] names the objects to apply, which are those that differ in
+//! something that is declared here; what others add to an object stays.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use garboard_api::cluster::ClusterSpec;
+use garboard_catalog::identity;
+use garboard_catalog::input::dns_service_address;
+use serde_json::{Value, json};
+
+/// The name under which Garboard owns fields of objects.
+pub const FIELD_MANAGER: &str = "garboard-agent";
+/// The Service of cluster DNS.
+pub const DNS_SERVICE: &str = "kube-dns";
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+/// What identifies an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Group and version, such as `rbac.authorization.k8s.io/v1`.
+    pub api_version: String,
+    /// Kind.
+    pub kind: String,
+    /// Namespace; none for an object of the whole cluster.
+    pub namespace: Option<String>,
+    /// Name.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// The key of an object.
+    pub fn of(object: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Self {
+            api_version: text(&object["apiVersion"]),
+            kind: text(&object["kind"]),
+            namespace: object["metadata"]["namespace"].as_str().map(str::to_owned),
+            name: text(&object["metadata"]["name"]),
+        }
+    }
+}
+
+/// This node, as far as its objects depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeInput {
+    /// The node's name.
+    pub name: String,
+    /// The UID of its Node object: what belongs to the node goes with it.
+    pub uid: String,
+    /// Addresses of the pod bridge, where cluster DNS listens; empty until the node has its part of the pod addresses.
+    pub bridge_addresses: Vec<IpAddr>,
+    /// Whether cluster DNS serves on this node.
+    pub dns_ready: bool,
+}
+
+/// Those of `desired` that are missing from `live` or differ from what is there.
+pub fn due(desired: Vec<Value>, live: &BTreeMap<ObjectKey, Value>) -> Vec<Value> {
+    desired
+        .into_iter()
+        .filter(|object| !live.get(&ObjectKey::of(object)).is_some_and(|found| holds(found, object)))
+        .collect()
+}
+
+/// Whether `live` has everything that `desired` says. Maps may hold more; lists are compared whole.
+fn holds(live: &Value, desired: &Value) -> bool {
+    match (live, desired) {
+        (Value::Object(live), Value::Object(desired)) => {
+            desired.iter().all(|(key, value)| live.get(key).is_some_and(|found| holds(found, value)))
+        }
+        (Value::Array(live), Value::Array(desired)) => {
+            live.len() == desired.len() && live.iter().zip(desired).all(|(live, desired)| holds(live, desired))
+        }
+        (live, desired) => live == desired,
+    }
+}
+
+/// Roles and their bindings. They give rights away, so only an administrator can apply them.
+pub fn roles() -> Vec<Value> {
+    let mut objects = vec![
+        bind_group("garboard:admins", "cluster-admin", identity::ADMINS_GROUP),
+        bind_group("garboard:readers:view", "view", identity::READERS_GROUP),
+        binding(
+            "garboard:apiserver-kubelet-client",
+            "system:kubelet-api-admin",
+            "User",
+            identity::APISERVER_KUBELET_CLIENT,
+        ),
+    ];
+    for (name, group, rules) in [
+        ("garboard:readers", identity::READERS_GROUP, readers_rules()),
+        ("garboard:dns", identity::DNS_GROUP, dns_rules()),
+        ("garboard:operators", identity::OPERATORS_GROUP, operators_rules()),
+        ("garboard:agent", identity::AGENT_GROUP, agent_rules()),
+    ] {
+        objects.push(json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": { "name": name, "labels": labels() },
+            "rules": rules,
+        }));
+        objects.push(bind_group(name, name, group));
+    }
+    for (name, group, rules) in [
+        ("garboard:operators", identity::OPERATORS_GROUP, lease_rules()),
+        ("garboard:agent", identity::AGENT_GROUP, agent_system_rules()),
+    ] {
+        objects.push(json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": { "name": name, "namespace": "kube-system", "labels": labels() },
+            "rules": rules,
+        }));
+        objects.push(json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": { "name": name, "namespace": "kube-system", "labels": labels() },
+            "roleRef": { "apiGroup": RBAC, "kind": "Role", "name": name },
+            "subjects": [{ "apiGroup": RBAC, "kind": "Group", "name": group }],
+        }));
+    }
+    objects
+}
+
+/// The Service of cluster DNS. It has no selector: its endpoints are the nodes' own daemons, of which the nearest is preferred.
+pub fn dns_service(cluster: &ClusterSpec) -> Option<Value> {
+    let address = dns_service_address(cluster)?;
+    Some(json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": DNS_SERVICE,
+            "namespace": "kube-system",
+            "labels": { "app.kubernetes.io/managed-by": FIELD_MANAGER, "k8s-app": DNS_SERVICE },
+        },
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": address,
+            "clusterIPs": [address],
+            "trafficDistribution": "PreferSameNode",
+            "ports": dns_ports(),
+        },
+    }))
+}
+
+/// This node's endpoint of cluster DNS; none before the pod bridge has an address.
+pub fn dns_endpoint(node: &NodeInput) -> Option<Value> {
+    let address = node.bridge_addresses.first()?;
+    Some(json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": format!("{DNS_SERVICE}-{}", node.name),
+            "namespace": "kube-system",
+            "labels": {
+                "app.kubernetes.io/managed-by": FIELD_MANAGER,
+                "endpointslice.kubernetes.io/managed-by": FIELD_MANAGER,
+                "kubernetes.io/service-name": DNS_SERVICE,
+            },
+            "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid }],
+        },
+        "addressType": if address.is_ipv6() { "IPv6" } else { "IPv4" },
+        "endpoints": [{
+            "addresses": [address],
+            "conditions": { "ready": node.dns_ready, "serving": node.dns_ready, "terminating": false },
+            "nodeName": node.name,
+            "hints": { "forNodes": [{ "name": node.name }] },
+        }],
+        "ports": dns_ports(),
+    }))
+}
+
+/// The label that marks a node of the control plane. The UID keeps it from making a Node that is not there.
+pub fn node_labels(node: &NodeInput) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": node.name,
+            "uid": node.uid,
+            "labels": { "node-role.kubernetes.io/control-plane": "" },
+        },
+    })
+}
+
+fn labels() -> Value {
+    json!({ "app.kubernetes.io/managed-by": FIELD_MANAGER })
+}
+
+fn dns_ports() -> Value {
+    json!([
+        { "name": "dns", "protocol": "UDP", "port": 53 },
+        { "name": "dns-tcp", "protocol": "TCP", "port": 53 },
+    ])
+}
+
+fn bind_group(name: &str, role: &str, group: &str) -> Value {
+    binding(name, role, "Group", group)
+}
+
+fn binding(name: &str, role: &str, subject_kind: &str, subject: &str) -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": { "name": name, "labels": labels() },
+        "roleRef": { "apiGroup": RBAC, "kind": "ClusterRole", "name": role },
+        "subjects": [{ "apiGroup": RBAC, "kind": subject_kind, "name": subject }],
+    })
+}
+
+fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {
+    json!({ "apiGroups": [group], "resources": resources, "verbs": verbs })
+}
+
+const READ: [&str; 3] = ["get", "list", "watch"];
+
+/// What the upstream role `view` leaves out because it belongs to the cluster and not to a namespace.
+fn readers_rules() -> Value {
+    json!([
+        rule("", &["namespaces", "nodes", "persistentvolumes"], &READ),
+        rule("storage.k8s.io", &["storageclasses", "csidrivers", "csinodes", "volumeattachments"], &READ),
+        rule("apiextensions.k8s.io", &["customresourcedefinitions"], &READ),
+        rule(garboard_api::GROUP, &["clusters", "machines"], &READ),
+    ])
+}
+
+fn dns_rules() -> Value {
+    json!([
+        rule("", &["namespaces", "services"], &["list", "watch"]),
+        rule("discovery.k8s.io", &["endpointslices"], &["list", "watch"]),
+    ])
+}
+
+/// The operators sign nothing themselves: they approve requests of one kind of signer.
+fn operators_rules() -> Value {
+    json!([
+        rule("certificates.k8s.io", &["certificatesigningrequests"], &READ),
+        rule("certificates.k8s.io", &["certificatesigningrequests/approval"], &["update", "patch"]),
+        {
+            "apiGroups": ["certificates.k8s.io"],
+            "resources": ["signers"],
+            "resourceNames": ["kubernetes.io/kubelet-serving"],
+            "verbs": ["approve"],
+        },
+        rule("", &["nodes"], &READ),
+        rule(garboard_api::GROUP, &["clusters", "machines"], &READ),
+        rule("events.k8s.io", &["events"], &["create", "patch"]),
+    ])
+}
+
+fn lease_rules() -> Value {
+    json!([rule("coordination.k8s.io", &["leases"], &["get", "create", "update", "patch"])])
+}
+
+fn agent_rules() -> Value {
+    json!([
+        rule(garboard_api::GROUP, &["clusters", "machines"], &["get", "list", "watch", "create", "update", "patch"]),
+        rule(garboard_api::GROUP, &["clusters/status", "machines/status"], &["get", "update", "patch"]),
+        rule(
+            "apiextensions.k8s.io",
+            &["customresourcedefinitions"],
+            &["get", "list", "watch", "create", "update", "patch"]
+        ),
+        rule("", &["nodes"], &["get", "list", "watch", "patch"]),
+        rule("events.k8s.io", &["events"], &["create", "patch"]),
+    ])
+}
+
+fn agent_system_rules() -> Value {
+    json!([
+        rule("", &["services"], &["get", "list", "watch", "create", "patch"]),
+        rule("discovery.k8s.io", &["endpointslices"], &["get", "list", "watch", "create", "patch"]),
+    ])
+}
+
+#[cfg(test)]
+#[path = "addons_tests.rs"]
+mod tests;
