@@ -10,7 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Cidr, PublicKeyPin};
+use crate::types::{ACCESS_NAME, Cidr, DOMAIN, HOST, PublicKeyPin, WILDCARD_HOST};
 
 /// The one name of the one `Cluster`.
 pub const NAME: &str = "cluster";
@@ -40,8 +40,6 @@ pub const API_PORT: u16 = 6443;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("cidr(self.podCIDR).ip().family() == cidr(self.serviceCIDR).ip().family()")
-        .message("podCIDR and serviceCIDR must be of the same address family"),
     validation = Rule::new("!cidr(self.podCIDR).containsCIDR(self.serviceCIDR) && !cidr(self.serviceCIDR).containsCIDR(self.podCIDR)")
         .message("podCIDR and serviceCIDR must not overlap")
 )]
@@ -55,23 +53,33 @@ pub struct ClusterSpec {
         length(max = 32),
         inner(
             length(min = 1, max = 253),
-            regex(pattern = r"^([a-z0-9*]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*|[0-9a-fA-F:]+)$")
+            regex(pattern = WILDCARD_HOST)
         )
     )]
     pub cert_sans: Vec<String>,
     /// Addresses of pods. Each node gets a part of them. Cannot be changed.
     #[serde(rename = "podCIDR", default = "default_pod_cidr")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("podCIDR cannot be changed"))]
+    #[x_kube(
+        validation = Rule::new("self == oldSelf").message("podCIDR cannot be changed"),
+        validation = Rule::new("cidr(self).ip().family() == 4 && cidr(self).prefixLength() >= 8 && cidr(self).prefixLength() <= 24")
+            .message("podCIDR must be an IPv4 range with a prefix of 8 to 24"),
+        validation = Rule::new("cidr(self) == cidr(self).masked()").message("podCIDR must be the start of its range")
+    )]
     pub pod_cidr: Cidr,
     /// Addresses of Services. Cannot be changed.
     #[serde(rename = "serviceCIDR", default = "default_service_cidr")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("serviceCIDR cannot be changed"))]
+    #[x_kube(
+        validation = Rule::new("self == oldSelf").message("serviceCIDR cannot be changed"),
+        validation = Rule::new("cidr(self).ip().family() == 4 && cidr(self).prefixLength() >= 12 && cidr(self).prefixLength() <= 28")
+            .message("serviceCIDR must be an IPv4 range with a prefix of 12 to 28"),
+        validation = Rule::new("cidr(self) == cidr(self).masked()").message("serviceCIDR must be the start of its range")
+    )]
     pub service_cidr: Cidr,
     /// Domain of the names of Services and pods. Cannot be changed.
     #[serde(default = "default_dns_domain")]
     #[schemars(
         length(min = 1, max = 253),
-        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        regex(pattern = DOMAIN)
     )]
     #[x_kube(validation = Rule::new("self == oldSelf").message("dnsDomain cannot be changed"))]
     pub dns_domain: String,
@@ -120,7 +128,7 @@ pub struct Endpoint {
     /// A DNS name or an address.
     #[schemars(
         length(min = 1, max = 253),
-        regex(pattern = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*|[0-9a-fA-F:]+)$")
+        regex(pattern = HOST)
     )]
     pub host: String,
     /// The port there.
@@ -160,7 +168,7 @@ pub enum ProxyMode {
 #[serde(rename_all = "camelCase")]
 pub struct Access {
     /// A name for people and logs; also the user name in Kubernetes.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = ACCESS_NAME))]
     pub name: String,
     /// What the holder of the key may do: a reader looks, an operator also restarts, an admin does everything.
     pub role: Role,

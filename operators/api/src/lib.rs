@@ -1,7 +1,7 @@
 //! The custom resources of garboard.dev/v1alpha1.
 //!
 //! One file per kind. Documentation of fields is what `kubectl explain` shows. What a schema can express is in the
-//! schema; rules between fields are checked in Rust, and the most useful of them are also CEL rules, so that a local
+//! schema; rules between fields are in [`validate`], and the most useful of them are also CEL rules, so that a local
 //! manifest and the API server refuse the same things.
 //!
 //! | kind | scope | name |
@@ -11,10 +11,16 @@
 
 pub mod cluster;
 pub mod condition;
+pub mod crds;
+pub mod field_error;
 pub mod machine;
+pub mod manifest;
+pub mod schema;
 pub mod types;
+pub mod validate;
 
 pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, ProxyMode, Role};
+pub use field_error::FieldError;
 pub use machine::{
     Link, LinkMatch, Machine, MachineKubelet, MachineNetwork, MachineSpec, MachineStatus, ServiceSummary, Versions,
 };

@@ -9,7 +9,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Cidr, MacAddress, address_schema, addresses_schema, optional_address_schema};
+use crate::types::{
+    Cidr, DOMAIN, INTERFACE, LABEL, MacAddress, address_schema, addresses_schema, optional_address_schema,
+};
 
 /// What a machine should be.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,7 +41,7 @@ use crate::types::{Cidr, MacAddress, address_schema, addresses_schema, optional_
 pub struct MachineSpec {
     /// The machine's host name: one DNS label. Default: the name of the Machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = LABEL))]
     pub hostname: Option<String>,
     /// Links, addresses and name servers. Default: DHCPv4 on the first link with a carrier.
     #[serde(default)]
@@ -67,7 +69,7 @@ pub struct MachineNetwork {
         length(max = 6),
         inner(
             length(min = 1, max = 253),
-            regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+            regex(pattern = DOMAIN)
         )
     )]
     pub search_domains: Vec<String>,
@@ -76,8 +78,10 @@ pub struct MachineNetwork {
 /// One network link of a machine.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.gateway) || size(self.addresses) > 0")
-    .message("a gateway needs an address in `addresses`"))]
+#[x_kube(
+    validation = Rule::new("!has(self.gateway) || self.addresses.exists(a, cidr(a).containsIP(self.gateway))")
+        .message("gateway must be in the range of one of addresses")
+)]
 pub struct Link {
     /// Which link is meant: by name or by hardware address.
     #[serde(rename = "match")]
@@ -113,7 +117,7 @@ impl Link {
 pub struct LinkMatch {
     /// Name of the interface, such as `eth0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^\s/:]+$"))]
+    #[schemars(length(min = 1, max = 15), regex(pattern = INTERFACE))]
     pub name: Option<String>,
     /// Hardware address, such as `52:54:00:12:34:56`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

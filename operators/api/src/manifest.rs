@@ -1,26 +1,27 @@
-//! Local manifests: YAML documents that lie on a machine or are handed to it.
+//! Manifests: YAML documents that lie on a machine or are handed to it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use kube::core::CustomResourceExt;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::validate::{self, FieldError};
-use crate::{Cluster, Machine};
+use crate::field_error::{self, FieldError};
+use crate::{API_VERSION, Cluster, IDENTITY_SECRET_KEY, IDENTITY_SECRET_TYPE, Machine, schema, validate};
 
-/// Largest text of manifests, bytes: more than any configuration needs, and little enough to read into memory.
+/// Largest text of manifests, bytes: more than any declaration needs, and little enough to read into memory.
 pub const MAX_BYTES: usize = 1024 * 1024;
 
 /// Most documents in one text.
-pub const MAX_DOCUMENTS: usize = 64;
+const MAX_DOCUMENTS: usize = 64;
 
-/// Type of the Secret that gives a machine the key of its own API.
-pub const IDENTITY_TYPE: &str = "garboard.dev/machine-identity";
+/// Fields of `metadata` that mean something in a manifest.
+const METADATA: [&str; 3] = ["annotations", "labels", "name"];
 
-/// The entry of that Secret.
-pub const IDENTITY_KEY: &str = "identity.key";
+/// Fields of `metadata` that the API server writes: what `kubectl get -o yaml` prints can be given back.
+const SERVER_METADATA: [&str; 5] = ["creationTimestamp", "generation", "managedFields", "resourceVersion", "uid"];
 
 /// What a text of manifests declares; valid.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,13 +50,13 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Why a text of manifests is refused. The text's other documents are refused with it.
+/// Why manifests are refused. Nothing of what lies beside the refused document is used either.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// It is larger than [`MAX_BYTES`].
     #[error("manifest: {0} bytes; at most {MAX_BYTES} are allowed")]
     TooLarge(usize),
-    /// It has more documents than [`MAX_DOCUMENTS`].
+    /// It has too many documents.
     #[error("manifest: more than {MAX_DOCUMENTS} documents")]
     TooMany,
     /// It is no YAML.
@@ -67,7 +68,10 @@ pub enum ManifestError {
         message: String,
     },
     /// A document is of a kind that means nothing here.
-    #[error("manifest document {document}: kind {kind:?} of {api_version:?} is not allowed: Machine and Cluster of garboard.dev/v1alpha1, Secret of v1")]
+    #[error(
+        "manifest document {document}: kind {kind:?} of {api_version:?} is not allowed: \
+         Machine and Cluster of {API_VERSION}, Secret of v1"
+    )]
     Kind {
         /// Which document, from 1.
         document: usize,
@@ -76,67 +80,22 @@ pub enum ManifestError {
         /// Its kind.
         kind: String,
     },
-    /// A field is unknown, missing, or has a value of the wrong form.
-    #[error("{object}: {field}: {value}{message}")]
-    Form {
-        /// Kind and name.
-        object: String,
-        /// Path of the field.
-        field: String,
-        /// The value, quoted and followed by a colon; empty when there is none.
-        value: String,
-        /// What is wrong.
-        message: String,
-    },
     /// Fields have values that are not allowed.
-    #[error("{object}: {}", join(.errors))]
+    #[error("{object}: {}", field_error::join(.errors))]
     Invalid {
         /// Kind and name.
         object: String,
         /// Each field.
         errors: Vec<FieldError>,
     },
-    /// Two documents declare the same.
-    #[error("{object}: declared twice")]
+    /// Two documents declare the same kind, of which there can be one.
+    #[error("{object}: there is another {kind} already; there can be one")]
     Twice {
         /// Kind and name.
         object: String,
+        /// Its kind.
+        kind: &'static str,
     },
-}
-
-fn join(errors: &[FieldError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct IdentitySecret {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: SecretMeta,
-    #[serde(rename = "type")]
-    kind_of: String,
-    string_data: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SecretMeta {
-    name: String,
-}
-
-/// A document's outer form, so that unknown fields beside `spec` are refused too.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Envelope {
-    api_version: String,
-    kind: String,
-    #[serde(default)]
-    metadata: Value,
-    #[serde(default)]
-    spec: Value,
 }
 
 /// Reads and validates a text of manifests.
@@ -152,13 +111,14 @@ pub fn parse(text: &str) -> Result<Manifests, ManifestError> {
         if index == MAX_DOCUMENTS {
             return Err(ManifestError::TooMany);
         }
-        let number = index + 1;
-        let syntax = |message: String| ManifestError::Syntax { document: number, message };
-        let value = Value::deserialize(document).map_err(|error| syntax(error.to_string()))?;
+        let document_number = index + 1;
+        let value = Value::deserialize(document)
+            .map_err(|error| ManifestError::Syntax { document: document_number, message: error.to_string() })?;
         if !value.is_null() {
-            manifests.add(number, value)?;
+            manifests.add(document_number, value)?;
         }
     }
+    manifests.check_together()?;
     Ok(manifests)
 }
 
@@ -168,82 +128,150 @@ impl Manifests {
         self.machine.is_none() && self.cluster.is_none() && self.identity.is_none()
     }
 
+    /// Adds what other manifests declare.
+    ///
+    /// # Errors
+    /// When both declare the same, or when they do not fit together.
+    pub fn join(mut self, other: Self) -> Result<Self, ManifestError> {
+        let Self { machine, cluster, identity } = other;
+        if let Some(machine) = machine {
+            put(&mut self.machine, &describe("Machine", machine.metadata.name.as_deref()), "Machine", machine)?;
+        }
+        if let Some(cluster) = cluster {
+            put(&mut self.cluster, &describe("Cluster", cluster.metadata.name.as_deref()), "Cluster", cluster)?;
+        }
+        if let Some(identity) = identity {
+            put(&mut self.identity, &describe("Secret", Some(&identity.machine)), "Secret", identity)?;
+        }
+        self.check_together()?;
+        Ok(self)
+    }
+
     fn add(&mut self, document: usize, value: Value) -> Result<(), ManifestError> {
         let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (api_version, kind) = (text("apiVersion"), text("kind"));
-        let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-        let object = format!("{kind} {name:?}");
+        let object = describe(&kind, value.pointer("/metadata/name").and_then(Value::as_str));
         match (api_version.as_str(), kind.as_str()) {
-            ("garboard.dev/v1alpha1", "Machine") => {
+            (API_VERSION, "Machine") => {
                 let machine: Machine = resource(&object, &value)?;
-                checked(&object, validate::machine(&machine))?;
-                once(&object, self.machine.replace(machine))
+                refuse(&object, validate::machine(&machine))?;
+                put(&mut self.machine, &object, "Machine", machine)
             }
-            ("garboard.dev/v1alpha1", "Cluster") => {
+            (API_VERSION, "Cluster") => {
                 let cluster: Cluster = resource(&object, &value)?;
-                checked(&object, validate::cluster(&cluster))?;
-                once(&object, self.cluster.replace(cluster))
+                refuse(&object, validate::cluster(&cluster))?;
+                put(&mut self.cluster, &object, "Cluster", cluster)
             }
-            ("v1", "Secret") => {
-                let mut secret: IdentitySecret = form(&object, &value)?;
-                let wrong = |field: &str, value: &str, allowed: &str| ManifestError::Invalid {
-                    object: object.clone(),
-                    errors: vec![FieldError { field: field.to_owned(), value: value.to_owned(), allowed: allowed.to_owned() }],
-                };
-                if secret.kind_of != IDENTITY_TYPE {
-                    return Err(wrong("type", &secret.kind_of, IDENTITY_TYPE));
-                }
-                let key = secret.string_data.remove(IDENTITY_KEY);
-                let key = key.ok_or_else(|| wrong("stringData", "", "the entry identity.key, a PKCS#8 key in PEM"))?;
-                once(&object, self.identity.replace(Identity { machine: secret.metadata.name, key }))
-            }
+            ("v1", "Secret") => put(&mut self.identity, &object, "Secret", identity(&object, &value)?),
             _ => Err(ManifestError::Kind { document, api_version, kind }),
+        }
+    }
+
+    fn check_together(&self) -> Result<(), ManifestError> {
+        let Some(machine) = &self.machine else { return Ok(()) };
+        let name = machine.metadata.name.as_deref();
+        if let Some(identity) = self.identity.as_ref().filter(|identity| Some(identity.machine.as_str()) != name) {
+            let shown = Value::from(identity.machine.as_str());
+            let error = FieldError::new("metadata.name", &shown, "the name of the Machine beside it");
+            return refuse(&describe("Secret", Some(&identity.machine)), vec![error]);
+        }
+        match &self.cluster {
+            Some(cluster) => refuse(&describe("Machine", name), validate::together(&machine.spec, &cluster.spec)),
+            None => Ok(()),
         }
     }
 }
 
-fn once<T>(object: &str, before: Option<T>) -> Result<(), ManifestError> {
-    match before {
+fn describe(kind: &str, name: Option<&str>) -> String {
+    format!("{kind} {:?}", name.unwrap_or_default())
+}
+
+fn put<T>(place: &mut Option<T>, object: &str, kind: &'static str, value: T) -> Result<(), ManifestError> {
+    match place.replace(value) {
         None => Ok(()),
-        Some(_) => Err(ManifestError::Twice { object: object.to_owned() }),
+        Some(_) => Err(ManifestError::Twice { object: object.to_owned(), kind }),
     }
 }
 
-fn checked(object: &str, errors: Vec<FieldError>) -> Result<(), ManifestError> {
+fn refuse(object: &str, errors: Vec<FieldError>) -> Result<(), ManifestError> {
     if errors.is_empty() { Ok(()) } else { Err(ManifestError::Invalid { object: object.to_owned(), errors }) }
 }
 
-fn resource<T: DeserializeOwned>(object: &str, value: &Value) -> Result<T, ManifestError> {
-    let mut envelope: Envelope = form(object, value)?;
-    if envelope.spec.is_null() {
-        envelope.spec = Value::Object(serde_json::Map::new());
+/// Reads one of our own kinds. What the API server writes (`status` and parts of `metadata`) is left out.
+fn resource<T: CustomResourceExt + DeserializeOwned>(object: &str, value: &Value) -> Result<T, ManifestError> {
+    let empty = serde_json::Map::new();
+    let mut errors = Vec::new();
+    for name in value.as_object().unwrap_or(&empty).keys() {
+        if !["apiVersion", "kind", "metadata", "spec", "status"].contains(&name.as_str()) {
+            errors.push(FieldError::bare(name, "there is no such field; there are metadata, spec"));
+        }
     }
+    let mut metadata = value.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
+    metadata.retain(|name, _| !SERVER_METADATA.contains(&name.as_str()));
+    for name in metadata.keys().filter(|name| !METADATA.contains(&name.as_str())) {
+        let words = format!("there is no such field; there are {}", METADATA.join(", "));
+        errors.push(FieldError::bare(format!("metadata.{name}"), words));
+    }
+    let spec = match value.get("spec") {
+        None | Some(Value::Null) => Value::Object(empty),
+        Some(spec) => spec.clone(),
+    };
+    errors.extend(schema::check_spec(&T::crd(), &spec));
+    refuse(object, errors)?;
     let whole = serde_json::json!({
-        "apiVersion": envelope.api_version,
-        "kind": envelope.kind,
-        "metadata": envelope.metadata,
-        "spec": envelope.spec,
+        "apiVersion": value.get("apiVersion"),
+        "kind": value.get("kind"),
+        "metadata": metadata,
+        "spec": spec,
     });
-    form(object, &whole)
+    typed(&whole).map_err(|error| ManifestError::Invalid { object: object.to_owned(), errors: vec![error] })
 }
 
-fn form<T: DeserializeOwned>(object: &str, value: &Value) -> Result<T, ManifestError> {
+fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
-        let field = error.path().to_string();
         let at = error.path().iter().try_fold(value, |value, segment| match segment {
             serde_path_to_error::Segment::Map { key } => value.get(key),
             serde_path_to_error::Segment::Seq { index } => value.get(index),
             serde_path_to_error::Segment::Enum { .. } | serde_path_to_error::Segment::Unknown => None,
         });
-        // A Secret's value must not be shown, and a whole object says nothing.
-        let shown = at.filter(|value| !value.is_object() && !value.is_array() && !object.starts_with("Secret"));
-        ManifestError::Form {
-            object: object.to_owned(),
-            field,
-            value: shown.map(|value| format!("{value}: ")).unwrap_or_default(),
-            message: error.into_inner().to_string(),
+        let field = error.path().to_string();
+        let words = error.inner().to_string();
+        match at.filter(|value| !value.is_object()) {
+            Some(value) => FieldError::new(field, value, words),
+            None => FieldError::bare(field, words),
         }
     })
+}
+
+/// Reads the Secret with the machine's key. Nothing of its values is repeated in an error.
+fn identity(object: &str, value: &Value) -> Result<Identity, ManifestError> {
+    let refused = |field: &str, words: &str| ManifestError::Invalid {
+        object: object.to_owned(),
+        errors: vec![FieldError::bare(field, words)],
+    };
+    let empty = serde_json::Map::new();
+    for field in value.as_object().unwrap_or(&empty).keys() {
+        if !["apiVersion", "kind", "metadata", "type", "stringData"].contains(&field.as_str()) {
+            return Err(refused(field, "there is no such field; there are metadata, type, stringData"));
+        }
+    }
+    if value.get("type").and_then(Value::as_str) != Some(IDENTITY_SECRET_TYPE) {
+        return Err(refused("type", &format!("must be {IDENTITY_SECRET_TYPE}")));
+    }
+    let name = value.pointer("/metadata/name").and_then(Value::as_str);
+    let name = name.ok_or_else(|| refused("metadata.name", "is required"))?;
+    let words = format!("one entry, {IDENTITY_SECRET_KEY}: a PKCS#8 key in PEM");
+    let data: BTreeMap<String, String> = value
+        .get("stringData")
+        .and_then(|data| serde_json::from_value(data.clone()).ok())
+        .ok_or_else(|| refused("stringData", &words))?;
+    let mut data = data.into_iter();
+    match (data.next(), data.next()) {
+        (Some((entry, key)), None) if entry == IDENTITY_SECRET_KEY && key.contains("-----BEGIN PRIVATE KEY-----") => {
+            Ok(Identity { machine: name.to_owned(), key })
+        }
+        _ => Err(refused("stringData", &words)),
+    }
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 const GOOD: &str = "\
@@ -16,8 +18,16 @@ apiVersion: v1
 kind: Secret
 metadata: {name: node-1}
 type: garboard.dev/machine-identity
-stringData: {identity.key: secret-words}
+stringData: {identity.key: '-----BEGIN PRIVATE KEY-----'}
 ";
+
+fn machine(rest: &str) -> String {
+    format!("apiVersion: garboard.dev/v1alpha1\nkind: Machine\nmetadata: {{name: node-1}}\n{rest}")
+}
+
+fn cluster(spec: &str) -> String {
+    format!("apiVersion: garboard.dev/v1alpha1\nkind: Cluster\nmetadata: {{name: cluster}}\nspec: {spec}")
+}
 
 #[test]
 fn documents_are_read_with_their_defaults() {
@@ -26,7 +36,61 @@ fn documents_are_read_with_their_defaults() {
     assert_eq!(cluster.spec.endpoint.unwrap().port, 6443);
     assert_eq!(cluster.spec.pod_cidr.to_string(), "10.244.0.0/16");
     assert_eq!(manifests.machine.unwrap().hostname(), "node-1");
-    assert_eq!(manifests.identity.unwrap().key, "secret-words");
+    assert_eq!(manifests.identity.unwrap().machine, "node-1");
+}
+
+#[test]
+fn every_field_is_read() {
+    let text = machine(
+        "spec:
+  hostname: keel
+  network:
+    links:
+    - match: {mac: '52:54:00:12:34:56'}
+      dhcp4: true
+      addresses: [192.0.2.10/24, '2001:db8::5/64']
+      gateway: 192.0.2.1
+      mtu: 1400
+    - match: {name: eth1}
+    nameservers: [192.0.2.53, '2001:db8::53']
+    searchDomains: [example.org]
+  kubelet:
+    nodeLabels: {example.org/rack: a1}
+    maxPods: 200
+    shutdownGracePeriodSeconds: 60
+    shutdownGracePeriodCriticalPodsSeconds: 20
+",
+    );
+    let machine = parse(&text).unwrap().machine.unwrap();
+    assert_eq!(machine.hostname(), "keel");
+    assert_eq!(machine.node_name(), "node-1");
+    let links = &machine.spec.network.links;
+    assert_eq!(links.iter().map(|link| link.dhcp4()).collect::<Vec<_>>(), [true, true]);
+    assert_eq!(links[0].addresses[1].to_string(), "2001:db8::5/64");
+    let text = cluster(
+        "
+  endpoint: {host: 192.0.2.9, port: 443}
+  certSANs: ['*.example.org', 'kube.example.org', '2001:db8::5', 192.0.2.4]
+  podCIDR: 10.1.0.0/16
+  serviceCIDR: 10.2.0.0/16
+  dnsDomain: k8s.example.org
+  proxyMode: ipvs
+  access:
+  - {name: me@example.org, role: operator, publicKey: 'sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff'}
+",
+    );
+    let cluster = parse(&text).unwrap().cluster.unwrap();
+    assert_eq!(cluster.spec.cert_sans.len(), 4);
+}
+
+#[test]
+fn what_the_api_server_writes_is_left_out() {
+    let mut value = serde_json::to_value(parse(GOOD).unwrap().machine.unwrap()).unwrap();
+    value["metadata"]["uid"] = "6c0f".into();
+    value["metadata"]["resourceVersion"] = "7".into();
+    value["status"] = serde_json::json!({ "phase": "Running" });
+    let machine = parse(&value.to_string()).unwrap().machine.unwrap();
+    assert_eq!((machine.metadata.uid, machine.status), (None, None));
 }
 
 #[test]
@@ -38,35 +102,63 @@ fn the_order_of_documents_is_irrelevant() {
 
 #[test]
 fn what_is_wrong_is_named() {
-    let machine = |rest: &str| format!("apiVersion: garboard.dev/v1alpha1\nkind: Machine\nmetadata: {{name: node-1}}\n{rest}");
-    let cluster = |spec: &str| format!("apiVersion: garboard.dev/v1alpha1\nkind: Cluster\nmetadata: {{name: cluster}}\nspec: {spec}");
+    let link = |fields: &str| machine(&format!("spec: {{network: {{links: [{{{fields}}}]}}}}"));
     let cases: &[(&str, String, &[&str])] = &[
-        ("no YAML", "kind: [Machine".into(), &["document 1", "line 1"]),
+        ("no YAML", "kind: [Machine".into(), &["manifest", "document 1", "line 1"]),
         ("another kind", "apiVersion: v1\nkind: Pod".into(), &["\"Pod\"", "Machine and Cluster"]),
         ("no kind", "hello: there".into(), &["document 1"]),
-        ("an unknown field", machine("spec: {hostnam: x}"), &["node-1", "spec.hostnam", "hostname"]),
+        ("no mapping", "hello".into(), &["document 1"]),
+        ("no name", "apiVersion: garboard.dev/v1alpha1\nkind: Machine".into(), &["metadata.name", "DNS label"]),
+        ("an unknown field", machine("spec: {hostnam: x}"), &["node-1", "spec.hostnam:", "hostname"]),
         ("an unknown field at the top", machine("specs: {}"), &["specs"]),
+        ("an unknown field of metadata", cluster("{}").replace("name:", "nam:"), &["metadata.nam:", "labels"]),
         ("a wrong type", machine("spec: {kubelet: {maxPods: many}}"), &["spec.kubelet.maxPods", "\"many\""]),
-        ("out of bounds", machine("spec: {kubelet: {maxPods: 0}}"), &["spec.kubelet.maxPods", "\"0\"", "1 to 1000"]),
-        ("no host name", machine("spec: {hostname: A_b}"), &["spec.hostname", "A_b", "lower-case"]),
-        (
-            "both selectors",
-            machine("spec: {network: {links: [{name: eth0, mac: '52:54:00:12:34:56'}]}}"),
-            &["spec.network.links[0]", "either name or mac"],
-        ),
+        ("a list for a mapping", machine("spec: []"), &["spec", "mapping"]),
+        ("out of bounds", machine("spec: {kubelet: {maxPods: 0}}"), &["spec.kubelet.maxPods", "0", "1 to 1024"]),
+        ("no host name", machine("spec: {hostname: A_b}"), &["spec.hostname", "A_b", "DNS label"]),
+        ("both matches", link("match: {name: a, mac: '52:54:00:12:34:56'}"), &["links[0].match", "either name or mac"]),
+        ("no match", link("dhcp4: true"), &["spec.network.links[0].match", "required"]),
+        ("a bad hardware address", link("match: {mac: '52:54:00:12:34'}"), &["links[0].match.mac", "52:54:00:12:34"]),
+        ("a bad name server", machine("spec: {network: {nameservers: [one]}}"), &["network.nameservers[0]", "\"one\""]),
         (
             "a gateway out of reach",
-            machine("spec: {network: {links: [{name: eth0, addresses: [192.0.2.1/24], gateway: 198.51.100.1}]}}"),
+            link("match: {name: eth0}, addresses: [192.0.2.2/24], gateway: 198.51.100.1"),
             &["spec.network.links[0].gateway", "198.51.100.1"],
         ),
+        ("a range's first address", link("match: {name: a}, addresses: [192.0.2.0/24]"), &["links[0].addresses[0]"]),
+        ("a bad label", machine("spec: {kubelet: {nodeLabels: {a/b/c: x}}}"), &["nodeLabels.a/b/c"]),
         ("no range", cluster("{podCIDR: 10.244.0.0/99}"), &["spec.podCIDR", "10.244.0.0/99"]),
         ("a range's middle", cluster("{podCIDR: 10.244.7.0/16}"), &["spec.podCIDR", "10.244.0.0/16"]),
+        ("too small a range", cluster("{podCIDR: 10.244.7.0/25}"), &["spec.podCIDR", "8 to 24"]),
         ("ranges that overlap", cluster("{podCIDR: 10.0.0.0/8}"), &["spec.serviceCIDR", "apart"]),
-        ("no key", cluster("{access: [{name: me, role: admin, publicKey: abc}]}"), &["spec.access[0].publicKey", "abc"]),
-        ("no role", cluster("{access: [{name: me, role: king, publicKey: abc}]}"), &["spec.access[0].role", "king", "admin"]),
-        ("another cluster", "apiVersion: garboard.dev/v1alpha1\nkind: Cluster\nmetadata: {name: x}".into(), &["its name is cluster"]),
-        ("twice", format!("{}\n---\n{}", machine(""), machine("")), &["node-1", "twice"]),
-        ("another secret", "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\ntype: Opaque\nstringData: {}".into(), &["Opaque"]),
+        ("no mode", cluster("{proxyMode: userspace}"), &["spec.proxyMode", "userspace", "nftables, iptables, ipvs"]),
+        (
+            "no key",
+            cluster("{access: [{name: me, role: admin, publicKey: abc}]}"),
+            &["spec.access[0].publicKey", "abc"],
+        ),
+        (
+            "no role",
+            cluster("{access: [{name: me, role: king, publicKey: abc}]}"),
+            &["access[0].role", "king", "admin"],
+        ),
+        ("another cluster", cluster("{}").replace("name: cluster", "name: x"), &["\"x\"", "its name is cluster"]),
+        ("twice", format!("{}\n---\n{}", machine(""), machine("")), &["node-1", "another Machine"]),
+        (
+            "a machine within the cluster's ranges",
+            format!("{}\n---\n{}", link("match: {name: a}, addresses: [10.244.3.2/24]"), cluster("{}")),
+            &["addresses[0]", "10.244.3.2/24", "podCIDR"],
+        ),
+        (
+            "another secret",
+            "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\ntype: Opaque\nstringData: {}".into(),
+            &["Secret \"x\"", "type", IDENTITY_SECRET_TYPE],
+        ),
+        (
+            "another machine's key",
+            GOOD.replace("Secret\nmetadata: {name: node-1", "Secret\nmetadata: {name: b"),
+            &["\"b\""],
+        ),
     ];
     for (what, text, named) in cases {
         let error = parse(text).expect_err(what).to_string();
@@ -78,21 +170,53 @@ fn what_is_wrong_is_named() {
 
 #[test]
 fn a_secret_is_never_shown() {
-    let text = "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\ntype: garboard.dev/machine-identity\nstringData: {identity.key: hush}";
-    assert!(!format!("{:?}", parse(text).unwrap()).contains("hush"));
-    let error = parse("apiVersion: v1\nkind: Secret\nmetadata: {name: x}\ntype: T\nstringData: hush").unwrap_err();
-    assert!(!error.to_string().contains(": \"hush\": "), "{error}");
+    let shown = format!("{:?}", parse(GOOD).unwrap());
+    assert!(!shown.contains("PRIVATE KEY"), "{shown}");
+    for data in ["hush", "{identity.key: hush}", "{other: hush}"] {
+        let text = format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: x}}\ntype: {IDENTITY_SECRET_TYPE}\nstringData: {data}"
+        );
+        let error = parse(&text).unwrap_err().to_string();
+        assert!(error.contains("stringData") && !error.contains("hush"), "{error}");
+    }
 }
 
 #[test]
 fn sizes_are_bounded() {
     assert!(matches!(parse(&"#".repeat(MAX_BYTES + 1)), Err(ManifestError::TooLarge(_))));
-    assert!(matches!(parse(&"---\n{}\n".repeat(MAX_DOCUMENTS + 1)), Err(ManifestError::TooMany | ManifestError::Kind { .. })));
+    assert!(matches!(parse(&"---\nnull\n".repeat(MAX_DOCUMENTS + 1)), Err(ManifestError::TooMany)));
 }
 
-proptest::proptest! {
+#[test]
+fn what_cannot_change_is_named() {
+    let old = parse(&cluster("{}")).unwrap().cluster.unwrap().spec;
+    for (field, spec) in [
+        ("spec.podCIDR", "{podCIDR: 10.1.0.0/16}"),
+        ("spec.serviceCIDR", "{serviceCIDR: 10.1.0.0/16}"),
+        ("spec.dnsDomain", "{dnsDomain: example.org}"),
+    ] {
+        let new = parse(&cluster(spec)).unwrap().cluster.unwrap().spec;
+        let errors = validate::cluster_change(&old, &new);
+        assert_eq!(errors.iter().map(|error| error.field.as_str()).collect::<Vec<_>>(), [field]);
+    }
+    assert_eq!(validate::cluster_change(&old, &old), []);
+}
+
+proptest! {
     #[test]
     fn any_text_is_answered(text in ".{0,400}") {
         let _ = parse(&text);
+    }
+
+    #[test]
+    fn a_machine_survives_being_written(max_pods in 1u32..=1024, grace in 0u32..=3600, mtu in proptest::option::of(576u32..=65535)) {
+        let text = machine(&format!(
+            "spec: {{kubelet: {{maxPods: {max_pods}, shutdownGracePeriodSeconds: {grace}, shutdownGracePeriodCriticalPodsSeconds: 0}}, \
+             network: {{links: [{{match: {{name: eth0}}, mtu: {}}}]}}}}",
+            mtu.map_or("null".to_owned(), |mtu| mtu.to_string()),
+        ));
+        let first = parse(&text).unwrap();
+        let written = serde_json::to_string(&first.machine).unwrap();
+        prop_assert_eq!(parse(&written).unwrap(), first);
     }
 }

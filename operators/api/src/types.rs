@@ -180,7 +180,7 @@ macro_rules! string_type {
 // The lengths bound the cost of CEL rules; `cidr` and `mac` are formats that the API server checks.
 string_type!(Cidr, { "type": "string", "format": "cidr", "maxLength": 49 });
 string_type!(MacAddress, { "type": "string", "format": "mac", "maxLength": 17 });
-string_type!(PublicKeyPin, { "type": "string", "pattern": "^sha256:[0-9a-f]{64}$", "maxLength": 71 });
+string_type!(PublicKeyPin, { "type": "string", "pattern": PIN, "maxLength": 71 });
 
 /// Schema of an address: the API server has no format for either family, hence the rule.
 pub(crate) fn address_schema(_: &mut SchemaGenerator) -> Schema {
@@ -201,4 +201,78 @@ pub(crate) fn optional_address_schema(generator: &mut SchemaGenerator) -> Schema
 /// Schema of a list of addresses.
 pub(crate) fn addresses_schema(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "array", "maxItems": 8, "items": address_schema(generator) })
+}
+
+/// Pattern of a DNS label.
+pub(crate) const LABEL: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+/// [`LABEL`] in words.
+pub(crate) const LABEL_WORDS: &str = "one DNS label: at most 63 of a-z, 0-9 and -, not - at its ends";
+/// Pattern of a DNS name.
+pub(crate) const DOMAIN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// [`DOMAIN`] in words.
+pub(crate) const DOMAIN_WORDS: &str = "a DNS name: labels of a-z, 0-9 and - joined by dots";
+/// Pattern of a DNS name or an address.
+pub(crate) const HOST: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*|[0-9a-fA-F:.]+)$";
+/// Pattern of a DNS name that may begin with a wildcard, or an address.
+pub(crate) const WILDCARD_HOST: &str =
+    r"^((\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*|[0-9a-fA-F:.]+)$";
+/// [`HOST`] in words.
+pub(crate) const HOST_WORDS: &str = "a DNS name or an IP address";
+/// Pattern of the name of an interface.
+pub(crate) const INTERFACE: &str = r"^[^\s/:]+$";
+/// Pattern of the name of somebody who has access.
+pub(crate) const ACCESS_NAME: &str = r"^[a-z0-9]([-a-z0-9.@]*[a-z0-9])?$";
+/// Pattern of a [`PublicKeyPin`].
+const PIN: &str = "^sha256:[0-9a-f]{64}$";
+/// Keys of labels in words.
+pub(crate) const LABEL_KEY_WORDS: &str =
+    "a label's key: a name of at most 63 letters, digits, - _ and ., after a DNS name and a slash if it has a prefix";
+/// Values of labels in words.
+pub(crate) const LABEL_VALUE_WORDS: &str = "a label's value: empty, or at most 63 letters, digits, - _ and .";
+
+/// What a pattern of the schemas allows, in words.
+pub(crate) fn pattern_words(pattern: &str) -> Option<&'static str> {
+    match pattern {
+        LABEL => Some(LABEL_WORDS),
+        DOMAIN => Some(DOMAIN_WORDS),
+        HOST | WILDCARD_HOST => Some(HOST_WORDS),
+        INTERFACE => Some("the name of an interface: no blank, slash or colon"),
+        ACCESS_NAME => Some("a-z, 0-9, and - . @ between them"),
+        PIN => Some(PublicKeyPin::ALLOWED),
+        _ => None,
+    }
+}
+
+/// Whether a text is one DNS label in lower case (RFC 1123).
+pub fn is_label(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=63).contains(&text.len())
+        && text.starts_with(plain)
+        && text.ends_with(plain)
+        && text.chars().all(|c| plain(c) || c == '-')
+}
+
+/// Whether a text is a DNS name in lower case.
+pub fn is_domain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
+/// Whether a text can be the value of a label.
+pub(crate) fn is_label_value(text: &str) -> bool {
+    text.is_empty() || is_qualified(text)
+}
+
+/// Whether a text can be the key of a label.
+pub(crate) fn is_label_key(text: &str) -> bool {
+    match text.split_once('/') {
+        Some((prefix, name)) => is_domain(prefix) && is_qualified(name),
+        None => is_qualified(text),
+    }
+}
+
+fn is_qualified(text: &str) -> bool {
+    text.len() <= 63
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }

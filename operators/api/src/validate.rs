@@ -1,188 +1,179 @@
-//! What is wrong with a resource, beyond what its types refuse.
+//! Rules that no schema expresses. The same hold for local manifests and for objects of the API server, where most of
+//! them are CEL rules too.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
+use serde_json::Value;
 
-use crate::cluster::{self, Cluster};
-use crate::machine::{Link, Machine};
+use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
+use crate::field_error::FieldError;
+use crate::machine::{Link, LinkMatch, Machine, MachineKubelet, MachineNetwork, MachineSpec};
+use crate::types::{self, Cidr};
 
-/// One field with a value that is not allowed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FieldError {
-    /// Path of the field, such as `spec.network.links[0].gateway`.
-    pub field: String,
-    /// The value that was given.
-    pub value: String,
-    /// What is allowed.
-    pub allowed: String,
-}
-
-impl fmt::Display for FieldError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {:?} is not allowed: {}", self.field, self.value, self.allowed)
-    }
-}
-
-/// Collects errors with less to write at each check.
+/// Collects what is wrong.
+#[derive(Default)]
 struct Errors(Vec<FieldError>);
 
 impl Errors {
-    fn require(&mut self, holds: bool, field: impl Into<String>, value: impl fmt::Display, allowed: &str) {
+    fn require(&mut self, holds: bool, field: impl Into<String>, value: impl Into<Value>, allowed: &str) {
         if !holds {
-            self.0.push(FieldError { field: field.into(), value: value.to_string(), allowed: allowed.to_owned() });
+            self.0.push(FieldError::new(field, &value.into(), allowed));
         }
     }
 }
-
-const LABEL: &str = "a DNS label: lower-case letters, digits and hyphens, 1 to 63, not at its ends a hyphen";
-const DOMAIN: &str = "a DNS name: labels of lower-case letters, digits and hyphens, joined by dots, at most 253 characters";
 
 /// What is wrong with a Machine; empty when it is valid.
 pub fn machine(machine: &Machine) -> Vec<FieldError> {
-    let mut errors = Errors(Vec::new());
+    let mut errors = Errors::default();
     let name = machine.metadata.name.as_deref().unwrap_or_default();
-    errors.require(is_label(name), "metadata.name", name, LABEL);
-    if let Some(hostname) = &machine.spec.hostname {
-        errors.require(is_label(hostname), "spec.hostname", hostname, LABEL);
+    errors.require(types::is_label(name), "metadata.name", name, types::LABEL_WORDS);
+    let MachineSpec { hostname, network, kubelet } = &machine.spec;
+    if let Some(hostname) = hostname {
+        errors.require(types::is_label(hostname), "spec.hostname", hostname.as_str(), types::LABEL_WORDS);
     }
-    let network = &machine.spec.network;
-    errors.require(network.links.len() <= 32, "spec.network.links", network.links.len(), "at most 32 links");
-    errors.require(network.nameservers.len() <= 8, "spec.network.nameservers", network.nameservers.len(), "at most 8");
-    errors.require(network.search_domains.len() <= 8, "spec.network.searchDomains", network.search_domains.len(), "at most 8");
-    for (i, domain) in network.search_domains.iter().enumerate() {
-        errors.require(is_domain(domain), format!("spec.network.searchDomains[{i}]"), domain, DOMAIN);
+    // Name servers and domains are of any form that their types and the schema let pass.
+    let MachineNetwork { links, nameservers: _, search_domains: _ } = network;
+    let mut matched = BTreeSet::new();
+    for (index, link) in links.iter().enumerate() {
+        let field = format!("spec.network.links[{index}]");
+        check_link(&mut errors, &field, link);
+        let LinkMatch { name, mac } = &link.matches;
+        let key = (name.as_deref(), mac.map(|mac| mac.octets()));
+        let shown = serde_json::to_value(&link.matches).unwrap_or_default();
+        errors.require(matched.insert(key), format!("{field}.match"), shown, "each link once");
     }
-    let mut known = BTreeSet::new();
-    for (i, each) in network.links.iter().enumerate() {
-        let field = format!("spec.network.links[{i}]");
-        link(&mut errors, &field, each);
-        let selector = each.name.clone().or_else(|| each.mac.as_ref().map(|mac| mac.to_lowercase()));
-        if let Some(selector) = selector {
-            let first = known.insert(selector.clone());
-            errors.require(first, field, selector, "each link once");
-        }
-    }
-    let kubelet = &machine.spec.kubelet;
-    errors.require((1..=1000).contains(&kubelet.max_pods), "spec.kubelet.maxPods", kubelet.max_pods, "1 to 1000");
-    let (grace, critical) = (kubelet.shutdown_grace_period_seconds, kubelet.shutdown_grace_period_critical_pods_seconds);
-    errors.require(grace <= 540, "spec.kubelet.shutdownGracePeriodSeconds", grace, "0 to 540");
-    errors.require(
-        critical <= grace,
-        "spec.kubelet.shutdownGracePeriodCriticalPodsSeconds",
-        critical,
-        "at most shutdownGracePeriodSeconds, of which it is a part",
-    );
+    check_kubelet(&mut errors, kubelet);
     errors.0
 }
 
-fn link(errors: &mut Errors, field: &str, link: &Link) {
-    let selected = format!("name {:?}, mac {:?}", link.name, link.mac);
-    errors.require(link.name.is_some() != link.mac.is_some(), field, selected, "either name or mac");
-    if let Some(name) = &link.name {
-        let valid = (1..=15).contains(&name.len()) && !name.contains(['/', ' ']) && name != "." && name != "..";
-        errors.require(valid, format!("{field}.name"), name, "a name of 1 to 15 characters without slash and space");
+fn check_link(errors: &mut Errors, field: &str, link: &Link) {
+    let Link { matches: LinkMatch { name, mac }, dhcp4: _, addresses, gateway, mtu: _ } = link;
+    let shown = serde_json::to_value(&link.matches).unwrap_or_default();
+    errors.require(name.is_some() != mac.is_some(), format!("{field}.match"), shown, "either name or mac");
+    for (index, address) in addresses.iter().enumerate() {
+        let valid = is_host_address(address.net());
+        errors.require(
+            valid,
+            format!("{field}.addresses[{index}]"),
+            address.to_string(),
+            "an address of one machine, such as 192.0.2.10/24; not the first or last of its range",
+        );
     }
-    if let Some(mac) = &link.mac {
-        errors.require(is_mac(mac), format!("{field}.mac"), mac, "six pairs of hexadecimal digits, such as 52:54:00:12:34:56");
+    if let Some(gateway) = gateway {
+        let reached =
+            addresses.iter().any(|address| address.net().contains(gateway) && address.net().addr() != *gateway);
+        errors.require(
+            reached,
+            format!("{field}.gateway"),
+            gateway.to_string(),
+            "another address in the range of one of `addresses`",
+        );
     }
-    errors.require(link.addresses.len() <= 16, format!("{field}.addresses"), link.addresses.len(), "at most 16");
-    for (i, address) in link.addresses.iter().enumerate() {
-        let usable = !address.addr().is_unspecified() && !address.addr().is_multicast() && !address.addr().is_loopback();
-        errors.require(usable, format!("{field}.addresses[{i}]"), address, "an address of a machine with the length of its prefix");
+}
+
+fn is_host_address(net: IpNet) -> bool {
+    let address = net.addr();
+    let special = address.is_unspecified() || address.is_multicast() || address.is_loopback();
+    // RFC 3021: both addresses of a range of two are usable. IPv6 has no broadcast address.
+    let edge = match net {
+        IpNet::V4(net) => net.prefix_len() < 31 && (net.addr() == net.network() || net.addr() == net.broadcast()),
+        IpNet::V6(_) => false,
+    };
+    !special && !edge && net.prefix_len() > 0
+}
+
+fn check_kubelet(errors: &mut Errors, kubelet: &MachineKubelet) {
+    let MachineKubelet {
+        node_labels,
+        max_pods: _,
+        shutdown_grace_period_seconds: grace,
+        shutdown_grace_period_critical_pods_seconds: critical,
+    } = kubelet;
+    for (key, value) in node_labels {
+        let field = format!("spec.kubelet.nodeLabels.{key}");
+        errors.require(types::is_label_key(key), &field, key.as_str(), types::LABEL_KEY_WORDS);
+        errors.require(types::is_label_value(value), &field, value.as_str(), types::LABEL_VALUE_WORDS);
     }
-    if let Some(gateway) = link.gateway {
-        let reached = link.addresses.iter().any(|address| address.contains(&gateway) && address.addr() != gateway);
-        errors.require(reached, format!("{field}.gateway"), gateway, "another address within the prefix of one of this link's addresses");
-    }
-    if let Some(mtu) = link.mtu {
-        errors.require((576..=65535).contains(&mtu), format!("{field}.mtu"), mtu, "576 to 65535");
-    }
+    errors.require(
+        critical <= grace,
+        "spec.kubelet.shutdownGracePeriodCriticalPodsSeconds",
+        *critical,
+        "at most shutdownGracePeriodSeconds, of which it is a part",
+    );
 }
 
 /// What is wrong with a Cluster; empty when it is valid.
 pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
-    let mut errors = Errors(Vec::new());
+    let mut errors = Errors::default();
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
     errors.require(name == cluster::NAME, "metadata.name", name, "there is one Cluster, and its name is cluster");
-    let spec = &cluster.spec;
-    if let Some(endpoint) = &spec.endpoint {
-        let host = &endpoint.host;
-        errors.require(is_host(host), "spec.endpoint.host", host, "a DNS name or an IP address");
-        errors.require(endpoint.port > 0, "spec.endpoint.port", endpoint.port, "1 to 65535");
+    let ClusterSpec { endpoint, cert_sans, pod_cidr, service_cidr, dns_domain, proxy_mode: _, access } = &cluster.spec;
+    if let Some(Endpoint { host, port: _ }) = endpoint {
+        errors.require(is_host(host), "spec.endpoint.host", host.as_str(), types::HOST_WORDS);
     }
-    errors.require(spec.cert_sans.len() <= 64, "spec.certSANs", spec.cert_sans.len(), "at most 64");
-    for (i, san) in spec.cert_sans.iter().enumerate() {
-        errors.require(is_host(san), format!("spec.certSANs[{i}]"), san, "a DNS name or an IP address");
+    for (index, san) in cert_sans.iter().enumerate() {
+        let domain = san.strip_prefix("*.").unwrap_or(san);
+        errors.require(is_host(domain), format!("spec.certSANs[{index}]"), san.as_str(), types::HOST_WORDS);
     }
-    range(&mut errors, "spec.podCIDR", &spec.pod_cidr, 8..=23);
-    range(&mut errors, "spec.serviceCIDR", &spec.service_cidr, 12..=24);
-    let apart = !spec.pod_cidr.contains(&spec.service_cidr) && !spec.service_cidr.contains(&spec.pod_cidr);
-    errors.require(apart, "spec.serviceCIDR", spec.service_cidr, "a range apart from podCIDR");
-    errors.require(is_domain(&spec.dns_domain), "spec.dnsDomain", &spec.dns_domain, DOMAIN);
-    errors.require(spec.access.len() <= 256, "spec.access", spec.access.len(), "at most 256");
-    let mut names = BTreeSet::new();
-    let mut keys = BTreeSet::new();
-    for (i, access) in spec.access.iter().enumerate() {
-        let field = format!("spec.access[{i}]");
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-        let valid = (1..=63).contains(&access.name.len())
-            && access.name.starts_with(plain)
-            && access.name.ends_with(plain)
-            && access.name.chars().all(|c| plain(c) || "-.@".contains(c));
-        errors.require(valid, format!("{field}.name"), &access.name, "lower-case letters, digits, and - . @ between them, at most 63");
-        let hex = access.public_key.strip_prefix("sha256:").unwrap_or_default();
-        let valid = hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        errors.require(valid, format!("{field}.publicKey"), &access.public_key, "sha256: and 64 lower-case hexadecimal digits");
-        errors.require(names.insert(&access.name), format!("{field}.name"), &access.name, "each name once");
-        errors.require(keys.insert(&access.public_key), format!("{field}.publicKey"), &access.public_key, "each key once");
+    check_range(&mut errors, "spec.podCIDR", *pod_cidr, 8..=24);
+    // The API server takes no larger range of IPv4 addresses, and cluster DNS has the tenth address.
+    check_range(&mut errors, "spec.serviceCIDR", *service_cidr, 12..=28);
+    let (pods, services) = (pod_cidr.net(), service_cidr.net());
+    let apart = !pods.contains(&services) && !services.contains(&pods);
+    errors.require(apart, "spec.serviceCIDR", service_cidr.to_string(), "a range apart from podCIDR");
+    errors.require(types::is_domain(dns_domain), "spec.dnsDomain", dns_domain.as_str(), types::DOMAIN_WORDS);
+    let (mut names, mut keys) = (BTreeSet::new(), BTreeSet::new());
+    for (index, entry) in access.iter().enumerate() {
+        let field = format!("spec.access[{index}]");
+        errors.require(names.insert(&entry.name), format!("{field}.name"), entry.name.as_str(), "each name once");
+        let key = entry.public_key;
+        errors.require(keys.insert(key), format!("{field}.publicKey"), key.to_string(), "each key once");
     }
     errors.0
 }
 
-/// What a change from `old` would break; empty when it may be made.
-pub fn cluster_change(old: &Cluster, new: &Cluster) -> Vec<FieldError> {
-    let mut errors = Errors(Vec::new());
-    let (old, new) = (&old.spec, &new.spec);
-    let fixed = "what it was: it cannot change once the cluster has been made";
-    errors.require(old.pod_cidr == new.pod_cidr, "spec.podCIDR", new.pod_cidr, fixed);
-    errors.require(old.service_cidr == new.service_cidr, "spec.serviceCIDR", new.service_cidr, fixed);
-    errors.require(old.dns_domain == new.dns_domain, "spec.dnsDomain", &new.dns_domain, fixed);
-    errors.0
-}
-
-fn range(errors: &mut Errors, field: &str, range: &IpNet, lengths: std::ops::RangeInclusive<u8>) {
+fn check_range(errors: &mut Errors, field: &str, range: Cidr, lengths: RangeInclusive<u8>) {
+    let net = range.net();
     let allowed = format!("an IPv4 range with a prefix of {} to {}", lengths.start(), lengths.end());
-    errors.require(range.addr().is_ipv4() && lengths.contains(&range.prefix_len()), field, range, &allowed);
-    errors.require(range.network() == range.addr(), field, range, &format!("the start of the range, {}", range.trunc()));
+    let valid = net.addr().is_ipv4() && lengths.contains(&net.prefix_len());
+    errors.require(valid, field, range.to_string(), &allowed);
+    errors.require(range.is_range(), field, range.to_string(), &format!("the start of the range, {}", net.trunc()));
 }
 
-fn is_label(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    (1..=63).contains(&text.len())
-        && text.starts_with(plain)
-        && text.ends_with(plain)
-        && text.chars().all(|c| plain(c) || c == '-')
+/// What a change from `old` to `new` would break; empty when it may be made.
+pub fn cluster_change(old: &ClusterSpec, new: &ClusterSpec) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let fixed = |value: &dyn std::fmt::Display| format!("it cannot be changed from {value}");
+    let (old_value, value) = (old.pod_cidr, new.pod_cidr);
+    errors.require(old_value == value, "spec.podCIDR", value.to_string(), &fixed(&old_value));
+    let (old_value, value) = (old.service_cidr, new.service_cidr);
+    errors.require(old_value == value, "spec.serviceCIDR", value.to_string(), &fixed(&old_value));
+    let (old_value, value) = (&old.dns_domain, &new.dns_domain);
+    errors.require(old_value == value, "spec.dnsDomain", value.as_str(), &fixed(old_value));
+    errors.0
 }
 
-fn is_domain(text: &str) -> bool {
-    (1..=253).contains(&text.len()) && text.split('.').all(is_label)
+/// What keeps a machine from being part of a cluster; empty when nothing does.
+pub fn together(machine: &MachineSpec, cluster: &ClusterSpec) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    for (index, link) in machine.network.links.iter().enumerate() {
+        for (number, address) in link.addresses.iter().enumerate() {
+            for (name, range) in [("podCIDR", cluster.pod_cidr), ("serviceCIDR", cluster.service_cidr)] {
+                errors.require(
+                    !range.net().contains(&address.net().addr()),
+                    format!("spec.network.links[{index}].addresses[{number}]"),
+                    address.to_string(),
+                    &format!("an address outside of the cluster's {name}, {range}"),
+                );
+            }
+        }
+    }
+    errors.0
 }
 
 fn is_host(text: &str) -> bool {
-    text.parse::<IpAddr>().is_ok() || is_domain(text)
+    text.parse::<IpAddr>().is_ok() || types::is_domain(text)
 }
-
-fn is_mac(text: &str) -> bool {
-    let mut pairs = 0;
-    text.split(':').all(|pair| {
-        pairs += 1;
-        pair.len() == 2 && pair.bytes().all(|b| b.is_ascii_hexdigit())
-    }) && pairs == 6
-}
-
-#[cfg(test)]
-#[path = "validate_tests.rs"]
-mod tests;
