@@ -42,7 +42,7 @@ fn the_button_gives_pods_their_grace_and_powers_off(scene: &mut Scene) -> Result
     follow.kill().ok();
     follow.wait()?;
     let said = reader.join().map_err(|_| anyhow::anyhow!("the reader broke off"))??;
-    ensure!(said.contains("grace over"), "the pod was not given its five seconds; it said:\n{said}");
+    ensure!(said.contains("stopped"), "the pod was not given its five seconds; it said:\n{said}");
     Ok(())
 }
 

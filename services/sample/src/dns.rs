@@ -49,7 +49,9 @@ impl Resolver {
         for line in text.lines() {
             let mut words = line.split_whitespace();
             match words.next() {
-                Some("nameserver") => resolver.servers.extend(words.next().and_then(|word| word.parse::<IpAddr>().ok())),
+                Some("nameserver") => {
+                    resolver.servers.extend(words.next().and_then(|word| word.parse::<IpAddr>().ok()))
+                }
                 Some("search") => resolver.search = words.map(str::to_owned).collect(),
                 Some("options") => {
                     let ndots = words.filter_map(|word| word.strip_prefix("ndots:")).next_back();

@@ -5,6 +5,7 @@
 mod dns;
 mod eat;
 mod get;
+mod processes;
 mod serve;
 mod stop;
 
@@ -18,7 +19,10 @@ Usage: sample COMMAND
     get URL                                print what is at an http:// URL; fail on a status of 400 or above
     resolve NAME [TYPE]                    print the answers to a DNS query (A, AAAA, CNAME, PTR, SRV, TXT)
     eat MIB [--hold]                       fill memory; with --hold keep it until stopped
-    sleep [SECONDS]                        wait, by default until stopped";
+    sleep [SECONDS]                        wait, by default until stopped
+    processes                              print number, proportional set size (KiB) and program of each process
+    cat FILE                               print a file
+    kill PID                               end a process at once";
 
 /// An error in words for the person who ran the command.
 type Outcome = Result<(), String>;
@@ -60,6 +64,9 @@ fn run(command: &str, arguments: &[String]) -> Outcome {
             [seconds] => stop::sleep(Some(number(seconds)?)),
             _ => Err("usage: sample sleep [SECONDS]".to_owned()),
         },
+        "processes" => processes::list(),
+        "cat" => processes::cat(&only(arguments, "cat FILE")?),
+        "kill" => processes::end(number(&only(arguments, "kill PID")?)?),
         "--help" | "-h" | "help" => {
             println!("{USAGE}");
             Ok(())

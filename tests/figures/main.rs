@@ -1,0 +1,71 @@
+//! Figures of the built image, each beside what it is compared with: measured, never judged.
+
+mod boot;
+mod report;
+mod running;
+
+use anyhow::{Result, bail};
+use garboard_tests::image::Image;
+
+use report::Report;
+
+const USAGE: &str = "\
+usage: tests/bench [-o text|json] [--runs N] [FIGURE ...]
+
+Measures the built image in QEMU and prints each figure beside its reference. One machine at a time is measured; quote
+medians, and compare only figures of one call: hosts differ, and so does one host from minute to minute.
+
+  boot      power-on and kernel start to API ready and to Ready, and what each phase took
+  memory    memory of everything that is not Kubernetes (proportional set size)
+  idle      processor time of the machine at rest
+  pods      from creating a pod to its being Ready: one, and ten at once
+  sizes     of the image's files
+
+  -o json   for programs
+  --runs N  boots to measure, 3 by default";
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let (mut json, mut runs, mut wanted) = (false, 3_u32, Vec::new());
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "-h" | "--help" => {
+                println!("{USAGE}");
+                return Ok(());
+            }
+            "-o" => match arguments.next().as_deref() {
+                Some("json") => json = true,
+                Some("text") => json = false,
+                other => bail!("-o {other:?}: text or json"),
+            },
+            "--runs" => match arguments.next().map(|runs| runs.parse()) {
+                Some(Ok(number @ 1..=100)) => runs = number,
+                other => bail!("--runs {other:?}: 1 to 100"),
+            },
+            "boot" | "memory" | "idle" | "pods" | "sizes" => wanted.push(argument),
+            other => bail!("{other:?} is no figure\n\n{USAGE}"),
+        }
+    }
+    let image = Image::latest()?;
+    let wants = |figure: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == figure);
+    let mut report = Report::default();
+    if wants("sizes") {
+        boot::sizes(&image, &mut report)?;
+    }
+    if wants("boot") {
+        boot::times(&image, runs, &mut report)?;
+    }
+    if wants("memory") || wants("idle") || wants("pods") {
+        let machine = running::Running::start(&image)?;
+        if wants("memory") {
+            machine.memory(&mut report)?;
+        }
+        if wants("idle") {
+            machine.idle(&mut report)?;
+        }
+        if wants("pods") {
+            machine.pods(&mut report)?;
+        }
+    }
+    report.print(json)
+}

@@ -1,0 +1,74 @@
+//! Figures and how they are printed.
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// One measured figure.
+#[derive(Serialize)]
+struct Figure {
+    name: String,
+    unit: &'static str,
+    /// Lowest, median and highest; all the same for what was measured once.
+    min: f64,
+    median: f64,
+    max: f64,
+    runs: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reference: Option<Reference>,
+}
+
+/// What a figure is compared with.
+#[derive(Clone, Serialize)]
+pub struct Reference {
+    /// What was measured.
+    pub what: String,
+    /// Its value, in the figure's unit.
+    pub value: f64,
+    /// Whether it was measured in this call; otherwise it is a published or earlier figure.
+    pub same_call: bool,
+}
+
+/// All figures of one call.
+#[derive(Default)]
+pub struct Report {
+    figures: Vec<Figure>,
+}
+
+impl Report {
+    /// Adds what was measured; nothing when there is no value.
+    pub fn add(&mut self, name: impl Into<String>, unit: &'static str, values: &[f64], reference: Option<Reference>) {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (Some(min), Some(max), Some(median)) = (sorted.first(), sorted.last(), sorted.get(sorted.len() / 2)) else {
+            return;
+        };
+        let figure =
+            Figure { name: name.into(), unit, min: *min, median: *median, max: *max, runs: values.len(), reference };
+        eprintln!("{}", line(&figure));
+        self.figures.push(figure);
+    }
+
+    /// Prints all figures.
+    ///
+    /// # Errors
+    /// When they cannot be written as JSON.
+    pub fn print(&self, json: bool) -> Result<()> {
+        if json {
+            println!("{}", serde_json::to_string_pretty(&self.figures)?);
+        } else {
+            self.figures.iter().for_each(|figure| println!("{}", line(figure)));
+        }
+        Ok(())
+    }
+}
+
+fn line(figure: &Figure) -> String {
+    let Figure { name, unit, min, median, max, runs, reference } = figure;
+    let spread = if *runs > 1 { format!(" ({min:.2} to {max:.2}, {runs} runs)") } else { String::new() };
+    let reference = match reference {
+        Some(Reference { what, value, same_call: true }) => format!("; {what}, same call: {value:.2}"),
+        Some(Reference { what, value, same_call: false }) => format!("; reference, {what}: {value:.2}"),
+        None => String::new(),
+    };
+    format!("{name:<44} {median:>9.2} {unit}{spread}{reference}")
+}
