@@ -7,17 +7,24 @@
 //! | mount, unmount, list mounts | [`mount`] |
 //! | make, limit, fill, kill and measure control groups | [`cgroup`] |
 //! | restart or power off; the hardware watchdog | [`power`], [`watchdog`] |
+//! | devices that come and go; kernel modules | [`uevent`], [`modules`] |
+//! | disks and partitions | [`block`], [`gpt`] |
+//! | a verified root | [`dm`], [`verity`] |
 //! | random numbers and clocks | [`rng`], [`clock`] |
 //! | the kernel's log; consoles | [`kmsg`], [`console`] |
 //! | links, addresses, routes (feature `netlink`); DHCP before there is an address | `netlink`, [`packet`] |
 //!
 //! Nothing here starts a thread or keeps state of its own; every call is one or a few system calls, and says so if it can wait.
 
+pub mod block;
 pub mod cgroup;
 pub mod clock;
 pub mod console;
+pub mod dm;
+pub mod gpt;
 pub mod isolate;
 pub mod kmsg;
+pub mod modules;
 pub mod mount;
 #[cfg(feature = "netlink")]
 pub mod netlink;
@@ -25,4 +32,6 @@ pub mod packet;
 pub mod power;
 pub mod process;
 pub mod rng;
+pub mod uevent;
+pub mod verity;
 pub mod watchdog;
