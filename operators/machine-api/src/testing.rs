@@ -156,12 +156,19 @@ pub fn only(identity: &Identity, name: &str, role: Role) -> AccessList {
     [(identity.pin(), Access { name: name.to_owned(), role })].into_iter().collect()
 }
 
-/// Serves a machine in memory on a free port of the loopback interface, in the current runtime.
+/// Serves a machine in memory with a new key, as [`start_as`] does.
 ///
 /// # Errors
 /// When the system gives no port or no randomness.
 pub async fn start(access: AccessList, limits: Limits) -> io::Result<Served> {
-    let identity = Identity::generate().map_err(io::Error::other)?;
+    start_as(Identity::generate().map_err(io::Error::other)?, access, limits).await
+}
+
+/// Serves a machine in memory on a free port of the loopback interface, in the current runtime.
+///
+/// # Errors
+/// When the system gives no port.
+pub async fn start_as(identity: Identity, access: AccessList, limits: Limits) -> io::Result<Served> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let endpoint = listener.local_addr()?.to_string().parse().map_err(io::Error::other)?;
     let (access, watched) = watch::channel(access);

@@ -1,0 +1,35 @@
+//! One file per command, or per group of commands that share what they do.
+
+mod apply;
+mod kubeconfig;
+mod logs;
+mod new;
+mod power;
+mod service;
+mod status;
+mod version;
+
+use crate::cli::{self, Cli, Command};
+use crate::config::Contact;
+
+/// Carries out a command line.
+pub async fn run(Cli { target, command }: Cli) -> anyhow::Result<()> {
+    match command {
+        Command::New(arguments) => new::run(&arguments),
+        Command::Completion(arguments) => {
+            let mut command = cli::command();
+            clap_complete::generate(arguments.shell, &mut command, "garboardctl", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Version(arguments) => version::run(&target, &arguments).await,
+        Command::Kubeconfig(arguments) => kubeconfig::run(&Contact::find(&target)?, &arguments).await,
+        Command::Status(arguments) => status::run(&Contact::find(&target)?, arguments.output.output).await,
+        Command::Services(arguments) => service::list(&Contact::find(&target)?, arguments.output.output).await,
+        Command::Service(arguments) => service::act(&Contact::find(&target)?, &arguments.command).await,
+        Command::Logs(arguments) => logs::run(&Contact::find(&target)?, &arguments.service, &arguments.lines).await,
+        Command::Dmesg(arguments) => logs::run(&Contact::find(&target)?, logs::KERNEL, &arguments.lines).await,
+        Command::Apply(arguments) => apply::run(&Contact::find(&target)?, &arguments).await,
+        Command::Reboot(arguments) => power::reboot(&Contact::find(&target)?, &arguments).await,
+        Command::Shutdown(arguments) => power::shutdown(&Contact::find(&target)?, &arguments).await,
+    }
+}
