@@ -3,8 +3,10 @@
 //! [`select`] picks the links, [`desire`] says what they should have, given their leases, and [`plan`] compares that with
 //! what is. Addresses and routes without Garboard's mark are never changed.
 
+mod config;
 pub mod dhcp;
 pub mod lease;
+mod report;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,46 +14,15 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+pub use self::config::{Config, LinkConfig, Selected, Selector, select};
 use self::lease::Lease;
+pub use self::report::{default_link, distinct, node_addresses, waiting};
 
 /// Metric of routes that the user declared.
 const DECLARED_METRIC: u32 = 100;
 /// Metric of routes from the first link's lease; each further link's is one higher, so that two links with a default
 /// route do not fight for it.
 const LEASED_METRIC: u32 = 1024;
-
-/// What the user declares, validated.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Config {
-    /// The links to configure; when empty, the first link with a carrier is configured by DHCPv4.
-    pub links: Vec<LinkConfig>,
-    /// Name servers, before those of the leases.
-    pub nameservers: Vec<IpAddr>,
-}
-
-/// Which link a [`LinkConfig`] is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Selector {
-    /// By interface name.
-    Name(String),
-    /// By hardware address.
-    Mac([u8; 6]),
-}
-
-/// What the user declares of a link.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinkConfig {
-    /// Which link.
-    pub selector: Selector,
-    /// Whether a DHCPv4 server configures it.
-    pub dhcp4: bool,
-    /// Addresses that it has in any case.
-    pub addresses: Vec<IpNet>,
-    /// Next hops of default routes, at most one of each address family.
-    pub gateways: Vec<IpAddr>,
-    /// MTU in bytes, instead of the DHCP server's or the driver's.
-    pub mtu: Option<u32>,
-}
 
 /// A link as observed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,56 +106,6 @@ pub enum Step {
     AddAddress(Address),
     /// Add a route.
     AddRoute(Route),
-}
-
-/// A link that is configured, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Selected {
-    /// Interface index.
-    pub index: u32,
-    /// What the user declares of it, or the default: DHCPv4.
-    pub config: LinkConfig,
-}
-
-/// The links that the configuration is for; one that does not exist (yet) is left out, and no link is taken twice.
-///
-/// Without declared links it is the first physical link with a carrier, in the kernel's order. `current` is the one that
-/// was picked before: it stays while it has its carrier, and while no other has one.
-pub fn select(config: &Config, links: &[Link], current: Option<u32>) -> Vec<Selected> {
-    if config.links.is_empty() {
-        let candidates = || links.iter().filter(|link| link.physical);
-        let with_carrier = || candidates().filter(|link| link.carrier);
-        let current = |link: &&Link| Some(link.index) == current;
-        let picked = with_carrier()
-            .find(current)
-            .or_else(|| with_carrier().min_by_key(|link| link.index))
-            .or_else(|| candidates().find(current));
-        return picked.map(|link| Selected { index: link.index, config: by_dhcp(link) }).into_iter().collect();
-    }
-    let mut selected: Vec<Selected> = Vec::new();
-    for config in &config.links {
-        let fits = |link: &&Link| match &config.selector {
-            Selector::Name(name) => link.name == *name,
-            // Virtual links on top of a link (VLANs, bridges) inherit its hardware address.
-            Selector::Mac(mac) => link.physical && link.mac == Some(*mac),
-        };
-        if let Some(link) = links.iter().find(fits)
-            && !selected.iter().any(|other| other.index == link.index)
-        {
-            selected.push(Selected { index: link.index, config: config.clone() });
-        }
-    }
-    selected
-}
-
-fn by_dhcp(link: &Link) -> LinkConfig {
-    LinkConfig {
-        selector: Selector::Name(link.name.clone()),
-        dhcp4: true,
-        addresses: Vec::new(),
-        gateways: Vec::new(),
-        mtu: None,
-    }
 }
 
 /// What the kernel should have, given the leases by link index.
@@ -277,92 +198,6 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Vec<Step> {
         }
     }
     steps
-}
-
-/// Addresses of the selected links that other machines can use: those of the link with the default route first, IPv4
-/// before IPv6, and then in the kernel's order.
-pub fn node_addresses(observed: &Observed, selected: &[Selected]) -> Vec<IpAddr> {
-    let default = default_link(observed).map(|link| link.index);
-    let mut found: Vec<(bool, bool, usize, IpAddr)> = Vec::new();
-    for (address, _) in &observed.addresses {
-        let position = selected.iter().position(|selected| selected.index == address.index);
-        if let Some(position) = position.filter(|_| is_global(address.address.addr())) {
-            let ip = address.address.addr();
-            found.push((Some(address.index) != default, ip.is_ipv6(), position, ip));
-        }
-    }
-    found.sort_by_key(|(other_link, v6, position, _)| (*other_link, *v6, *position));
-    distinct(found.into_iter().map(|(.., ip)| ip))
-}
-
-/// The link of the best default route; IPv4's before IPv6's.
-pub fn default_link(observed: &Observed) -> Option<&Link> {
-    let default = |(route, _): &&(Route, bool)| route.destination.prefix_len() == 0;
-    let (best, _) = observed.routes.iter().filter(default).min_by_key(|(route, _)| {
-        let v6 = matches!(route.destination, IpNet::V6(_));
-        (v6, route.metric)
-    })?;
-    observed.links.iter().find(|link| link.index == best.index)
-}
-
-/// What the network waits for, in words. `phases` says what the DHCP clients do, by link index.
-pub fn waiting(
-    config: &Config,
-    observed: &Observed,
-    selected: &[Selected],
-    phases: &BTreeMap<u32, &'static str>,
-) -> Vec<String> {
-    let mut waiting = Vec::new();
-    if config.links.is_empty() && selected.is_empty() {
-        let names: Vec<&str> = observed.links.iter().filter(|link| link.physical).map(|link| &*link.name).collect();
-        waiting.push(match &*names {
-            [] => "an Ethernet link: the machine shows none".to_owned(),
-            names => format!("a carrier on one of the links {}", names.join(", ")),
-        });
-    }
-    for declared in &config.links {
-        if !selected.iter().any(|selected| selected.config.selector == declared.selector) {
-            waiting.push(match &declared.selector {
-                Selector::Name(name) => format!("the link {name}: the machine has no such link"),
-                Selector::Mac(mac) => format!("the link with hardware address {}: there is none", mac_text(*mac)),
-            });
-        }
-    }
-    for Selected { index, config } in selected {
-        let Some(link) = observed.links.iter().find(|link| link.index == *index) else { continue };
-        let has_address = observed.addresses.iter().any(|(address, _)| {
-            address.index == *index && address.address.addr().is_ipv4() && is_global(address.address.addr())
-        });
-        if !link.carrier {
-            waiting.push(format!("a carrier on {}", link.name));
-        } else if config.dhcp4 && !has_address {
-            let phase = phases.get(index).copied().unwrap_or("starting");
-            waiting.push(format!("an address by DHCP on {} ({phase})", link.name));
-        }
-    }
-    waiting
-}
-
-/// The items in order, each once.
-pub fn distinct<T: PartialEq>(items: impl IntoIterator<Item = T>) -> Vec<T> {
-    let mut result = Vec::new();
-    for item in items {
-        if !result.contains(&item) {
-            result.push(item);
-        }
-    }
-    result
-}
-
-fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-fn is_global(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => !(address.is_loopback() || address.is_link_local() || address.is_unspecified()),
-        IpAddr::V6(address) => !(address.is_loopback() || address.is_unicast_link_local() || address.is_unspecified()),
-    }
 }
 
 impl fmt::Display for Step {

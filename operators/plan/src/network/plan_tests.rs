@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 
+use garboard_api::machine::MachineNetwork;
 use proptest::prelude::*;
 
 use super::lease::LeaseRoute;
@@ -69,12 +70,37 @@ fn declared_links_are_found_by_name_or_hardware_address() {
     let links = [vlan, Link { mac: Some(MAC), ..link(3, "eth0", false) }, link(4, "eth1", true)];
     let config = |selectors: &[Selector]| Config {
         links: selectors.iter().cloned().map(declared).collect(),
-        nameservers: vec![],
+        ..Config::default()
     };
     let name = |name: &str| Selector::Name(name.to_owned());
     assert_eq!(selected_indices(&config(&[name("eth1"), Selector::Mac(MAC)]), &links, None), [4, 3]);
     assert_eq!(selected_indices(&config(&[name("eth0"), Selector::Mac(MAC)]), &links, None), [3], "not twice");
     assert!(selected_indices(&config(&[name("eth7")]), &links, None).is_empty());
+}
+
+#[test]
+fn the_resource_becomes_the_configuration() {
+    let network: MachineNetwork = serde_json::from_value(serde_json::json!({
+        "links": [
+            { "match": { "name": "eth0" }, "mtu": 1400 },
+            { "match": { "mac": "02:00:00:00:00:01" }, "addresses": ["192.0.2.7/24"], "gateway": "192.0.2.1" },
+        ],
+        "nameservers": ["192.0.2.53"],
+        "searchDomains": ["example.org"],
+    }))
+    .unwrap();
+    let by_name = LinkConfig { dhcp4: true, mtu: Some(1400), ..declared(Selector::Name("eth0".to_owned())) };
+    let by_mac = LinkConfig {
+        addresses: vec![net("192.0.2.7/24")],
+        gateways: vec!["192.0.2.1".parse().unwrap()],
+        ..declared(Selector::Mac(MAC))
+    };
+    let expected = Config {
+        links: vec![by_name, by_mac],
+        nameservers: vec!["192.0.2.53".parse().unwrap()],
+        search: vec!["example.org".to_owned()],
+    };
+    assert_eq!(Config::from(&network), expected);
 }
 
 #[test]
@@ -86,7 +112,7 @@ fn all_physical_links_go_up_to_find_the_carrier() {
     let steps = plan(&desire(&config, &links, &[], &BTreeMap::new()), &observed);
     assert_eq!(steps, [Step::SetUp(1), Step::SetUp(2), Step::SetUp(3)]);
 
-    let config = Config { links: vec![declared(Selector::Name("eth1".to_owned()))], nameservers: vec![] };
+    let config = Config { links: vec![declared(Selector::Name("eth1".to_owned()))], ..Config::default() };
     let selected = select(&config, &links, None);
     let steps = plan(&desire(&config, &links, &selected, &BTreeMap::new()), &observed);
     assert_eq!(steps, [Step::SetUp(1), Step::SetUp(3)], "undeclared links are left alone");
@@ -120,7 +146,7 @@ fn a_gateway_outside_of_the_subnet_gets_a_route_first() {
 #[test]
 fn the_mtu_is_bounded_by_the_driver_and_the_users_wins() {
     let observed = Observed { links: vec![link(2, "eth0", true)], ..Observed::default() };
-    let mut config = Config { links: vec![declared(Selector::Name("eth0".to_owned()))], nameservers: vec![] };
+    let mut config = Config { links: vec![declared(Selector::Name("eth0".to_owned()))], ..Config::default() };
     config.links[0].dhcp4 = true;
     let leases = BTreeMap::from([(2, Lease { mtu: Some(1400), ..lease() })]);
     let mut mtu_step = |mtu| {
@@ -160,7 +186,7 @@ fn addresses_of_the_default_link_come_first() {
         routes: vec![(Route { destination: net("0.0.0.0/0"), gateway: None, index: 3, metric: 5 }, false)],
     };
     let names = ["eth0", "eth1"].map(|name| declared(Selector::Name(name.to_owned())));
-    let config = Config { links: names.to_vec(), nameservers: vec![] };
+    let config = Config { links: names.to_vec(), ..Config::default() };
     let selected = select(&config, &observed.links, None);
     let addresses: Vec<String> = node_addresses(&observed, &selected).iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["192.0.2.3", "2001:db8::3", "198.51.100.2"]);
@@ -180,7 +206,7 @@ fn what_is_waited_for_is_said_in_words() {
         "a carrier on one of the links eth0, eth1"
     );
     assert_eq!(say(&config, &[link(2, "eth0", true)]), "an address by DHCP on eth0 (discovering)");
-    let config = Config { links: vec![declared(Selector::Mac(MAC))], nameservers: vec![] };
+    let config = Config { links: vec![declared(Selector::Mac(MAC))], ..Config::default() };
     assert_eq!(say(&config, &[]), "the link with hardware address 02:00:00:00:00:01: there is none");
 }
 

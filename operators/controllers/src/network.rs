@@ -1,0 +1,319 @@
+//! Keeps the machine's links, addresses, routes and name servers as declared.
+//!
+//! [`Network`] wakes when the declaration, a lease, or anything in the kernel's network changes, compares whole state and
+//! repairs what differs. What it reached it publishes as [`NodeAddresses`] and in the files of `/etc`. DHCP clients
+//! run as tasks of their own, one per link ([`client`]).
+
+mod client;
+mod etc;
+mod kernel;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use garboard_plan::network as plan;
+use garboard_plan::network::lease::Lease;
+use garboard_sys::netlink::{Monitor, Netlink, NetlinkError};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use self::client::{DhcpLink, LinkIdentity};
+use crate::hostname;
+
+/// After a failure everything is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// Shortest time between two looks at the kernel: a starting pod makes a dozen notifications.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Observing and planning ends when nothing is left to do, which needs one round more than the kernel has surprises.
+const MAX_ROUNDS: usize = 4;
+
+/// What is declared of the machine's network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// The machine's name.
+    pub hostname: String,
+    /// Its links and name servers.
+    pub network: plan::Config,
+}
+
+/// Where the network's files are.
+#[derive(Clone, Debug)]
+pub struct NetworkPaths {
+    /// Directory of `hostname`, `hosts` and `resolv.conf`.
+    pub etc: PathBuf,
+    /// Directory of the leases.
+    pub leases: PathBuf,
+}
+
+impl Default for NetworkPaths {
+    fn default() -> Self {
+        Self { etc: "/run/garboard/etc".into(), leases: "/run/garboard/network".into() }
+    }
+}
+
+/// What the machine's network has reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// Addresses that other machines can use, those of the link with the default route first, IPv4 before IPv6.
+    pub addresses: Vec<IpAddr>,
+    /// Name of the link with the default route.
+    pub link: Option<String>,
+    /// Name servers in order of preference.
+    pub nameservers: Vec<IpAddr>,
+    /// Domains in which short names are looked up.
+    pub search: Vec<String>,
+    /// What it waits for, in words; empty when all is reached.
+    pub waiting: Vec<String>,
+    /// What failed, in words.
+    pub problems: Vec<String>,
+}
+
+impl NodeAddresses {
+    /// The address by which the cluster knows the machine.
+    pub fn primary(&self) -> Option<IpAddr> {
+        self.addresses.first().copied()
+    }
+}
+
+/// The network could not be looked after at all.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No connection to the kernel.
+    #[error("cannot reach the kernel's network")]
+    Netlink(#[from] NetlinkError),
+    /// Its notifications cannot be waited for.
+    #[error("cannot monitor the kernel's network")]
+    Monitor(#[source] io::Error),
+    /// Whoever declares the network is gone.
+    #[error("nobody declares the network any more")]
+    Undeclared,
+}
+
+/// The task that keeps the network as declared.
+#[derive(Debug)]
+pub struct Network {
+    config: watch::Receiver<NetworkConfig>,
+    hostname: watch::Sender<String>,
+    status: watch::Sender<NodeAddresses>,
+    paths: NetworkPaths,
+    netlink: Netlink,
+    monitor: AsyncFd<Monitor>,
+    clients: BTreeMap<u32, DhcpLink>,
+    current: Option<u32>,
+    changed: Arc<Notify>,
+    /// Problems of the time before, to report each once.
+    reported: Vec<String>,
+}
+
+impl Network {
+    /// Prepares the task in the calling thread's network namespace and the channel on which it publishes.
+    ///
+    /// # Errors
+    /// When the kernel cannot be reached.
+    pub fn new(
+        config: watch::Receiver<NetworkConfig>,
+        paths: NetworkPaths,
+    ) -> Result<(Self, watch::Receiver<NodeAddresses>), NetworkError> {
+        let monitor = Monitor::open()?.into_async().map_err(NetworkError::Monitor)?;
+        let netlink = Netlink::open()?;
+        let (status, receiver) = watch::channel(NodeAddresses::default());
+        let hostname = watch::Sender::new(config.borrow().hostname.clone());
+        let network = Self {
+            hostname,
+            config,
+            status,
+            paths,
+            netlink,
+            monitor,
+            clients: BTreeMap::new(),
+            current: None,
+            changed: Arc::new(Notify::new()),
+            reported: Vec::new(),
+        };
+        Ok((network, receiver))
+    }
+
+    /// Keeps the network until `stop`; then everything stays as it is.
+    ///
+    /// # Errors
+    /// When the kernel can no longer be watched.
+    #[tracing::instrument(name = "network", skip_all)]
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), NetworkError> {
+        // Clients end with this task, not only with `stop`.
+        let clients_stop = stop.child_token();
+        let _ends_clients = clients_stop.clone().drop_guard();
+        loop {
+            let complete = self.reconcile(&clients_stop);
+            let looked = Instant::now();
+            let retry = async { if complete { std::future::pending().await } else { tokio::time::sleep(RETRY).await } };
+            // All arms are cancel-safe: they wait, and what they wait for stays until it is taken.
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                changed = self.config.changed() => changed.map_err(|_| NetworkError::Undeclared)?,
+                () = self.changed.notified() => {}
+                ready = self.monitor.readable_mut() => {
+                    let mut ready = ready.map_err(NetworkError::Monitor)?;
+                    ready.get_inner_mut().drain().map_err(NetworkError::Monitor)?;
+                    ready.clear_ready();
+                    tokio::time::sleep_until(looked + PAUSE).await;
+                }
+                () = retry => {}
+            }
+        }
+    }
+
+    /// Compares everything and repairs what differs. Says whether nothing failed.
+    fn reconcile(&mut self, clients_stop: &CancellationToken) -> bool {
+        let config = self.config.borrow_and_update().clone();
+        let mut problems = Vec::new();
+        self.apply_hostname(&config.hostname, &mut problems);
+        let outcome = self.converge(&config.network, clients_stop, &mut problems);
+        match outcome {
+            Ok(mut node) => {
+                node.problems.clone_from(&problems);
+                if let Err(error) = etc::write(&self.paths.etc, &config.hostname, &node) {
+                    let problem = format!("cannot write the files of /etc: {error}");
+                    node.problems.push(problem.clone());
+                    problems.push(problem);
+                }
+                self.status.send_if_modified(|current| {
+                    let differs = *current != node;
+                    if differs {
+                        info!(addresses = ?node.addresses, link = node.link, waiting = ?node.waiting, "network");
+                        *current = node;
+                    }
+                    differs
+                });
+            }
+            Err(error) => {
+                problems.push(describe(&error));
+                self.status.send_modify(|current| current.problems.clone_from(&problems));
+            }
+        }
+        for problem in problems.iter().filter(|problem| !self.reported.contains(problem)) {
+            warn!(problem, "network");
+        }
+        self.reported = problems;
+        self.reported.is_empty()
+    }
+
+    fn apply_hostname(&self, hostname: &str, problems: &mut Vec<String>) {
+        if hostname.is_empty() {
+            return;
+        }
+        match hostname::set(hostname) {
+            Ok(true) => info!(hostname, "host name set"),
+            Ok(false) => {}
+            Err(error) => problems.push(format!("cannot set the host name {hostname}: {error}")),
+        }
+        self.hostname.send_if_modified(|current| {
+            let differs = current != hostname;
+            hostname.clone_into(current);
+            differs
+        });
+    }
+
+    fn converge(
+        &mut self,
+        config: &plan::Config,
+        clients_stop: &CancellationToken,
+        problems: &mut Vec<String>,
+    ) -> Result<NodeAddresses, NetlinkError> {
+        let mut refused: Vec<plan::Step> = Vec::new();
+        let mut round = 0;
+        loop {
+            let observed = kernel::observe(&mut self.netlink)?;
+            let selected = plan::select(config, &observed.links, self.current);
+            self.current = selected.first().map(|selected| selected.index);
+            self.keep_clients(&selected, &observed, clients_stop);
+            let desired = plan::desire(config, &observed.links, &selected, &self.leases());
+            let mut steps = plan::plan(&desired, &observed);
+            steps.retain(|step| !refused.contains(step));
+            round += 1;
+            if steps.is_empty() || round > MAX_ROUNDS {
+                return Ok(self.describe(config, &observed, &selected));
+            }
+            for step in steps {
+                match kernel::apply(&mut self.netlink, &step) {
+                    Ok(()) => info!(step = %step, "changed"),
+                    Err(error) => {
+                        problems.push(describe(&error));
+                        refused.push(step);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts and ends DHCP clients so that each selected link that asks for one has one, and tells them the carrier.
+    fn keep_clients(&mut self, selected: &[plan::Selected], observed: &plan::Observed, stop: &CancellationToken) {
+        let mut wanted = BTreeMap::new();
+        for plan::Selected { index, config } in selected {
+            let link = observed.links.iter().find(|link| link.index == *index);
+            if let Some(plan::Link { index, name, mac: Some(mac), carrier, .. }) = link.filter(|_| config.dhcp4) {
+                wanted.insert(*index, (LinkIdentity { index: *index, name: name.clone(), mac: *mac }, *carrier));
+            }
+        }
+        let unwanted = |(index, client): (&u32, &DhcpLink)| {
+            let same = wanted.get(index).is_some_and(|(identity, _)| *identity == client.identity);
+            (!same).then_some(*index)
+        };
+        let unwanted: Vec<u32> = self.clients.iter().filter_map(unwanted).collect();
+        for client in unwanted.iter().filter_map(|index| self.clients.remove(index)) {
+            debug!(link = client.identity.name, "DHCP client ends");
+            client.discard();
+        }
+        for (index, (identity, carrier)) in wanted {
+            let client = self.clients.entry(index).or_insert_with(|| {
+                let hostname = self.hostname.subscribe();
+                DhcpLink::start(identity, &self.paths.leases, hostname, Arc::clone(&self.changed), stop.clone())
+            });
+            client.set_carrier(carrier);
+        }
+    }
+
+    fn leases(&self) -> BTreeMap<u32, Lease> {
+        self.clients.iter().filter_map(|(index, client)| Some((*index, client.progress().lease?))).collect()
+    }
+
+    fn describe(&self, config: &plan::Config, observed: &plan::Observed, selected: &[plan::Selected]) -> NodeAddresses {
+        let clients: BTreeMap<u32, _> =
+            self.clients.iter().map(|(index, client)| (*index, client.progress())).collect();
+        let phases = clients.iter().map(|(index, progress)| (*index, progress.phase)).collect();
+        let leases = clients.values().filter_map(|progress| progress.lease.as_ref());
+        let mut nameservers = config.nameservers.clone();
+        let mut search = config.search.clone();
+        for lease in leases {
+            nameservers.extend(lease.nameservers.iter().copied().map(IpAddr::V4));
+            search.extend(lease.domain.clone());
+        }
+        NodeAddresses {
+            addresses: plan::node_addresses(observed, selected),
+            link: plan::default_link(observed).map(|link| link.name.clone()),
+            nameservers: plan::distinct(nameservers),
+            search: plan::distinct(search),
+            waiting: plan::waiting(config, observed, selected, &phases),
+            problems: Vec::new(),
+        }
+    }
+}
+
+/// An error with its causes in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

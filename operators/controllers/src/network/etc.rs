@@ -1,0 +1,44 @@
+//! The files of `/etc` that depend on the network, written where the image's links point to.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::NodeAddresses;
+use crate::{hostname, resolver};
+
+/// Writes `hostname`, `hosts` and `resolv.conf` where they differ.
+///
+/// # Errors
+/// The first that failed; the others are written anyway.
+pub fn write(directory: &Path, hostname: &str, node: &NodeAddresses) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let files = [
+        ("hostname", format!("{hostname}\n")),
+        ("hosts", hostname::hosts(hostname, &node.addresses)),
+        ("resolv.conf", resolver::resolv_conf(&node.nameservers, &node.search)),
+    ];
+    let mut result = Ok(());
+    for (name, content) in files {
+        let path = directory.join(name);
+        let unchanged = fs::read(&path).is_ok_and(|current| current == content.as_bytes());
+        if !unchanged {
+            result = result.and(replace(&path, content.as_bytes()));
+        }
+    }
+    result
+}
+
+/// Puts a file in place at once: a reader sees the old or the new content. It lives in memory, so it is not synced.
+///
+/// # Errors
+/// When the directory is missing or full.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    fs::File::create(&temporary)?.write_all(content)?;
+    fs::rename(&temporary, path)
+}

@@ -1,0 +1,122 @@
+//! Which links are configured, and how.
+
+use std::net::IpAddr;
+
+use garboard_api::machine::{self, LinkMatch, MachineNetwork};
+use ipnet::IpNet;
+
+use super::Link;
+
+/// What the user declares, validated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The links to configure; when empty, the first link with a carrier is configured by DHCPv4.
+    pub links: Vec<LinkConfig>,
+    /// Name servers, before those of the leases.
+    pub nameservers: Vec<IpAddr>,
+    /// Domains in which short names are looked up, before those of the leases.
+    pub search: Vec<String>,
+}
+
+/// Which link a [`LinkConfig`] is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// By interface name.
+    Name(String),
+    /// By hardware address.
+    Mac([u8; 6]),
+}
+
+/// What the user declares of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkConfig {
+    /// Which link.
+    pub selector: Selector,
+    /// Whether a DHCPv4 server configures it.
+    pub dhcp4: bool,
+    /// Addresses that it has in any case.
+    pub addresses: Vec<IpNet>,
+    /// Next hops of default routes, at most one of each address family.
+    pub gateways: Vec<IpAddr>,
+    /// MTU in bytes, instead of the DHCP server's or the driver's.
+    pub mtu: Option<u32>,
+}
+
+impl From<&MachineNetwork> for Config {
+    fn from(network: &MachineNetwork) -> Self {
+        let MachineNetwork { links, nameservers, search_domains } = network;
+        Self {
+            links: links.iter().map(LinkConfig::from).collect(),
+            nameservers: nameservers.clone(),
+            search: search_domains.clone(),
+        }
+    }
+}
+
+impl From<&machine::Link> for LinkConfig {
+    fn from(link: &machine::Link) -> Self {
+        let machine::Link { matches: LinkMatch { name, mac }, dhcp4: _, addresses, gateway, mtu } = link;
+        // Validation lets through only links that are matched by one of the two.
+        let selector = match mac {
+            Some(mac) => Selector::Mac(mac.octets()),
+            None => Selector::Name(name.clone().unwrap_or_default()),
+        };
+        Self {
+            selector,
+            dhcp4: link.dhcp4(),
+            addresses: addresses.iter().map(|address| address.net()).collect(),
+            gateways: gateway.iter().copied().collect(),
+            mtu: *mtu,
+        }
+    }
+}
+
+/// A link that is configured, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selected {
+    /// Interface index.
+    pub index: u32,
+    /// What the user declares of it, or the default: DHCPv4.
+    pub config: LinkConfig,
+}
+
+/// The links that the configuration is for; one that does not exist (yet) is left out, and no link is taken twice.
+///
+/// Without declared links it is the first physical link with a carrier, in the kernel's order. `current` is the one that
+/// was picked before: it stays while it has its carrier, and while no other has one.
+pub fn select(config: &Config, links: &[Link], current: Option<u32>) -> Vec<Selected> {
+    if config.links.is_empty() {
+        let candidates = || links.iter().filter(|link| link.physical);
+        let with_carrier = || candidates().filter(|link| link.carrier);
+        let current = |link: &&Link| Some(link.index) == current;
+        let picked = with_carrier()
+            .find(current)
+            .or_else(|| with_carrier().min_by_key(|link| link.index))
+            .or_else(|| candidates().find(current));
+        return picked.map(|link| Selected { index: link.index, config: by_dhcp(link) }).into_iter().collect();
+    }
+    let mut selected: Vec<Selected> = Vec::new();
+    for config in &config.links {
+        let fits = |link: &&Link| match &config.selector {
+            Selector::Name(name) => link.name == *name,
+            // Virtual links on top of a link (VLANs, bridges) inherit its hardware address.
+            Selector::Mac(mac) => link.physical && link.mac == Some(*mac),
+        };
+        if let Some(link) = links.iter().find(fits)
+            && !selected.iter().any(|other| other.index == link.index)
+        {
+            selected.push(Selected { index: link.index, config: config.clone() });
+        }
+    }
+    selected
+}
+
+fn by_dhcp(link: &Link) -> LinkConfig {
+    LinkConfig {
+        selector: Selector::Name(link.name.clone()),
+        dhcp4: true,
+        addresses: Vec::new(),
+        gateways: Vec::new(),
+        mtu: None,
+    }
+}
