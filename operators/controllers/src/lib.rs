@@ -1,5 +1,6 @@
 //! The reconcilers.
 
+pub mod addons;
 pub mod hostname;
 pub mod network;
 pub mod pki;

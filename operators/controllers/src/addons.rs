@@ -1,0 +1,144 @@
+//! The objects that Garboard keeps in the API: read, compared, and applied only where they differ.
+//!
+//! Roles give rights away, so they need an [`administrator`]; the rest is the agent's own business. Everything is applied by
+//! server-side apply under one field manager, so what others add to an object stays.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use garboard_api::cluster::ClusterSpec;
+use garboard_plan::addons::{self as plan, FIELD_MANAGER, NodeInput, ObjectKey};
+use garboard_plan::pki::Authority;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Client, Config};
+use rcgen::{KeyPair, PublicKeyData};
+use serde_json::{Value, json};
+use tracing::info;
+
+use crate::pki::{PkiError, PkiStore};
+
+/// Life of the certificate of an [`administrator`].
+const ADMINISTRATOR_LIFETIME: Duration = Duration::from_secs(60 * 60);
+
+/// Why objects could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum AddonsError {
+    /// There is no certificate to act with.
+    #[error("cannot act as an administrator")]
+    Administrator(#[from] PkiError),
+    /// The key or certificate to act with could not be used.
+    #[error("cannot use the administrator's key")]
+    Identity(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// An object could not be read.
+    #[error("cannot read {kind} {name}")]
+    Read {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// The API server's answer.
+        #[source]
+        source: kube::Error,
+    },
+    /// An object could not be applied.
+    #[error("cannot apply {kind} {name}")]
+    Apply {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// The API server's answer.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+/// A client that may do everything, for an hour, with a key that never leaves this process.
+///
+/// It is what makes the roles of all others, first of all in a new cluster, where nobody has any.
+///
+/// # Errors
+/// [`AddonsError::Administrator`] before the cluster's authority exists.
+pub fn administrator(pki: &PkiStore, server: &str, now: SystemTime) -> Result<Client, AddonsError> {
+    let key = KeyPair::generate().map_err(|error| AddonsError::Identity(error.into()))?;
+    let certificate = pki.sign_client(
+        &key.subject_public_key_info(),
+        "garboard:administrator",
+        "system:masters",
+        ADMINISTRATOR_LIFETIME,
+        now,
+    )?;
+    let authority = pem_to_der(&pki.authority_certificate(Authority::Kubernetes)?)?;
+    let mut config = Config::new(server.parse().map_err(|error| AddonsError::Identity(Box::new(error)))?);
+    config.root_cert = Some(vec![authority]);
+    config.auth_info = serde_json::from_value(json!({
+        "client-certificate-data": STANDARD.encode(certificate),
+        "client-key-data": STANDARD.encode(key.serialize_pem()),
+    }))
+    .map_err(|error| AddonsError::Identity(error.into()))?;
+    Client::try_from(config).map_err(|error| AddonsError::Identity(error.into()))
+}
+
+fn pem_to_der(pem: &str) -> Result<Vec<u8>, AddonsError> {
+    let base64: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    STANDARD.decode(base64).map_err(|error| AddonsError::Identity(error.into()))
+}
+
+/// Keeps the roles; `client` is an [`administrator`]'s. Returns how many objects differed.
+///
+/// # Errors
+/// [`AddonsError`] of the first object that failed. Repeating continues there.
+pub async fn keep_roles(client: &Client) -> Result<usize, AddonsError> {
+    keep(client, plan::roles()).await
+}
+
+/// Keeps the way to cluster DNS and, once the node exists, its endpoint and its labels. Returns how many objects differed.
+///
+/// # Errors
+/// [`AddonsError`] of the first object that failed. Repeating continues there.
+pub async fn keep_dns(client: &Client, cluster: &ClusterSpec, node: Option<&NodeInput>) -> Result<usize, AddonsError> {
+    let mut desired = Vec::from_iter(plan::dns_service(cluster));
+    if let Some(node) = node {
+        desired.extend(plan::dns_endpoint(node));
+        desired.push(plan::node_labels(node));
+    }
+    keep(client, desired).await
+}
+
+async fn keep(client: &Client, desired: Vec<Value>) -> Result<usize, AddonsError> {
+    let mut live = BTreeMap::new();
+    for object in &desired {
+        let key = ObjectKey::of(object);
+        let found = api(client, &key).get_opt(&key.name).await;
+        match found.map(|object| object.map(serde_json::to_value)) {
+            Ok(Some(Ok(found))) => {
+                live.insert(key, found);
+            }
+            Ok(None | Some(Err(_))) => {}
+            Err(source) => return Err(AddonsError::Read { kind: key.kind, name: key.name, source }),
+        }
+    }
+    let due = plan::due(desired, &live);
+    for object in &due {
+        let key = ObjectKey::of(object);
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        match api(client, &key).patch(&key.name, &parameters, &Patch::Apply(object)).await {
+            Ok(_) => info!(kind = key.kind, name = key.name, "object applied"),
+            Err(source) => return Err(AddonsError::Apply { kind: key.kind, name: key.name, source }),
+        }
+    }
+    Ok(due.len())
+}
+
+fn api(client: &Client, key: &ObjectKey) -> Api<DynamicObject> {
+    let (group, version) = key.api_version.split_once('/').unwrap_or(("", &key.api_version));
+    // The plural is right for every kind that is applied here.
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &key.kind));
+    match &key.namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    }
+}

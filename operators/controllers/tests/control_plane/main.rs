@@ -1,0 +1,189 @@
+//! The real programs, started as the catalog says, with keys and certificates made by this crate.
+//!
+//! Needs root and the upstream programs (`image/build` leaves them in its cache; `GARBOARD_UPSTREAM` names another folder).
+//! Each test has mounts, network and processes of its own, so every path and port is the machine's.
+
+mod world;
+
+use garboard_catalog::pki::Leaf;
+use garboard_controllers::addons;
+use garboard_plan::addons::NodeInput;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+use world::World;
+
+#[test]
+fn control_plane_works_with_the_catalogs_flags_and_certificates() {
+    world::inside("control_plane_works_with_the_catalogs_flags_and_certificates", || async {
+        let mut world = World::new();
+        for service in ["etcd", "kube-apiserver"] {
+            world.start(service);
+        }
+        let client = world.administrator();
+        world.wait("the API server", || world.ready("https://127.0.0.1:6443/readyz")).await;
+        for service in ["kube-controller-manager", "kube-scheduler"] {
+            world.start(service);
+        }
+
+        anonymous_clients_see_health_and_nothing_else(&world);
+        secrets_are_encrypted_in_the_store(&world, &client).await;
+        the_audit_log_tells_who_wrote_and_never_what_is_secret();
+        roles_are_kept(&client).await;
+        dns_is_reachable_as_a_service(&world, &client).await;
+        own_clients_can_do_their_work_and_no_more(&world).await;
+        a_node_gets_addresses_and_its_serving_certificate(&world, &client).await;
+        pods_of_ordinary_namespaces_keep_to_the_baseline(&world, &client).await;
+        for url in ["https://127.0.0.1:10257/healthz", "https://127.0.0.1:10259/readyz"] {
+            world.wait(url, || world.ready(url)).await;
+        }
+        renewed_certificates_are_served_without_a_restart(&mut world).await;
+    });
+}
+
+fn anonymous_clients_see_health_and_nothing_else(world: &World) {
+    for path in ["livez", "readyz", "healthz"] {
+        assert_eq!(world.status(&format!("https://127.0.0.1:6443/{path}"), None), 200, "{path}");
+    }
+    for path in ["version", "api", "metrics", "openapi/v3", "api/v1/namespaces", "readyz/etcd"] {
+        assert_eq!(world.status(&format!("https://127.0.0.1:6443/{path}"), None), 401, "{path}");
+    }
+    // etcd shows nothing at all without a certificate of its own authority.
+    assert_eq!(world.status("https://127.0.0.1:2379/health", None), 0);
+    assert_eq!(world.status("https://127.0.0.1:2379/health", Some(Leaf::Apiserver)), 0);
+    assert_eq!(world.status("https://127.0.0.1:2379/livez", Some(Leaf::EtcdProbe)), 200);
+}
+
+async fn secrets_are_encrypted_in_the_store(world: &World, client: &kube::Client) {
+    let secret = serde_json::from_value(
+        json!({ "metadata": { "name": "probe" }, "stringData": { "key": "plain-text-of-a-secret" } }),
+    )
+    .unwrap();
+    Api::<Secret>::namespaced(client.clone(), "default").create(&PostParams::default(), &secret).await.unwrap();
+    let config =
+        serde_json::from_value(json!({ "metadata": { "name": "probe" }, "data": { "key": "plain-text-of-a-map" } }))
+            .unwrap();
+    Api::<ConfigMap>::namespaced(client.clone(), "default").create(&PostParams::default(), &config).await.unwrap();
+    let stored = world.etcd_files();
+    let contains = |text: &str| stored.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(contains("plain-text-of-a-map"), "the store is where the test looks");
+    assert!(contains("k8s:enc:secretbox:v1:key1:"));
+    assert!(!contains("plain-text-of-a-secret"));
+}
+
+fn the_audit_log_tells_who_wrote_and_never_what_is_secret() {
+    let log = std::fs::read_to_string("/var/log/audit/kube-apiserver.log").unwrap();
+    let entry = log.lines().find(|line| line.contains("\"secrets\"") && line.contains("probe")).unwrap();
+    assert!(entry.contains("garboard:administrator"), "{entry}");
+    assert!(!log.contains("plain-text-of-a-secret"));
+    assert!(!log.contains("\"resource\":\"leases\""), "leases are noise");
+}
+
+async fn roles_are_kept(client: &kube::Client) {
+    assert!(addons::keep_roles(client).await.unwrap() > 0);
+    assert_eq!(addons::keep_roles(client).await.unwrap(), 0, "nothing differs after the first time");
+}
+
+async fn dns_is_reachable_as_a_service(world: &World, client: &kube::Client) {
+    // The agent itself does this, as soon as it has the right to.
+    let agent = world.client(Leaf::Agent);
+    addons::keep_dns(&agent, &world.input.cluster, None).await.unwrap();
+    assert_eq!(addons::keep_dns(&agent, &world.input.cluster, None).await.unwrap(), 0);
+    let service = Api::<Service>::namespaced(client.clone(), "kube-system").get("kube-dns").await.unwrap();
+    assert_eq!(service.spec.unwrap().cluster_ip.as_deref(), Some("10.96.0.10"));
+}
+
+async fn own_clients_can_do_their_work_and_no_more(world: &World) {
+    let everything = ListParams::default();
+    let dns = world.client(Leaf::Dns);
+    Api::<Service>::all(dns.clone()).list(&everything).await.unwrap();
+    Api::<EndpointSlice>::all(dns.clone()).list(&everything).await.unwrap();
+    Api::<Namespace>::all(dns.clone()).list(&everything).await.unwrap();
+    let operators = world.client(Leaf::Operators);
+    Api::<CertificateSigningRequest>::all(operators.clone()).list(&everything).await.unwrap();
+    let proxy = world.client(Leaf::KubeProxy);
+    Api::<Service>::all(proxy.clone()).list(&everything).await.unwrap();
+    Api::<Node>::all(proxy.clone()).get_opt("node-1").await.unwrap();
+    for (name, client) in
+        [("dns", dns), ("operators", operators), ("agent", world.client(Leaf::Agent)), ("proxy", proxy)]
+    {
+        assert!(Api::<Secret>::all(client.clone()).list(&everything).await.is_err(), "{name} reads secrets");
+        assert!(Api::<Pod>::all(client).list(&everything).await.is_err(), "{name} reads pods");
+    }
+}
+
+async fn a_node_gets_addresses_and_its_serving_certificate(world: &World, client: &kube::Client) {
+    // What kubelet does first, with kubelet's certificate.
+    let kubelet = world.client(Leaf::Kubelet);
+    let nodes = Api::<Node>::all(kubelet.clone());
+    let node = serde_json::from_value(json!({ "metadata": { "name": "node-1" } })).unwrap();
+    let node = nodes.create(&PostParams::default(), &node).await.unwrap();
+    let other = serde_json::from_value(json!({ "metadata": { "name": "node-2" } })).unwrap();
+    assert!(nodes.create(&PostParams::default(), &other).await.is_err(), "a kubelet makes its own node only");
+
+    let all = Api::<Node>::all(client.clone());
+    let range =
+        world.wait_for("a part of the pod addresses", || async { all.get("node-1").await.ok()?.spec?.pod_cidr }).await;
+    assert_eq!(range, "10.244.0.0/24");
+
+    let input = NodeInput {
+        name: "node-1".to_owned(),
+        uid: node.metadata.uid.unwrap(),
+        bridge_addresses: vec!["10.244.0.1".parse().unwrap()],
+        dns_ready: true,
+    };
+    let agent = world.client(Leaf::Agent);
+    assert_eq!(addons::keep_dns(&agent, &world.input.cluster, Some(&input)).await.unwrap(), 2);
+    assert_eq!(addons::keep_dns(&agent, &world.input.cluster, Some(&input)).await.unwrap(), 0);
+    let labels = all.get("node-1").await.unwrap().metadata.labels.unwrap();
+    assert!(labels.contains_key("node-role.kubernetes.io/control-plane"));
+    let gone = NodeInput { name: "node-9".to_owned(), ..input };
+    assert!(addons::keep_dns(&agent, &world.input.cluster, Some(&gone)).await.is_err());
+    assert!(all.get_opt("node-9").await.unwrap().is_none(), "labels make no node");
+
+    // The serving certificate: requested by kubelet, approved by the operators, signed by kube-controller-manager.
+    let requests = Api::<CertificateSigningRequest>::all(kubelet);
+    let request = world::serving_request("node-1", "192.0.2.10");
+    let name = requests.create(&PostParams::default(), &request).await.unwrap().metadata.name.unwrap();
+    let operators = Api::<CertificateSigningRequest>::all(world.client(Leaf::Operators));
+    let approval = json!({ "status": { "conditions": [{
+        "type": "Approved", "status": "True", "reason": "Test", "message": "approved",
+    }] } });
+    operators.patch_approval(&name, &PatchParams::default(), &Patch::Merge(approval)).await.unwrap();
+    world.wait_for("the serving certificate", || async { requests.get(&name).await.ok()?.status?.certificate }).await;
+}
+
+async fn pods_of_ordinary_namespaces_keep_to_the_baseline(world: &World, client: &kube::Client) {
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
+    world.wait_for("the default account", || async { accounts.get_opt("default").await.unwrap() }).await;
+    let pod = |namespace: &str| {
+        serde_json::from_value::<Pod>(json!({
+            "metadata": { "name": "privileged", "namespace": namespace },
+            "spec": { "hostNetwork": true, "containers": [{ "name": "main", "image": "example.com/none" }] },
+        }))
+        .unwrap()
+    };
+    let refused =
+        Api::<Pod>::namespaced(client.clone(), "default").create(&PostParams::default(), &pod("default")).await;
+    assert!(refused.unwrap_err().to_string().contains("PodSecurity \"baseline:latest\""));
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "kube-system");
+    world.wait_for("the default account", || async { accounts.get_opt("default").await.unwrap() }).await;
+    Api::<Pod>::namespaced(client.clone(), "kube-system")
+        .create(&PostParams::default(), &pod("kube-system"))
+        .await
+        .unwrap();
+}
+
+async fn renewed_certificates_are_served_without_a_restart(world: &mut World) {
+    let urls = ["https://127.0.0.1:6443/livez", "https://127.0.0.1:10257/healthz", "https://127.0.0.1:10259/livez"];
+    let before = urls.map(|url| world.certificate(url).unwrap());
+    world.reissue();
+    for (url, before) in urls.into_iter().zip(before) {
+        world.wait(url, || world.certificate(url).is_some_and(|now| now != before)).await;
+    }
+    // The API server is still a client of etcd, which shows a new certificate and is shown one.
+    world.wait("the store", || world.ready("https://127.0.0.1:6443/readyz")).await;
+    assert!(world.all_alive());
+}

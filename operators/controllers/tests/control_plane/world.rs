@@ -1,0 +1,305 @@
+//! A machine's paths and ports for one test: mounts, network and processes of its own.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use garboard_catalog::pki::Leaf;
+use garboard_catalog::{CatalogInput, NodeFacts, input, services, users};
+use garboard_controllers::addons;
+use garboard_controllers::pki::PkiStore;
+use garboard_plan::pki::{PkiInput, desired};
+use garboard_supervisor::spec::ServiceSpec;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use serde_json::json;
+
+const INSIDE: &str = "GARBOARD_TEST_INSIDE";
+const LIMIT: Duration = Duration::from_secs(180);
+const PROGRAMS: &str = "/run/programs";
+const ADDRESS: &str = "192.0.2.10";
+
+/// Runs `test`, the body of the test named `name`, in namespaces of its own. Without the upstream programs it says so and does nothing.
+pub fn inside<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
+    let Some(programs) = programs() else {
+        eprintln!("skipped: no upstream programs; image/build makes them, GARBOARD_UPSTREAM tells where they are");
+        return;
+    };
+    if std::env::var_os(INSIDE).is_some() {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
+        return;
+    }
+    let status = Command::new("unshare")
+        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .env("GARBOARD_UPSTREAM", programs)
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+fn programs() -> Option<PathBuf> {
+    let folder = match std::env::var_os("GARBOARD_UPSTREAM") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(std::env::var_os("HOME")?).join(".cache/garboard/upstream/bin"),
+    };
+    folder.join("kubernetes").exists().then_some(folder)
+}
+
+/// A machine's services, keys and settings.
+pub struct World {
+    pub input: CatalogInput,
+    pki: PkiStore,
+    running: BTreeMap<String, Child>,
+}
+
+impl World {
+    /// Empty places where the machine has its own, an address, and everything that the agent makes before it starts services.
+    pub fn new() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        for path in ["/run", "/tmp", "/var/lib", "/var/log"] {
+            run("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", path]);
+        }
+        // The users of the services may not reach the folder that the programs lie in.
+        fs::create_dir(PROGRAMS).unwrap();
+        for name in ["kubernetes", "etcd", "containerd", "containerd-shim-runc-v2", "runc"] {
+            let own = format!("{PROGRAMS}/{name}");
+            File::create(&own).unwrap();
+            run("mount", &["--bind", programs().unwrap().join(name).to_str().unwrap(), &own]);
+        }
+        run("ip", &["link", "set", "lo", "up"]);
+        run("ip", &["address", "add", "192.0.2.10/32", "dev", "lo"]);
+        run("ip", &["route", "add", "default", "dev", "lo"]);
+        fs::create_dir_all("/run/garboard/services").unwrap();
+        let input = CatalogInput {
+            cluster: Default::default(),
+            machine: Default::default(),
+            node: NodeFacts {
+                name: "node-1".to_owned(),
+                addresses: vec![ADDRESS.parse().unwrap()],
+                memory_bytes: 2 << 30,
+                pod_cidrs: Vec::new(),
+            },
+            pause_image: "garboard.dev/pause:test".to_owned(),
+        };
+        let world = Self { input, pki: PkiStore::new("/run/state/pki", "/run/garboard/pki"), running: BTreeMap::new() };
+        world.issue();
+        world
+    }
+
+    fn issue(&self) {
+        let CatalogInput { cluster, node, .. } = &self.input;
+        let input = PkiInput {
+            node_name: node.name.clone(),
+            node_addresses: node.addresses.clone(),
+            service_addresses: Vec::from_iter(input::apiserver_service_address(cluster)),
+            dns_domain: cluster.dns_domain.clone(),
+            apiserver_names: cluster.cert_sans.clone(),
+        };
+        self.pki.reconcile(&desired(&input), SystemTime::now()).unwrap();
+    }
+
+    /// Issues every certificate again.
+    pub fn reissue(&self) {
+        for leaf in Leaf::ALL {
+            fs::remove_file(format!("/run/state/pki/{}.pem", leaf.name())).unwrap();
+        }
+        self.issue();
+    }
+
+    /// Starts a service with the files, directories, user and arguments of its specification.
+    pub fn start(&mut self, name: &str) {
+        let specs = services(&self.input).unwrap();
+        let spec = specs.iter().find(|spec| spec.name.as_str() == name).unwrap();
+        prepare(spec);
+        let user = users::ALL.into_iter().find(|user| user.name == spec.user).unwrap();
+        let log = File::create(format!("/var/log/{name}.log")).unwrap();
+        let child = Command::new(program(&spec.argv[0]))
+            .arg0(&spec.argv[0])
+            .args(&spec.argv[1..])
+            .env_clear()
+            .envs(&spec.env)
+            .current_dir(&spec.working_directory)
+            .uid(user.id)
+            .gid(user.id)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.running.insert(name.to_owned(), child);
+    }
+
+    /// What a service has written.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(format!("/var/log/{name}.log")).unwrap()
+    }
+
+    /// Whether every service that was started still runs.
+    pub fn all_alive(&mut self) -> bool {
+        self.running.values_mut().all(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// A client that may do everything.
+    pub fn administrator(&self) -> kube::Client {
+        addons::administrator(&self.pki, "https://127.0.0.1:6443", SystemTime::now()).unwrap()
+    }
+
+    /// A client with a certificate of the machine.
+    pub fn client(&self, leaf: Leaf) -> kube::Client {
+        let mut config = kube::Config::new("https://127.0.0.1:6443".parse().unwrap());
+        config.root_cert = Some(vec![certificates(&leaf.ca_file())[0].to_vec()]);
+        config.auth_info.client_certificate = Some(leaf.cert_file());
+        config.auth_info.client_key = Some(leaf.key_file());
+        kube::Client::try_from(config).unwrap()
+    }
+
+    /// Whether `GET` answers 200.
+    pub fn ready(&self, url: &str) -> bool {
+        self.status(url, None) == 200
+    }
+
+    /// The status of the answer to `GET`; 0 when there is none.
+    pub fn status(&self, url: &str, client: Option<Leaf>) -> u16 {
+        get(url, client).map_or(0, |(status, _)| status)
+    }
+
+    /// The certificate that a server shows.
+    pub fn certificate(&self, url: &str) -> Option<Vec<u8>> {
+        get(url, None).map(|(_, certificate)| certificate)
+    }
+
+    /// Everything that etcd has on disk.
+    pub fn etcd_files(&self) -> Vec<u8> {
+        fn read(folder: &Path, into: &mut Vec<u8>) {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    read(&path, into);
+                } else {
+                    into.extend(fs::read(&path).unwrap());
+                }
+            }
+        }
+        let mut bytes = Vec::new();
+        read(Path::new("/var/lib/etcd"), &mut bytes);
+        bytes
+    }
+
+    /// Waits until `condition` holds.
+    pub async fn wait(&self, what: &str, condition: impl Fn() -> bool) {
+        self.wait_for(what, || async { condition().then_some(()) }).await;
+    }
+
+    /// Waits until `attempt` has a result.
+    pub async fn wait_for<T, F: Future<Output = Option<T>>>(&self, what: &str, attempt: impl Fn() -> F) -> T {
+        let start = Instant::now();
+        loop {
+            if let Some(result) = attempt().await {
+                eprintln!("{what}: {:.1} s", start.elapsed().as_secs_f32());
+                return result;
+            }
+            if start.elapsed() > LIMIT {
+                for name in self.running.keys() {
+                    let log = self.log(name);
+                    let lines: Vec<_> = log.lines().collect();
+                    eprintln!("--- {name}\n{}", lines[lines.len().saturating_sub(25)..].join("\n"));
+                }
+                panic!("{what}: not within {LIMIT:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
+}
+
+fn program(path: &str) -> PathBuf {
+    let folder = Path::new(PROGRAMS);
+    let name = path.rsplit_once('/').unwrap().1;
+    let own = folder.join(name);
+    if own.exists() { own } else { folder.join("kubernetes") }
+}
+
+fn prepare(spec: &ServiceSpec) {
+    let id = |owner: &Option<String>| {
+        let name = owner.as_deref().unwrap_or(&spec.user);
+        users::ALL.into_iter().find(|user| user.name == name).unwrap().id
+    };
+    for directory in &spec.directories {
+        fs::create_dir_all(&directory.path).unwrap();
+        fs::set_permissions(&directory.path, fs::Permissions::from_mode(directory.mode)).unwrap();
+        chown(&directory.path, Some(id(&directory.owner)), Some(id(&directory.owner))).unwrap();
+    }
+    for file in &spec.files {
+        fs::write(&file.path, &file.content).unwrap();
+        fs::set_permissions(&file.path, fs::Permissions::from_mode(file.mode)).unwrap();
+        chown(&file.path, Some(id(&file.owner)), Some(id(&file.owner))).unwrap();
+    }
+}
+
+fn certificates(path: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_file_iter(path).unwrap().map(Result::unwrap).collect()
+}
+
+fn get(url: &str, client: Option<Leaf>) -> Option<(u16, Vec<u8>)> {
+    let (address, path) = url.strip_prefix("https://").unwrap().split_once('/').unwrap();
+    let address: SocketAddr = address.parse().unwrap();
+    let mut roots = RootCertStore::empty();
+    let trust = if address.port() == 2379 { Leaf::EtcdProbe } else { Leaf::Agent };
+    roots.add_parsable_certificates(certificates(&trust.ca_file()));
+    let config = ClientConfig::builder().with_root_certificates(roots);
+    let config = match client {
+        Some(leaf) => config
+            .with_client_auth_cert(
+                certificates(&leaf.cert_file()),
+                PrivateKeyDer::from_pem_file(leaf.key_file()).unwrap(),
+            )
+            .unwrap(),
+        None => config.with_no_client_auth(),
+    };
+    let connection = ClientConnection::new(Arc::new(config), ServerName::from(address.ip())).unwrap();
+    let socket = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut stream = StreamOwned::new(connection, socket);
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).ok()?;
+    let status = std::str::from_utf8(&answer[9..]).ok()?.parse().ok()?;
+    Some((status, stream.conn.peer_certificates()?.first()?.to_vec()))
+}
+
+/// What kubelet asks the cluster to sign.
+pub fn serving_request(node: &str, address: &str) -> CertificateSigningRequest {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+    params.distinguished_name.push(DnType::CommonName, format!("system:node:{node}"));
+    params.subject_alt_names =
+        vec![SanType::DnsName(node.try_into().unwrap()), SanType::IpAddress(address.parse().unwrap())];
+    let pem = params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
+    serde_json::from_value(json!({
+        "metadata": { "generateName": "csr-" },
+        "spec": {
+            "signerName": "kubernetes.io/kubelet-serving",
+            "usages": ["digital signature", "server auth"],
+            "request": base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pem),
+        },
+    }))
+    .unwrap()
+}
