@@ -1,0 +1,96 @@
+# The disk image: runs mkosi and names what it leaves.
+# shellcheck shell=bash disable=SC2034,SC2154 # Variables are shared with image/build and the other steps.
+
+# Goals in bytes, for the release's compression.
+root_goal=120000000
+uki_goal=16000000
+
+# build_disk: makes $output from $upstream and $programs.
+build_disk() {
+    local work=$cache/mkosi tree=$cache/mkosi/tree made=$cache/mkosi/output
+    stage_tree "$tree"
+    stage_initrd "$cache/mkosi/initrd"
+    as_root rm -rf "$made"
+    mkdir -p "$work"/{cache,packages,workspace} "$made"
+
+    local erofs compression=()
+    if [[ $mode == release ]]; then
+        erofs="-C65536 -Efragments,dedupe"
+        compression=(--environment SYSTEMD_REPART_MKFS_OPTIONS_EROFS="-zzstd,level=19 $erofs")
+    else
+        compression=(--environment SYSTEMD_REPART_MKFS_OPTIONS_EROFS="-zzstd,level=3 -C65536")
+    fi
+    run "building the disk image ($mode compression)" mkosi.log \
+        as_root env PYTHONPATH="$mkosi" python3 -m mkosi \
+        --directory "$root" \
+        --force \
+        --cache-directory "$work/cache" \
+        --package-cache-directory "$work/packages" \
+        --workspace-directory "$work/workspace" \
+        --output-directory "$made" \
+        --image-version "$version" \
+        --source-date-epoch "$(source_date)" \
+        --extra-tree "$tree:/final" \
+        --initrd "$cache/mkosi/initrd.cpio.zst" \
+        "${compression[@]}" \
+        build
+    collect "$made"
+}
+
+# stage_tree FOLDER: the programs where the machine has them.
+stage_tree() {
+    local tree=$1 name
+    rm -rf "$tree"
+    mkdir -p "$tree"/usr/{bin,lib/garboard,share/garboard/images}
+    for name in kubernetes etcd containerd containerd-shim-runc-v2 runc; do
+        install -m 0755 "$upstream/$name" "$tree/usr/bin/$name"
+    done
+    for name in bus cni dns init operators; do
+        install -m 0755 "$programs/garboard-$name" "$tree/usr/lib/garboard/garboard-$name"
+    done
+    install -m 0644 -t "$tree/usr/share/garboard/images" "$programs"/{pause,sample}.tar
+}
+
+# stage_initrd FOLDER: FOLDER.cpio.zst with the first stage; mkosi appends the kernel's modules to it.
+stage_initrd() {
+    rm -rf "$1"
+    mkdir -p "$1"/{dev,proc,run,sys,sysroot,usr/lib}
+    ln -s usr/lib "$1/lib"
+    install -m 0755 "$programs/garboard-initrd" "$1/init"
+    find "$1" -exec touch --no-dereference --date=@0 {} +
+    (cd "$1" && find . -print0 | sort -z | cpio --null --create --format=newc --reproducible \
+        --owner=0:0 --quiet | zstd -19 --quiet --force -o "$1.cpio.zst")
+}
+
+# collect FOLDER: moves mkosi's results to $output under the project's names.
+collect() {
+    local made=$1 staged=$output.new image=garboard_$version
+    as_root chown -R "$(id -u):$(id -g)" "$made"
+    rm -rf "$staged"
+    mkdir -p "$staged"
+    mv "$made/$image.raw" "$staged/garboard.raw"
+    mv "$made/$image.efi" "$staged/garboard.efi"
+    mv "$made/$image.root.raw" "$staged/root.erofs"
+    mv "$made/$image.verity.raw" "$staged/root.verity"
+    run "writing garboard.qcow2" qcow2.log \
+        qemu-img convert -c -o compression_type=zstd -O qcow2 "$staged/garboard.raw" "$staged/garboard.qcow2"
+    python3 "$root/image/steps/release.py" --version "$version" --mode "$mode" --folder "$staged" \
+        --root-hash "$(cat "$made/$image.roothash")" --packages "$made/packages.json" \
+        --upstream "kubernetes=$(module_version kubernetes k8s.io/kubernetes)" \
+        --upstream "etcd=$(module_version etcd go.etcd.io/etcd/server/v3)" \
+        --upstream "containerd=$(module_version containerd github.com/containerd/containerd/v2)" \
+        --upstream "runc=$(module_version runc github.com/opencontainers/runc)" \
+        --root-goal "$root_goal" --uki-goal "$uki_goal"
+    printf '%s\n' "$inputs" >"$staged/.inputs"
+    rm -rf "$output"
+    mv "$staged" "$output"
+    # The one program is kubectl under that name.
+    install -m 0755 "$upstream/kubernetes" "$root/target/image/kubectl"
+    install -m 0755 "$programs/garboardctl" "$root/target/image/garboardctl"
+    link_latest
+}
+
+# Makes target/image/latest the version just built.
+link_latest() {
+    ln -sfn "$version" "$root/target/image/latest"
+}

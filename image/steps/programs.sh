@@ -1,0 +1,41 @@
+# Garboard's own programs and the container images that carry two of them.
+# shellcheck shell=bash disable=SC2034,SC2154 # Variables are shared with image/build and the other steps.
+
+# build_programs: sets $programs to a folder with all of Garboard's programs and the container images.
+build_programs() {
+    local key kept target
+    key=$(hash_of "$version $(cd "$root" && rustc --version)" Cargo.toml Cargo.lock init services operators \
+        image/steps/programs.sh image/steps/oci.py)
+    kept=$cache/programs/$key
+    programs=$kept
+    if [[ ! -d $kept ]]; then
+        # Builds go on where the last one stopped, in the cache: not in the way of a developer's own.
+        target=$cache/cargo
+        run "building Garboard's programs" programs.log build_rust "$target"
+        rm -rf "$kept.new"
+        mkdir -p "$kept.new"
+        cp "$target/$musl/release/"garboard{-bus,-cni,-dns,-init,-initrd,-operators,-pause,-sample,ctl} "$kept.new/"
+        pack pause "$kept.new"
+        pack sample "$kept.new" serve
+        mv "$kept.new" "$kept"
+    fi
+    touch "$kept"
+}
+
+# build_rust TARGET: all packages that have programs, static, without this host's paths in them.
+build_rust() {
+    local remap
+    remap="--remap-path-prefix=$root=/garboard --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+    cd "$root" && env CARGO_TARGET_DIR="$1" CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="$remap" \
+        cargo build --release --locked --target "$musl" \
+        -p garboard-bus -p garboard-cni -p garboard-dns -p garboard-init -p garboard-operators \
+        -p garboard-pause -p garboard-sample -p garboardctl
+}
+
+# pack NAME FOLDER [ARGUMENT...]: FOLDER/NAME.tar, a container image with the program garboard-NAME.
+pack() {
+    local name=$1 folder=$2
+    shift 2
+    python3 "$root/image/steps/oci.py" --name "garboard.dev/$name:$version" --program "$folder/garboard-$name" \
+        --output "$folder/$name.tar" -- "$@"
+}
