@@ -231,6 +231,14 @@ impl Step<'_> {
             (ServiceState::Starting(Starting { pid: Some(pid), ready_by, error: None }), ProcessEvent::Executed) => {
                 self.executed(pid, ready_by)
             }
+            // Only the program itself sends messages: this one overtook the news of its execution.
+            (
+                ServiceState::Starting(Starting { pid: Some(pid), ready_by, error: None }),
+                ProcessEvent::Notified(notification),
+            ) => match self.executed(pid, ready_by) {
+                ServiceState::Running(running) => self.notified(running, notification),
+                other => other,
+            },
             (ServiceState::Starting(Starting { pid: Some(_), error, .. }), ProcessEvent::Exited(exit)) => {
                 self.service.history.last_exit = Some(exit);
                 self.ended(exit, error)

@@ -145,6 +145,17 @@ fn answers_about_liveness_before_readiness_are_ignored() {
 }
 
 #[test]
+fn a_message_that_overtakes_the_news_of_the_execution_counts() {
+    let mut driver = Driver::new(ServiceSpec { readiness: Some(notify()), ..service("a") });
+    driver.event(0, Event::Start);
+    driver.process(1, ProcessEvent::Launched { pid: 7 });
+    driver.process(2, ProcessEvent::Notified(Notification::Ready));
+    assert!(driver.is_ready());
+    driver.process(3, ProcessEvent::Executed);
+    assert!(driver.is_ready());
+}
+
+#[test]
 fn the_watchdog_is_fed_by_messages() {
     let spec = ServiceSpec { readiness: Some(notify()), watchdog_ms: Some(100), ..service("a") };
     let mut driver = Driver::new(spec).started(0);

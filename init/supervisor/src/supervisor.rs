@@ -25,12 +25,25 @@ struct Entry {
     spec: ServiceSpec,
     /// The specification for the next start, while a process of the present one exists.
     next: Option<Box<ServiceSpec>>,
+    /// Of the present specification.
+    hash: String,
     builtin: bool,
     goal: Goal,
     service: Service,
 }
 
 impl Entry {
+    fn new(spec: ServiceSpec, builtin: bool, goal: Goal, now: Duration) -> Self {
+        let hash = hash(&spec);
+        Self { spec, next: None, hash, builtin, goal, service: Service::new(now) }
+    }
+
+    fn replace_spec(&mut self, spec: ServiceSpec) {
+        self.hash = hash(&spec);
+        self.spec = spec;
+        self.next = None;
+    }
+
     fn latest(&self) -> &ServiceSpec {
         self.next.as_deref().unwrap_or(&self.spec)
     }
@@ -49,19 +62,16 @@ pub type Actions = Vec<(ServiceName, Action)>;
 pub struct Supervisor {
     entries: BTreeMap<ServiceName, Entry>,
     shutting_down: bool,
+    /// What the machine itself still lacks; only built-in services start without it.
+    lacking: Option<String>,
 }
 
 impl Supervisor {
     /// A supervisor of the built-in services, which no set can touch.
     pub fn new(builtin: Vec<ServiceSpec>, now: Duration) -> Self {
-        let entries = builtin
-            .into_iter()
-            .map(|spec| {
-                let service = Service::new(now);
-                (spec.name.clone(), Entry { spec, next: None, builtin: true, goal: Goal::Run, service })
-            })
-            .collect();
-        Self { entries, shutting_down: false }
+        let entries =
+            builtin.into_iter().map(|spec| (spec.name.clone(), Entry::new(spec, true, Goal::Run, now))).collect();
+        Self { entries, shutting_down: false, lacking: None }
     }
 
     /// Replaces all declared services: unknown ones end, changed ones restart, unchanged ones run on.
@@ -91,9 +101,8 @@ impl Supervisor {
 
     fn declare(&mut self, spec: ServiceSpec, moment: Moment, actions: &mut Actions) -> Change {
         let Some(entry) = self.entries.get_mut(&spec.name) else {
-            let service = Service::new(moment.now);
             let goal = if self.shutting_down { Goal::Stop } else { Goal::Run };
-            self.entries.insert(spec.name.clone(), Entry { spec, next: None, builtin: false, goal, service });
+            self.entries.insert(spec.name.clone(), Entry::new(spec, false, goal, moment.now));
             return Change::Added;
         };
         let change = compare(entry.latest(), &spec);
@@ -110,7 +119,7 @@ impl Supervisor {
                     let signal = spec.reload_signal;
                     actions.push((name, Action::Refresh { run: entry.service.history.run, signal }));
                 }
-                entry.spec = spec;
+                entry.replace_spec(spec);
                 return change;
             }
             _ => {}
@@ -118,11 +127,18 @@ impl Supervisor {
         if entry.service.has_process() {
             entry.next = Some(Box::new(spec));
         } else {
-            entry.spec = spec;
-            entry.next = None;
+            entry.replace_spec(spec);
         }
         self.apply(&name, Event::Restart { reason: "its specification changed".to_owned() }, moment, actions);
         if change == Change::Unchanged { Change::Unchanged } else { Change::Restarted }
+    }
+
+    /// Says what the machine still lacks (none: nothing) before services that are not built in may start.
+    pub fn set_lacking(&mut self, lacking: Option<String>, moment: Moment) -> Actions {
+        self.lacking = lacking;
+        let mut actions = Vec::new();
+        self.settle(moment, &mut actions);
+        actions
     }
 
     /// Brings news of a process.
@@ -209,7 +225,13 @@ impl Supervisor {
             ServiceState::Waiting => self.missing(&entry.spec),
             _ => Vec::new(),
         };
-        let waiting_on = missing.iter().map(|condition| self.explain(condition)).collect();
+        let held = matches!(&service.state, ServiceState::Waiting if !entry.builtin).then_some(&self.lacking);
+        let waiting_on = held
+            .into_iter()
+            .flatten()
+            .cloned()
+            .chain(missing.iter().map(|condition| self.explain(condition)))
+            .collect();
         ServiceStatus {
             name: name.clone(),
             state: public(&service.state, missing),
@@ -224,7 +246,7 @@ impl Supervisor {
             waiting_on,
             memory_bytes: None,
             cpu_usec: None,
-            spec_hash: hash(&entry.spec),
+            spec_hash: entry.hash.clone(),
         }
     }
 
@@ -255,7 +277,7 @@ impl Supervisor {
         if !entry.service.has_process()
             && let Some(next) = entry.next.take()
         {
-            entry.spec = *next;
+            entry.replace_spec(*next);
         }
         actions.extend(more.into_iter().map(|action| (name.clone(), action)));
     }
@@ -280,7 +302,11 @@ impl Supervisor {
     }
 
     fn to_start(&self) -> Vec<ServiceName> {
-        let waits = |entry: &Entry| entry.goal == Goal::Run && entry.service.state == ServiceState::Waiting;
+        let waits = |entry: &Entry| {
+            entry.goal == Goal::Run
+                && entry.service.state == ServiceState::Waiting
+                && (entry.builtin || self.lacking.is_none())
+        };
         self.entries
             .iter()
             .filter(|(_, entry)| waits(entry) && entry.spec.requires.iter().all(|condition| self.is_met(condition)))

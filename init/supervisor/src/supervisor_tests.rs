@@ -137,6 +137,19 @@ fn what_can_start_starts_at_once_and_the_rest_when_it_can() {
 }
 
 #[test]
+fn only_the_built_in_start_while_the_machine_lacks_something() {
+    let mut world = World { supervisor: Supervisor::new(vec![service("agent")], Duration::ZERO), ..World::default() };
+    let actions = world.supervisor.set_lacking(Some("DATA to be mounted".to_owned()), at(0));
+    world.act(actions);
+    world.set(vec![service("a")]);
+    assert_eq!(world.take_history(), "+agent");
+    assert_eq!(world.supervisor.statuses()[0].waiting_on, ["DATA to be mounted"]);
+    let actions = world.supervisor.set_lacking(None, at(0));
+    world.act(actions);
+    assert_eq!(world.take_history(), "+a");
+}
+
+#[test]
 fn sets_are_compared() {
     let file = |content: &str| crate::spec::RenderedFile {
         path: "/run/garboard/services/f/x".into(),
