@@ -1,0 +1,108 @@
+//! What the runtime needs to know of a kind.
+
+use std::fmt::Debug;
+
+use garboard_api::field_error::FieldError;
+use garboard_api::machine::{MachineSpec, MachineStatus};
+use garboard_api::manifest::Manifests;
+use garboard_api::{Cluster, ClusterStatus, Machine, validate};
+use k8s_openapi::ClusterResourceScope;
+use kube::Resource;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A kind of ours: cluster-scoped, and one object of it concerns this machine.
+pub trait Kind:
+    Resource<DynamicType = (), Scope = ClusterResourceScope>
+    + Clone
+    + Debug
+    + PartialEq
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    /// Its status.
+    type Status: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync;
+
+    /// Its name in lower case, for files.
+    const FILE: &'static str;
+
+    /// What is wrong with an object, also as a successor of `before`; empty when it can be accepted.
+    fn refuse(&self, before: Option<&Self>) -> Vec<FieldError>;
+
+    /// The object of this kind in a set of manifests.
+    fn of(manifests: &Manifests) -> Option<&Self>;
+
+    /// Gives the object what `other` declares.
+    fn declare(&mut self, other: &Self);
+
+    /// Takes the status away, which is none of a declaration's business.
+    fn without_status(self) -> Self;
+
+    /// Its name; empty if it has none.
+    fn object_name(&self) -> &str {
+        self.meta().name.as_deref().unwrap_or_default()
+    }
+}
+
+impl Kind for Machine {
+    type Status = MachineStatus;
+
+    const FILE: &'static str = "machine";
+
+    fn refuse(&self, before: Option<&Self>) -> Vec<FieldError> {
+        let mut errors = validate::machine(self);
+        if let Some(before) = before.filter(|before| before.metadata.name != self.metadata.name) {
+            let words = format!("it cannot be changed from {}", before.object_name());
+            errors.push(FieldError::new("metadata.name", &self.object_name().into(), words));
+        }
+        errors
+    }
+
+    fn of(manifests: &Manifests) -> Option<&Self> {
+        manifests.machine.as_ref()
+    }
+
+    fn declare(&mut self, other: &Self) {
+        let MachineSpec { hostname, network, kubelet } = other.spec.clone();
+        self.spec = MachineSpec { hostname, network, kubelet };
+        self.metadata.labels.clone_from(&other.metadata.labels);
+        self.metadata.annotations.clone_from(&other.metadata.annotations);
+    }
+
+    fn without_status(mut self) -> Self {
+        self.status = None;
+        self
+    }
+}
+
+impl Kind for Cluster {
+    type Status = ClusterStatus;
+
+    const FILE: &'static str = "cluster";
+
+    fn refuse(&self, before: Option<&Self>) -> Vec<FieldError> {
+        let mut errors = validate::cluster(self);
+        if let Some(before) = before {
+            errors.extend(validate::cluster_change(&before.spec, &self.spec));
+        }
+        errors
+    }
+
+    fn of(manifests: &Manifests) -> Option<&Self> {
+        manifests.cluster.as_ref()
+    }
+
+    fn declare(&mut self, other: &Self) {
+        self.spec = other.spec.clone();
+        self.metadata.labels.clone_from(&other.metadata.labels);
+        self.metadata.annotations.clone_from(&other.metadata.annotations);
+    }
+
+    fn without_status(mut self) -> Self {
+        self.status = None;
+        self
+    }
+}

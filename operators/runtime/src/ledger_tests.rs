@@ -1,0 +1,91 @@
+use garboard_api::Machine;
+use proptest::prelude::*;
+
+use super::*;
+
+fn entry(max_pods: u32) -> Entry<Machine> {
+    let mut object = Machine::new("node-1", Default::default());
+    object.spec.kubelet.max_pods = max_pods;
+    Entry { object, local_digest: Some(digest(b"x")), pending: true }
+}
+
+#[test]
+fn what_is_stored_is_loaded_and_private() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::new(folder.path().join("ledger"));
+    assert_eq!(ledger.load::<Machine>().unwrap(), None);
+    for max_pods in 1..4 {
+        ledger.store(&entry(max_pods)).unwrap();
+        assert_eq!(ledger.load().unwrap(), Some(entry(max_pods)));
+    }
+    for (path, mode) in [("ledger", 0o700), ("ledger/machine.json", 0o600), ("ledger/machine.previous.json", 0o600)] {
+        let found = fs::metadata(folder.path().join(path)).unwrap().permissions().mode();
+        assert_eq!(found & 0o777, mode, "{path}");
+    }
+}
+
+#[test]
+fn a_digest_is_that_of_sha256() {
+    assert_eq!(digest(b"abc"), "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+#[test]
+fn a_power_cut_at_any_step_of_writing_leaves_the_old_or_the_new() {
+    // The steps of `replace` that others can see, each undone from the end: what a crash after the step before leaves.
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::new(folder.path());
+    ledger.store(&entry(1)).unwrap();
+    ledger.store(&entry(2)).unwrap();
+    let new = folder.path().join("machine.new");
+    fs::write(&new, b"half wri").unwrap();
+    assert_eq!(ledger.load().unwrap(), Some(entry(2)));
+    fs::remove_file(folder.path().join("machine.previous.json")).unwrap();
+    assert_eq!(ledger.load().unwrap(), Some(entry(2)));
+    ledger.store(&entry(3)).unwrap();
+    assert_eq!(ledger.load().unwrap(), Some(entry(3)));
+}
+
+#[test]
+fn damage_to_both_files_is_an_error_and_not_an_empty_ledger() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::new(folder.path());
+    ledger.store(&entry(1)).unwrap();
+    ledger.store(&entry(2)).unwrap();
+    for name in ["machine.json", "machine.previous.json"] {
+        fs::write(folder.path().join(name), b"").unwrap();
+    }
+    assert!(matches!(ledger.load::<Machine>(), Err(LedgerError::Damaged { .. })));
+    ledger.store(&entry(3)).unwrap();
+    assert_eq!(ledger.load().unwrap(), Some(entry(3)));
+}
+
+proptest! {
+    #[test]
+    fn a_truncated_or_changed_file_gives_the_one_before(cut in any::<proptest::sample::Index>(), flip in 0u8..=255) {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::new(folder.path());
+        ledger.store(&entry(1)).unwrap();
+        ledger.store(&entry(2)).unwrap();
+        let path = folder.path().join("machine.json");
+        let whole = fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        let at = cut.index(whole.len());
+        match flip {
+            0 => damaged.truncate(at),
+            flip => damaged[at] ^= flip,
+        }
+        fs::write(&path, &damaged).unwrap();
+        prop_assert_eq!(ledger.load().unwrap(), Some(entry(1)));
+        // And the damaged one never becomes the one before.
+        ledger.store(&entry(3)).unwrap();
+        fs::write(&path, b"").unwrap();
+        prop_assert_eq!(ledger.load().unwrap(), Some(entry(1)));
+    }
+
+    #[test]
+    fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(decode::<Entry<Machine>>(&bytes).is_none());
+    }
+}

@@ -1,0 +1,168 @@
+//! Where statuses go.
+//!
+//! Each status is a file below `/run/garboard/status`, so that it can be looked at whether or not there is an API server,
+//! and the status subresource of its object once the API server has it. Both are written only when they change.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::kind::Kind;
+
+/// The name under which the agent owns fields of objects.
+pub const FIELD_MANAGER: &str = "garboard-agent";
+
+/// A status could not be published. Trying again later can help.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// It is no JSON.
+    #[error("cannot write the status of {kind} {name} as JSON")]
+    Encode {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Name of the object.
+        name: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file could not be written.
+    #[error("cannot write {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The API server did not take it.
+    #[error("cannot apply the status of {kind} {name}")]
+    Apply {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Name of the object.
+        name: String,
+        /// The answer.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+/// An object whose status was published: kind, name, and the UID that the API server gave it.
+type Published = (&'static str, String, Option<String>);
+
+/// Where statuses go.
+pub struct StatusSink {
+    folder: PathBuf,
+    api: watch::Receiver<Option<Client>>,
+    /// What the API server has, as far as this process told it.
+    applied: Mutex<BTreeMap<Published, Value>>,
+}
+
+impl std::fmt::Debug for StatusSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StatusSink").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl StatusSink {
+    /// Statuses go to files in `folder`, and to `api` whenever it holds a client.
+    pub fn new(folder: impl Into<PathBuf>, api: watch::Receiver<Option<Client>>) -> Self {
+        Self { folder: folder.into(), api, applied: Mutex::default() }
+    }
+
+    /// The status that an object had, also before this process was started.
+    pub fn former<K: Kind>(&self, name: &str) -> K::Status
+    where
+        K::Status: Default,
+    {
+        read(&self.path::<K>(name)).unwrap_or_default()
+    }
+
+    /// Publishes the status of an object.
+    ///
+    /// Cancelled, it may have written the file and not told the API server; the next call does.
+    ///
+    /// # Errors
+    /// [`StatusError`].
+    pub async fn publish<K: Kind>(&self, object: &K, status: &K::Status) -> Result<(), StatusError> {
+        let kind = K::FILE;
+        let name = object.object_name().to_owned();
+        let value =
+            serde_json::to_value(status).map_err(|source| StatusError::Encode { kind, name: name.clone(), source })?;
+        let path = self.path::<K>(&name);
+        if read::<Value>(&path).as_ref() != Some(&value) {
+            write(&path, &value).map_err(|source| StatusError::File { path, source })?;
+        }
+        let client = self.api.borrow().clone();
+        // An object without UID is not in the API (yet).
+        let (Some(client), Some(uid)) = (client, object.meta().uid.clone()) else { return Ok(()) };
+        let key = (kind, name.clone(), Some(uid));
+        if self.applied.lock().unwrap_or_else(PoisonError::into_inner).get(&key) == Some(&value) {
+            return Ok(());
+        }
+        let body = json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": { "name": name },
+            "status": value,
+        });
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let applied = Api::<K>::all(client).patch_status(&name, &parameters, &Patch::Apply(&body)).await;
+        match applied {
+            Ok(_) => {
+                self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value);
+                Ok(())
+            }
+            // It was deleted meanwhile; whoever declares it makes it again, with another UID.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(source) => Err(StatusError::Apply { kind, name, source: Box::new(source) }),
+        }
+    }
+
+    fn path<K: Kind>(&self, name: &str) -> PathBuf {
+        self.folder.join(K::FILE).join(format!("{name}.json"))
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+fn write(path: &Path, value: &Value) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    // A reader sees the old or the new status. It lives in memory, so it is not synced.
+    let new = path.with_extension("new");
+    fs::write(&new, format!("{value:#}\n"))?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use garboard_api::{Machine, MachineStatus};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_an_api_server_a_status_is_a_file_that_survives_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_sender, api) = watch::channel(None);
+        let machine = Machine::new("node-1", Default::default());
+        let status = MachineStatus { phase: Some("Starting".into()), ..MachineStatus::default() };
+        StatusSink::new(folder.path(), api.clone()).publish(&machine, &status).await.unwrap();
+        let sink = StatusSink::new(folder.path(), api);
+        assert_eq!(sink.former::<Machine>("node-1"), status);
+        assert_eq!(sink.former::<Machine>("other"), MachineStatus::default());
+        assert!(folder.path().join("machine/node-1.json").exists());
+    }
+}
