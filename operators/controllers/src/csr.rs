@@ -1,0 +1,144 @@
+//! Approves or denies kubelets' requests for serving certificates: one of the cluster's duties.
+//!
+//! The decision is [`plan::csr`](garboard_plan::csr); a denial carries its reason, so that `kubectl describe csr` tells it. A request of
+//! a node that has not reported its addresses yet is looked at again soon, because the kubelet reports them right after it asks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use garboard_plan::csr::{self, Denial, NodeNames, Request};
+use k8s_openapi::api::certificates::v1::{
+    CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
+};
+use k8s_openapi::api::core::v1::Node;
+use kube::api::PostParams;
+use kube::runtime::controller::{Action, Controller};
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt as _};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How soon a node that lacks addresses is looked at again.
+const NODE_RETRY: Duration = Duration::from_secs(2);
+/// How long a node may lack what it asks for before the request is denied, counted from the request.
+const NODE_PATIENCE: Duration = Duration::from_secs(60);
+/// How soon a failed look is tried again.
+const ERROR_RETRY: Duration = Duration::from_secs(5);
+
+/// Why a request could not be decided.
+#[derive(Debug, thiserror::Error)]
+pub enum CsrError {
+    /// The API server did not give the node.
+    #[error("get node {node}")]
+    Node {
+        /// Its name.
+        node: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server did not take the decision.
+    #[error("record the decision on {request}")]
+    Record {
+        /// Name of the request.
+        request: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+/// Decides on requests until `stop`.
+pub async fn run(client: Client, stop: CancellationToken) {
+    let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
+    let ours = watcher::Config::default().fields(&format!("spec.signerName={}", csr::SIGNER));
+    Controller::new(requests, ours)
+        .graceful_shutdown_on(async move { stop.cancelled().await })
+        .run(reconcile, |_, error, _| retry(error), Arc::new(client))
+        .for_each(|result| async move {
+            if let Err(error) = result {
+                warn!(error = &error as &dyn std::error::Error, "a certificate request was not decided");
+            }
+        })
+        .await;
+}
+
+fn retry(_error: &CsrError) -> Action {
+    Action::requeue(ERROR_RETRY)
+}
+
+async fn reconcile(request: Arc<CertificateSigningRequest>, client: Arc<Client>) -> Result<Action, CsrError> {
+    let decided = request.status.as_ref().and_then(|status| status.conditions.as_ref());
+    if decided.is_some_and(|conditions| {
+        conditions.iter().any(|c| matches!(c.type_.as_str(), "Approved" | "Denied" | "Failed"))
+    }) {
+        return Ok(Action::await_change());
+    }
+    let claim = Request {
+        username: request.spec.username.as_deref().unwrap_or_default(),
+        groups: request.spec.groups.as_deref().unwrap_or_default(),
+        usages: request.spec.usages.as_deref().unwrap_or_default(),
+        der: &der(&request.spec.request.0),
+    };
+    let decision = match csr::node(&claim) {
+        Ok(name) => csr::check(&claim, &names(&client, name).await?),
+        Err(denial) => Err(denial),
+    };
+    if matches!(decision, Err(Denial::Foreign(_))) && age(&request) < NODE_PATIENCE {
+        return Ok(Action::requeue(NODE_RETRY));
+    }
+    record(&client, &request, decision).await?;
+    Ok(Action::await_change())
+}
+
+/// What the API server holds is PEM; without a PEM block nothing is left, which is then denied as unreadable.
+fn der(pem: &[u8]) -> Vec<u8> {
+    x509_parser::pem::parse_x509_pem(pem).map(|(_, pem)| pem.contents).unwrap_or_default()
+}
+
+fn age(request: &CertificateSigningRequest) -> Duration {
+    let created = request.creation_timestamp().map(|created| created.0.as_second());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let created = created.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(now);
+    Duration::from_secs(now.saturating_sub(created))
+}
+
+async fn names(client: &Client, name: &str) -> Result<NodeNames, CsrError> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let node = nodes.get_opt(name).await.map_err(|source| CsrError::Node { node: name.to_owned(), source })?;
+    let mut known = NodeNames::default();
+    for address in node.and_then(|node| node.status).and_then(|status| status.addresses).into_iter().flatten() {
+        match address.address.parse() {
+            Ok(ip) => known.addresses.insert(ip),
+            Err(_) => known.names.insert(address.address),
+        };
+    }
+    Ok(known)
+}
+
+async fn record(
+    client: &Client,
+    request: &CertificateSigningRequest,
+    decision: Result<(), Denial>,
+) -> Result<(), CsrError> {
+    let name = request.name_any();
+    let (type_, reason, message) = match &decision {
+        Ok(()) => ("Approved", "NodeAsksForItself", "every name is one of the node's own".to_owned()),
+        Err(denial) => ("Denied", "NotAllowed", denial.to_string()),
+    };
+    let mut decided = request.clone();
+    decided.status.get_or_insert_with(CertificateSigningRequestStatus::default).conditions =
+        Some(vec![CertificateSigningRequestCondition {
+            type_: type_.to_owned(),
+            status: "True".to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.clone()),
+            ..CertificateSigningRequestCondition::default()
+        }]);
+    let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
+    let recorded = requests.replace_subresource("approval", &name, &PostParams::default(), &decided).await;
+    recorded.map_err(|source| CsrError::Record { request: name.clone(), source })?;
+    info!(request = %name, user = request.spec.username.as_deref(), decision = type_, message, "certificate request decided");
+    Ok(())
+}
