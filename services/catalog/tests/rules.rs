@@ -1,0 +1,267 @@
+//! What holds for every service, whatever it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use garboard_catalog::{CatalogInput, NodeFacts, ProxyMode, services, users};
+use garboard_supervisor::spec::{ProbeAction, Seccomp, ServiceSpec, Slice};
+use serde_json::Value;
+
+fn input() -> CatalogInput {
+    CatalogInput {
+        cluster: Default::default(),
+        machine: Default::default(),
+        node: NodeFacts {
+            name: "node-1".to_owned(),
+            addresses: vec!["192.0.2.10".parse().unwrap()],
+            memory_bytes: 2 << 30,
+            pod_cidrs: vec!["10.244.3.0/24".parse().unwrap()],
+        },
+        pause_image: "garboard.dev/pause:0.1.0".to_owned(),
+    }
+}
+
+fn by_name(input: &CatalogInput) -> BTreeMap<String, ServiceSpec> {
+    services(input).unwrap().into_iter().map(|spec| (spec.name.to_string(), spec)).collect()
+}
+
+/// The value of `--name=value`.
+fn flag<'a>(spec: &'a ServiceSpec, name: &str) -> Option<&'a str> {
+    spec.argv.iter().find_map(|arg| arg.strip_prefix("--")?.strip_prefix(name)?.strip_prefix('='))
+}
+
+fn config(spec: &ServiceSpec, file: &str) -> Value {
+    let file = spec.files.iter().find(|rendered| rendered.path.ends_with(file)).unwrap();
+    serde_json::from_str(&file.content).unwrap()
+}
+
+#[test]
+fn every_service_waits_only_for_services_that_exist_and_never_in_a_circle() {
+    let specs = by_name(&input());
+    assert_eq!(specs.len(), services(&input()).unwrap().len(), "names are unique");
+    let mut startable = BTreeSet::new();
+    while startable.len() < specs.len() {
+        let before = startable.len();
+        for (name, spec) in &specs {
+            if spec.requires.iter().all(|condition| startable.contains(condition.service.as_str())) {
+                startable.insert(name.clone());
+            }
+        }
+        assert!(startable.len() > before, "only {startable:?} can start");
+    }
+}
+
+#[test]
+fn only_what_makes_containers_mounts_or_packet_filters_runs_as_root() {
+    let root: Vec<_> =
+        by_name(&input()).into_values().filter(|spec| spec.user == "root").map(|spec| spec.name.to_string()).collect();
+    assert_eq!(root, ["cni", "containerd", "kube-proxy", "kubelet"]);
+}
+
+#[test]
+fn users_are_those_of_the_image() {
+    let passwd =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../image/mkosi.extra/final/etc/passwd"))
+            .unwrap();
+    let found: BTreeMap<&str, u32> = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .map(|fields| (fields[0], fields[2].parse().unwrap()))
+        .collect();
+    for user in users::ALL {
+        assert_eq!(found.get(user.name), Some(&user.id), "{}", user.name);
+    }
+    for spec in services(&input()).unwrap() {
+        assert!(users::ALL.iter().any(|user| user.name == spec.user), "{}", spec.name);
+    }
+}
+
+#[test]
+fn every_service_is_confined_as_far_as_it_can_be() {
+    for (name, spec) in by_name(&input()) {
+        let isolation = &spec.isolation;
+        match name.as_str() {
+            "containerd" | "kubelet" => continue,
+            "cni" => assert!(isolation.capabilities.is_some()),
+            _ => {
+                assert!(isolation.private_mounts && isolation.private_tmp && isolation.private_devices, "{name}");
+                assert_eq!(isolation.seccomp, Seccomp::Service, "{name}");
+            }
+        }
+        assert!(isolation.no_new_privileges, "{name}");
+        let allowed: &[&str] = match name.as_str() {
+            "cni" => continue,
+            "kube-proxy" => &["CAP_NET_ADMIN"],
+            "dns" => &["CAP_NET_BIND_SERVICE"],
+            _ => &[],
+        };
+        assert_eq!(isolation.capabilities.as_deref().unwrap(), allowed, "{name}");
+    }
+}
+
+#[test]
+fn every_service_has_limits_and_guarantees() {
+    for (name, spec) in by_name(&input()) {
+        let cgroup = &spec.cgroup;
+        assert!(cgroup.pids_max.is_some(), "{name}");
+        assert!(cgroup.memory_min.unwrap() <= cgroup.memory_low.unwrap(), "{name}");
+        // Nothing of the node is killed before a pod, and PID 1 after everything.
+        assert!((-999..=-997).contains(&cgroup.oom_score_adj), "{name}");
+        assert!(cgroup.memory_max.is_none_or(|max| max > cgroup.memory_low.unwrap()), "{name}");
+        assert!((1..=10_000).contains(&cgroup.cpu_weight.unwrap_or(100)), "{name}");
+        let control_plane =
+            ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"].contains(&name.as_str());
+        assert_eq!(cgroup.slice == Slice::ControlPlane, control_plane, "{name}");
+    }
+}
+
+#[test]
+fn guarantees_leave_room_on_the_smallest_machine() {
+    let mut input = input();
+    input.node.memory_bytes = 1100 << 20;
+    let specs = by_name(&input);
+    let guaranteed: u64 = specs.values().filter_map(|spec| spec.cgroup.memory_min).sum();
+    assert!(guaranteed < input.node.memory_bytes / 2, "{guaranteed}");
+    let reserved = config(&specs["kubelet"], "config.json")["kubeReserved"]["memory"].as_str().unwrap().to_owned();
+    let reserved: u64 = reserved.strip_suffix("Mi").unwrap().parse().unwrap();
+    // The rest of the reservation: 128 MiB for the system and 100 MiB before eviction.
+    assert!(reserved + 128 + 100 < 1100 - 128, "{reserved}");
+}
+
+#[test]
+fn files_lie_in_the_services_own_folder_and_are_nobody_elses_to_read() {
+    for (name, spec) in by_name(&input()) {
+        for file in &spec.files {
+            assert!(file.path.starts_with(format!("/run/garboard/services/{name}")), "{}", file.path.display());
+            assert_eq!(file.mode & 0o077, 0, "{}", file.path.display());
+            assert!(!file.content.contains("PRIVATE KEY"), "{}", file.path.display());
+        }
+        assert!(
+            spec.directories.iter().any(|directory| directory.path.ends_with(&name) && directory.mode & 0o007 == 0),
+            "{name}"
+        );
+        for path in &spec.isolation.read_write {
+            let made = spec.directories.iter().any(|directory| directory.path == *path);
+            assert!(made || path.starts_with("/proc/sys"), "{name} cannot write to {}", path.display());
+        }
+    }
+}
+
+#[test]
+fn no_flag_is_given_twice() {
+    for (name, spec) in by_name(&input()) {
+        let flags: Vec<_> = spec.argv[1..].iter().map(|arg| arg.split('=').next()).collect();
+        assert_eq!(flags.iter().collect::<BTreeSet<_>>().len(), flags.len(), "{name}");
+    }
+}
+
+#[test]
+fn every_listener_is_on_loopback_or_asks_for_a_certificate() {
+    let specs = by_name(&input());
+    for (service, listener) in [
+        ("etcd", "listen-client-urls"),
+        ("etcd", "listen-peer-urls"),
+        ("kube-controller-manager", "bind-address"),
+        ("kube-scheduler", "bind-address"),
+    ] {
+        assert!(flag(&specs[service], listener).unwrap().contains("127.0.0.1"), "{service}");
+    }
+    assert_eq!(flag(&specs["etcd"], "client-cert-auth"), Some("true"));
+    assert_eq!(flag(&specs["etcd"], "peer-client-cert-auth"), Some("true"));
+    assert!(flag(&specs["kube-apiserver"], "client-ca-file").is_some());
+    for arg in specs.values().flat_map(|spec| &spec.argv) {
+        assert!(!arg.contains("http://"), "{arg}");
+    }
+    let kubelet = config(&specs["kubelet"], "config.json");
+    assert_eq!(kubelet["readOnlyPort"], 0);
+    assert_eq!(kubelet["healthzBindAddress"], "127.0.0.1");
+    assert_eq!(kubelet["authentication"]["anonymous"]["enabled"], false);
+    assert_eq!(kubelet["authorization"]["mode"], "Webhook");
+    let proxy = config(&specs["kube-proxy"], "config.json");
+    for listener in ["healthzBindAddress", "metricsBindAddress"] {
+        assert!(proxy[listener].as_str().unwrap().starts_with("127.0.0.1:"));
+    }
+}
+
+#[test]
+fn every_tls_listener_takes_modern_versions_and_suites_only() {
+    let specs = by_name(&input());
+    for service in ["kube-apiserver", "kube-controller-manager", "kube-scheduler"] {
+        assert_eq!(flag(&specs[service], "tls-min-version"), Some("VersionTLS12"), "{service}");
+        assert!(flag(&specs[service], "tls-cipher-suites").is_some(), "{service}");
+        assert_eq!(flag(&specs[service], "profiling"), Some("false"), "{service}");
+    }
+    assert_eq!(flag(&specs["etcd"], "tls-min-version"), Some("TLS1.2"));
+    assert_eq!(config(&specs["kubelet"], "config.json")["tlsMinVersion"], "VersionTLS12");
+    let suites = flag(&specs["etcd"], "cipher-suites").unwrap();
+    assert!(suites.split(',').all(|suite| suite.starts_with("TLS_ECDHE_") && !suite.contains("CBC")), "{suites}");
+}
+
+#[test]
+fn only_health_is_anonymous() {
+    let config = config(&by_name(&input())["kube-apiserver"], "authentication.json");
+    let paths: Vec<_> =
+        config["anonymous"]["conditions"].as_array().unwrap().iter().map(|it| it["path"].as_str().unwrap()).collect();
+    assert_eq!(paths, ["/livez", "/readyz", "/healthz"]);
+}
+
+#[test]
+fn every_service_says_when_it_serves() {
+    for (name, spec) in by_name(&input()) {
+        if name == "operators" {
+            continue;
+        }
+        let readiness = spec.readiness.unwrap();
+        if let ProbeAction::Https { ca_file, .. } = readiness.action {
+            assert!(ca_file.starts_with("/run/garboard/pki"), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_specification_survives_the_control_socket() {
+    for spec in services(&input()).unwrap() {
+        let json = serde_json::to_vec(&spec).unwrap();
+        assert_eq!(serde_json::from_slice::<ServiceSpec>(&json).unwrap(), spec);
+    }
+}
+
+#[test]
+fn an_address_block_that_comes_late_restarts_nothing() {
+    let late = by_name(&input());
+    let mut early = input();
+    early.node.pod_cidrs.clear();
+    for (name, mut spec) in by_name(&early) {
+        if spec != late[&name] {
+            assert!(spec.watches_files, "{name}");
+            spec.files.clone_from(&late[&name].files);
+            assert_eq!(spec, late[&name], "{name}");
+        }
+    }
+}
+
+#[test]
+fn dns_listens_on_the_bridge_alone() {
+    let config = config(&by_name(&input())["dns"], "config.json");
+    assert_eq!(config["listen"], serde_json::json!(["10.244.3.1:53"]));
+}
+
+#[test]
+fn the_proxy_mode_changes_kube_proxy_and_kubelets_chains_alone() {
+    let nftables = by_name(&input());
+    for mode in [ProxyMode::Iptables, ProxyMode::Ipvs] {
+        let mut input = input();
+        input.cluster.proxy_mode = mode;
+        let changed: Vec<_> =
+            by_name(&input).into_iter().filter(|(name, spec)| *spec != nftables[name]).map(|(name, _)| name).collect();
+        assert_eq!(changed, ["kube-proxy", "kubelet"]);
+    }
+}
+
+#[test]
+fn without_an_address_there_is_no_control_plane() {
+    let mut input = input();
+    input.node.addresses.clear();
+    assert_eq!(services(&input), Err(garboard_catalog::CatalogError::NoAddress));
+}
