@@ -1,0 +1,151 @@
+//! The machine API's implementation in the agent: it asks PID 1, the agent's own view, and the cluster's authority.
+//!
+//! | task | input | output |
+//! |---|---|---|
+//! | [`identity`] | the key file, the manifests' key | the machine's identity |
+//! | [`run`] | the agent's view | the API on port 7443, from when it is known who may use it |
+//! | [`View`] | | what the agent publishes of itself for `Status` and for the access list |
+//! | [`Declare`] | | what the agent is asked to declare |
+
+mod answers;
+mod service;
+
+use std::path::Path;
+
+use garboard_api::manifest::{self, Manifests};
+use garboard_api::{Cluster, ClusterSpec, Machine};
+use garboard_machine_api::identity::IdentityError;
+use garboard_machine_api::proto::AppliedObject;
+use garboard_machine_api::server::{Limits, ServeError, listen, serve};
+use garboard_machine_api::{Access, AccessList, DEFAULT_PORT, Identity, Pin, Role};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+pub use service::Service;
+
+/// Where the machine's own key lies.
+pub const IDENTITY_FILE: &str = "/state/identity.key";
+
+/// What the agent knows, as far as the machine API shows it.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// The machine with its status, once it is declared.
+    pub machine: Option<Machine>,
+    /// The cluster with its status, once it is declared.
+    pub cluster: Option<Cluster>,
+    /// What is wrong beyond conditions, in words: manifests that were refused, an unusable disk, a clock that is off.
+    pub problems: Vec<String>,
+}
+
+/// A request to declare objects, for the agent.
+#[derive(Debug)]
+pub struct Declare {
+    /// What to declare: valid by itself.
+    pub manifests: Manifests,
+    /// Whether only to say what would happen.
+    pub dry_run: bool,
+    /// What was done with each object, or why nothing was done.
+    pub reply: oneshot::Sender<Result<Vec<AppliedObject>, String>>,
+}
+
+/// Where requests to declare objects go; the agent takes one after the other.
+pub type DeclareSender = mpsc::Sender<Declare>;
+
+/// The machine's identity: the key on its disk; without one that of the manifests, which is then kept; else a new one.
+///
+/// # Errors
+/// When the file is there and unusable, cannot be written, or the manifests' key is no P-256 key.
+pub fn identity(file: &Path, declared: Option<&manifest::Identity>) -> Result<Identity, IdentityError> {
+    if let Some(declared) = declared
+        && !file.exists()
+    {
+        let identity = Identity::from_pem(&declared.key)?;
+        identity.save(file)?;
+        info!(fingerprint = %identity.pin(), "took over the machine's key from the manifests");
+        return Ok(identity);
+    }
+    Identity::load_or_create(file)
+}
+
+/// Serves the machine API until `stop`.
+///
+/// It listens from when a cluster is declared, because only that says who may use it; then on all addresses that the
+/// machine has or gets. A changed access list counts at once, also for open connections.
+///
+/// # Errors
+/// When the port is taken or the identity unusable.
+pub async fn run(
+    identity: &Identity,
+    service: Service,
+    view: watch::Receiver<View>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    run_on(DEFAULT_PORT, identity, service, view, stop).await
+}
+
+async fn run_on(
+    port: u16,
+    identity: &Identity,
+    service: Service,
+    mut view: watch::Receiver<View>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let known = |view: &View| view.cluster.as_ref().map(|cluster| access_list(&cluster.spec));
+    let first = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        first = view.wait_for(|view| view.cluster.is_some()) => match first {
+            Ok(view) => known(&view).unwrap_or_default(),
+            // The agent has ended before there was a cluster.
+            Err(_) => return Ok(()),
+        },
+    };
+    let (access, watched) = watch::channel(first);
+    let listener = listen(port)?;
+    info!(port, fingerprint = %identity.pin(), "the machine API listens");
+    let follow = async {
+        while view.changed().await.is_ok() {
+            let list = known(&view.borrow_and_update()).unwrap_or_default();
+            access.send_if_modified(|current| {
+                let changed = *current != list;
+                if changed {
+                    info!("the machine API's access list has changed");
+                    *current = list;
+                }
+                changed
+            });
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        // Cancel-safe: what the access list should be is in the view.
+        () = follow => Ok(()),
+        served = serve(listener, identity, watched, Limits::default(), service, stop.cancelled()) => served,
+    }
+}
+
+/// Who may use the machine API.
+fn access_list(spec: &ClusterSpec) -> AccessList {
+    let entry = |access: &garboard_api::Access| {
+        let garboard_api::Access { name, role, public_key } = access;
+        match public_key.to_string().parse::<Pin>() {
+            Ok(pin) => Some((pin, Access { name: name.clone(), role: role_of(*role) })),
+            Err(error) => {
+                warn!(%name, %error, "an entry of spec.access is not used");
+                None
+            }
+        }
+    };
+    spec.access.iter().filter_map(entry).collect()
+}
+
+fn role_of(role: garboard_api::Role) -> Role {
+    match role {
+        garboard_api::Role::Admin => Role::Admin,
+        garboard_api::Role::Operator => Role::Operator,
+        garboard_api::Role::Reader => Role::Reader,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! The calls.
+
+use std::error::Error;
+use std::time::{Duration, SystemTime};
+
+use futures::stream::{BoxStream, StreamExt};
+use garboard_api::manifest;
+use garboard_control::{Client, LogSource, MachinePhase, ShutdownKind};
+use garboard_machine_api::Role;
+use garboard_machine_api::proto::machine_server::Machine;
+use garboard_machine_api::proto::{
+    ApplyManifestRequest, ApplyManifestResponse, KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest,
+    LogsResponse, RebootRequest, RebootResponse, ServiceRestartRequest, ServiceRestartResponse, ServicesRequest,
+    ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest, StatusResponse, VersionRequest,
+    VersionResponse,
+};
+use garboard_machine_api::server::Caller;
+use garboard_plan::pki::Authority;
+use garboard_supervisor::spec::ServiceName;
+use tokio::sync::{oneshot, watch};
+use tonic::{Request, Response, Status, async_trait};
+use tracing::info;
+
+use super::answers::{self, failed};
+use super::{Declare, DeclareSender, View};
+use crate::pki::{PkiError, PkiStore};
+
+/// How long a certificate for the Kubernetes API is valid. It cannot be withdrawn, so it is not long.
+const LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// Most lines in one message: what is there at once is sent together, and a message stays far below its limit.
+const BATCH: usize = 64;
+
+/// Most of the last lines that are given: more than PID 1 keeps in memory.
+const MAX_LINES: u32 = 100_000;
+
+/// Longest reason that is passed on, characters.
+const MAX_REASON: usize = 200;
+
+/// The implementation of the machine API.
+#[derive(Clone, Debug)]
+pub struct Service {
+    control: Client,
+    view: watch::Receiver<View>,
+    pki: PkiStore,
+    declare: DeclareSender,
+}
+
+impl Service {
+    /// A service that asks PID 1 through `control`, shows `view`, signs with `pki`, and hands what is to be declared to
+    /// the agent.
+    pub fn new(control: Client, view: watch::Receiver<View>, pki: PkiStore, declare: DeclareSender) -> Self {
+        Self { control, view, pki, declare }
+    }
+
+    fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    async fn shut_down(&self, kind: ShutdownKind, caller: &Caller, reason: &str) -> Result<(), Status> {
+        let reason: String = reason.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();
+        let separator = if reason.is_empty() { "" } else { ": " };
+        let reason = format!("asked for by {} over the machine API{separator}{reason}", caller.name);
+        self.control.shutdown(kind, &reason).await.map_err(failed)
+    }
+}
+
+#[async_trait]
+impl Machine for Service {
+    async fn version(&self, request: Request<VersionRequest>) -> Result<Response<VersionResponse>, Status> {
+        let Caller { name, role, public_key: _, address: _ } = Caller::of(&request)?;
+        let info = self.control.get_machine().await.map_err(failed)?;
+        let view = self.view();
+        let machine = view.machine.as_ref().and_then(|machine| machine.metadata.name.clone());
+        Ok(Response::new(VersionResponse {
+            garboard: info.version,
+            kubernetes: answers::kubernetes_version(&view),
+            machine: machine.unwrap_or_default(),
+            root_hash: info.root_hash,
+            caller_name: name.clone(),
+            caller_role: role.to_string(),
+        }))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let info = self.control.get_machine().await.map_err(failed)?;
+        let mut phases = self.control.watch_machine().await.map_err(failed)?;
+        let phase = phases.next().await.transpose().map_err(failed)?.unwrap_or(MachinePhase::Running);
+        Ok(Response::new(answers::status(info, phase, &self.view())))
+    }
+
+    async fn services(&self, _: Request<ServicesRequest>) -> Result<Response<ServicesResponse>, Status> {
+        let services = self.control.list_services().await.map_err(failed)?;
+        let uptime_ms = self.control.get_machine().await.map_err(failed)?.uptime_ms;
+        let services = services.into_iter().map(|status| answers::service(status, uptime_ms)).collect();
+        Ok(Response::new(ServicesResponse { services }))
+    }
+
+    async fn service_restart(
+        &self,
+        request: Request<ServiceRestartRequest>,
+    ) -> Result<Response<ServiceRestartResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let name = service_name(&request.get_ref().name)?;
+        info!(caller = %caller.name, service = %name, "a service is restarted on request");
+        self.control.restart_service(&name).await.map_err(failed)?;
+        Ok(Response::new(ServiceRestartResponse {}))
+    }
+
+    type LogsStream = BoxStream<'static, Result<LogsResponse, Status>>;
+
+    async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let LogsRequest { service, lines, follow } = request.into_inner();
+        let source = match service.as_str() {
+            "kernel" => LogSource::Kernel,
+            name => LogSource::Service(service_name(name)?),
+        };
+        let lines = self.control.logs(&source, lines.min(MAX_LINES), follow).await.map_err(failed)?;
+        let batches = lines.ready_chunks(BATCH).map(|chunk| {
+            let line = |line: garboard_control::LogLine| LogLine { unix_usec: line.unix_usec, text: line.text };
+            let lines: Result<Vec<_>, _> = chunk.into_iter().map(|item| item.map(line)).collect();
+            lines.map(|lines| LogsResponse { lines }).map_err(failed)
+        });
+        Ok(Response::new(batches.boxed()))
+    }
+
+    async fn kubeconfig(&self, request: Request<KubeconfigRequest>) -> Result<Response<KubeconfigResponse>, Status> {
+        let caller = Caller::of(&request)?.clone();
+        let view = self.view();
+        let cluster = view.cluster.as_ref().ok_or_else(|| Status::unavailable("no Cluster is declared yet"))?;
+        let group = match caller.role {
+            Role::Admin => "garboard:admins",
+            Role::Operator | Role::Reader => "garboard:readers",
+        };
+        info!(caller = %caller.name, group, "a client certificate is signed on request");
+        let pki = self.pki.clone();
+        let signed = tokio::task::spawn_blocking(move || {
+            let certificate = pki.sign_client(&caller.public_key, &caller.name, group, LIFETIME, SystemTime::now())?;
+            Ok::<_, PkiError>((pki.authority_certificate(Authority::Kubernetes)?, certificate))
+        });
+        let (ca, certificate) = signed.await.map_err(|error| Status::internal(error.to_string()))?.map_err(unsigned)?;
+        Ok(Response::new(KubeconfigResponse {
+            cluster: cluster.metadata.name.clone().unwrap_or_default(),
+            server: answers::api_endpoint(&view).unwrap_or_default(),
+            not_after_unix_ms: not_after(&certificate).unwrap_or_default(),
+            ca,
+            certificate,
+        }))
+    }
+
+    async fn reboot(&self, request: Request<RebootRequest>) -> Result<Response<RebootResponse>, Status> {
+        self.shut_down(ShutdownKind::Reboot, Caller::of(&request)?, &request.get_ref().reason).await?;
+        Ok(Response::new(RebootResponse {}))
+    }
+
+    async fn shutdown(&self, request: Request<ShutdownRequest>) -> Result<Response<ShutdownResponse>, Status> {
+        self.shut_down(ShutdownKind::PowerOff, Caller::of(&request)?, &request.get_ref().reason).await?;
+        Ok(Response::new(ShutdownResponse {}))
+    }
+
+    async fn apply_manifest(
+        &self,
+        request: Request<ApplyManifestRequest>,
+    ) -> Result<Response<ApplyManifestResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let ApplyManifestRequest { manifest, dry_run } = request.get_ref();
+        let manifests = manifest::parse(manifest).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if manifests.identity.is_some() {
+            return Err(Status::invalid_argument(
+                "the machine's own key is taken over at first boot only: leave the Secret out",
+            ));
+        }
+        let names = [("Machine", manifests.machine.is_some()), ("Cluster", manifests.cluster.is_some())];
+        let kinds: Vec<_> = names.into_iter().filter(|(_, declared)| *declared).map(|(kind, _)| kind).collect();
+        if kinds.is_empty() {
+            return Err(Status::invalid_argument("the manifest declares nothing"));
+        }
+        info!(caller = %caller.name, ?kinds, dry_run, "objects are declared on request");
+        let (reply, answer) = oneshot::channel();
+        let ended = || Status::unavailable("the node agent is ending");
+        self.declare.send(Declare { manifests, dry_run: *dry_run, reply }).await.map_err(|_| ended())?;
+        let outcome = answer.await.map_err(|_| ended())?;
+        let objects = outcome.map_err(Status::invalid_argument)?;
+        Ok(Response::new(ApplyManifestResponse { objects }))
+    }
+}
+
+fn service_name(name: &str) -> Result<ServiceName, Status> {
+    ServiceName::try_from(name).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn unsigned(error: PkiError) -> Status {
+    match &error {
+        PkiError::NoAuthority(_) => Status::unavailable("the cluster's keys are not made yet"),
+        _ => Status::internal(chain(&error)),
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// When a certificate ends, milliseconds since 1970.
+fn not_after(pem: &str) -> Option<i64> {
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
+    Some(block.parse_x509().ok()?.validity().not_after.timestamp().saturating_mul(1000))
+}

@@ -1,0 +1,288 @@
+//! The whole way: client, TLS, this service, the control socket, and a PID 1 that is played here.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use futures::StreamExt;
+use garboard_api::manifest;
+use garboard_control::server::{self as control, Refusal};
+use garboard_control::{MachineInfo, MachinePhase};
+use garboard_machine_api::client::{Client, ClientError};
+use garboard_machine_api::proto::AppliedObject;
+use garboard_machine_api::testing::only;
+use garboard_supervisor::spec::ServiceName;
+use garboard_supervisor::status::{PublicState, ServiceStatus};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::pki::PkiStore;
+
+const UPTIME_MS: u64 = 10_000;
+
+fn etcd() -> ServiceStatus {
+    ServiceStatus {
+        name: ServiceName::try_from("etcd").unwrap(),
+        state: PublicState::BackOff { until_ms: 12_000, reason: "exited with 1".into() },
+        pid: None,
+        since_ms: 9_000,
+        restarts: 2,
+        ready: false,
+        crash_looping: true,
+        last_exit: None,
+        message: "old words".into(),
+        last_lines: vec!["disk full".into()],
+        waiting_on: Vec::new(),
+        memory_bytes: None,
+        cpu_usec: None,
+        spec_hash: String::new(),
+    }
+}
+
+/// Plays PID 1: answers, and writes down what it was told.
+async fn pid_1(mut requests: mpsc::Receiver<control::Request>, told: Arc<Mutex<Vec<String>>>) {
+    while let Some(request) = requests.recv().await {
+        let tell = |what: String| told.lock().unwrap().push(what);
+        match request {
+            control::Request::ListServices { reply } => drop(reply.send(vec![etcd()])),
+            control::Request::RestartService { name, reply } => {
+                let known = name.as_str() == "etcd";
+                tell(format!("restart {name}"));
+                drop(reply.send(if known { Ok(()) } else { Err(Refusal::NoSuchService(name)) }));
+            }
+            control::Request::Logs { source, lines, follow: _, reply } => {
+                let (sender, receiver) = mpsc::channel(4);
+                tell(format!("logs {source:?} {lines}"));
+                drop(reply.send(Ok(receiver)));
+                for n in 0..200 {
+                    let line = garboard_control::LogLine { unix_usec: n, text: format!("line {n}") };
+                    drop(sender.send(line).await);
+                }
+            }
+            control::Request::Shutdown { kind, reason, reply } => {
+                tell(format!("{kind:?} {reason}"));
+                let _ = reply.send(());
+            }
+            control::Request::GetMachine { reply } => {
+                let problems = vec!["DATA is not mounted".to_owned()];
+                let info = MachineInfo { boot_id: "boot".into(), uptime_ms: UPTIME_MS, problems, ..Default::default() };
+                drop(reply.send(info));
+            }
+            other => panic!("not asked for here: {other:?}"),
+        }
+    }
+}
+
+struct Scene {
+    client: Client,
+    told: Arc<Mutex<Vec<String>>>,
+    view: watch::Sender<View>,
+    declared: mpsc::Receiver<Declare>,
+    directory: tempfile::TempDir,
+    _served: watch::Sender<AccessList>,
+    _control: (watch::Sender<Vec<ServiceStatus>>, watch::Sender<MachinePhase>),
+}
+
+async fn scene(role: Role) -> Scene {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("control.sock");
+    let (requests, received) = mpsc::channel(8);
+    let (services, watched_services) = watch::channel(Vec::new());
+    let (phase, watched_phase) = watch::channel(MachinePhase::Running);
+    let server = control::Server::new(control::Access::Full, requests, watched_services, watched_phase);
+    tokio::spawn(server.run(control::listen(&socket, 0o600, 0).unwrap()));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    tokio::spawn(pid_1(received, told.clone()));
+
+    let (view, watched) = watch::channel(View::default());
+    let (declare, declared) = mpsc::channel(1);
+    let pki = PkiStore::new(directory.path().join("pki"), directory.path().join("deployed"));
+    let service = Service::new(garboard_control::Client::at(&socket).unwrap(), watched, pki, declare);
+    let (machine, person) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let (access, list) = watch::channel(only(&person, "alice", role));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let pin = machine.pin();
+    tokio::spawn(async move {
+        serve(listener, &machine, list, Limits::default(), service, std::future::pending()).await.unwrap();
+    });
+    let client = Client::connect(&endpoint, pin, &person).await.unwrap();
+    Scene { client, told, view, declared, directory, _served: access, _control: (services, phase) }
+}
+
+fn declared(access: &str) -> View {
+    let text = format!(
+        "apiVersion: garboard.dev/v1alpha1\nkind: Cluster\nmetadata: {{name: cluster}}\nspec: {{access: [{access}]}}\n---\n\
+         apiVersion: garboard.dev/v1alpha1\nkind: Machine\nmetadata: {{name: node-1}}\n"
+    );
+    let read = manifest::parse(&text).unwrap();
+    let mut view = View { machine: read.machine, cluster: read.cluster, problems: vec!["a bad manifest".into()] };
+    if let Some(machine) = &mut view.machine {
+        let addresses = vec!["192.0.2.1".parse().unwrap()];
+        machine.status = Some(garboard_api::MachineStatus { addresses, ..Default::default() });
+    }
+    view
+}
+
+#[tokio::test]
+async fn services_say_how_long_and_why() {
+    let mut scene = scene(Role::Reader).await;
+    let services = scene.client.services().await.unwrap();
+    let etcd = services.first().unwrap();
+    assert_eq!((etcd.state.as_str(), etcd.message.as_str()), ("BackOff", "exited with 1"));
+    assert_eq!((etcd.in_state_ms, etcd.retry_in_ms, etcd.pid), (1_000, 2_000, 0));
+}
+
+#[tokio::test]
+async fn status_has_the_problems_of_pid_1_and_of_the_agent() {
+    let mut scene = scene(Role::Reader).await;
+    assert_eq!(scene.client.status().await.unwrap().api_endpoint, "");
+    scene.view.send_replace(declared(""));
+    let status = scene.client.status().await.unwrap();
+    assert_eq!(status.problems, ["DATA is not mounted", "a bad manifest"]);
+    assert_eq!((status.machine.as_str(), status.phase.as_str()), ("node-1", "Running"));
+    assert_eq!(status.api_endpoint, "https://192.0.2.1:6443");
+}
+
+#[tokio::test]
+async fn what_is_to_happen_reaches_pid_1_with_the_callers_name() {
+    let mut scene = scene(Role::Operator).await;
+    scene.client.restart_service("etcd").await.unwrap();
+    let unknown = scene.client.restart_service("nothing").await;
+    assert!(matches!(unknown, Err(ClientError::NotFound { .. })), "{unknown:?}");
+    let invalid = scene.client.restart_service("../etcd").await;
+    assert!(matches!(invalid, Err(ClientError::Invalid { .. })), "{invalid:?}");
+    scene.client.reboot("new\nkernel").await.unwrap();
+    scene.client.shutdown("").await.unwrap();
+    let told = scene.told.lock().unwrap().clone();
+    let expected = [
+        "restart etcd",
+        "restart nothing",
+        "Reboot asked for by alice over the machine API: newkernel",
+        "PowerOff asked for by alice over the machine API",
+    ];
+    assert_eq!(told, expected);
+}
+
+#[tokio::test]
+async fn all_lines_of_a_log_come_in_order() {
+    let mut scene = scene(Role::Reader).await;
+    let batches: Vec<_> = scene.client.logs("kernel", 200, false).await.unwrap().collect().await;
+    let lines: Vec<_> = batches.into_iter().flat_map(Result::unwrap).map(|line| line.unix_usec).collect();
+    assert_eq!(lines, (0..200).collect::<Vec<_>>());
+    assert_eq!(scene.told.lock().unwrap().as_slice(), ["logs Kernel 200"]);
+}
+
+#[tokio::test]
+async fn a_kubeconfig_is_signed_for_the_callers_key_and_role() {
+    for (role, group) in [(Role::Admin, "garboard:admins"), (Role::Operator, "garboard:readers")] {
+        let mut scene = scene(role).await;
+        let early = scene.client.kubeconfig().await.unwrap_err();
+        assert!(early.is_transient(), "{early}");
+        scene.view.send_replace(declared(""));
+        let early = scene.client.kubeconfig().await.unwrap_err();
+        assert!(early.is_transient() && early.to_string().contains("keys are not made"), "{early}");
+        let pki = PkiStore::new(scene.directory.path().join("pki"), scene.directory.path().join("deployed"));
+        pki.reconcile(&BTreeMap::new(), SystemTime::now()).unwrap();
+        let answer = scene.client.kubeconfig().await.unwrap();
+        let (_, block) = x509_parser::pem::parse_x509_pem(answer.certificate.as_bytes()).unwrap();
+        let certificate = block.parse_x509().unwrap();
+        let subject = certificate.subject().to_string();
+        assert!(subject.contains("CN=alice") && subject.contains(&format!("O={group}")), "{subject}");
+        assert_eq!(answer.not_after_unix_ms, certificate.validity().not_after.timestamp() * 1000);
+        assert_eq!(answer.server, "https://192.0.2.1:6443");
+        assert_eq!(answer.ca, pki.authority_certificate(garboard_plan::pki::Authority::Kubernetes).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn manifests_are_validated_before_the_agent_sees_them() {
+    let mut scene = scene(Role::Admin).await;
+    for (manifest, named) in [
+        ("kind: [", "manifest"),
+        ("", "nothing"),
+        ("apiVersion: garboard.dev/v1alpha1\nkind: Machine\nmetadata: {name: a}\nspec: {hostnam: b}\n", "hostnam"),
+    ] {
+        let error = scene.client.apply_manifest(manifest.to_owned(), false).await.unwrap_err();
+        assert!(matches!(error, ClientError::Invalid { .. }) && error.to_string().contains(named), "{error}");
+    }
+    let agent = tokio::spawn(async move {
+        let Declare { manifests, dry_run, reply } = scene.declared.recv().await.unwrap();
+        assert!(manifests.machine.is_some() && dry_run);
+        let object = AppliedObject { kind: "Machine".into(), name: "a".into(), outcome: "created".into() };
+        reply.send(Ok(vec![object])).unwrap();
+        scene.declared.recv().await.unwrap().reply.send(Err("podCIDR cannot be changed".into())).unwrap();
+    });
+    let valid = "apiVersion: garboard.dev/v1alpha1\nkind: Machine\nmetadata: {name: a}\n";
+    let objects = scene.client.apply_manifest(valid.to_owned(), true).await.unwrap();
+    assert_eq!(objects.first().unwrap().outcome, "created");
+    let error = scene.client.apply_manifest(valid.to_owned(), false).await.unwrap_err();
+    assert!(error.to_string().contains("podCIDR cannot be changed"), "{error}");
+    agent.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_port_opens_when_a_cluster_says_who_may_connect_and_follows_its_changes() {
+    let scene = scene(Role::Reader).await;
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("none.sock");
+    let (requests, received) = mpsc::channel(8);
+    let (_services, watched_services) = watch::channel(Vec::new());
+    let (_phase, watched_phase) = watch::channel(MachinePhase::Running);
+    let server = control::Server::new(control::Access::Full, requests, watched_services, watched_phase);
+    tokio::spawn(server.run(control::listen(&socket, 0o600, 0).unwrap()));
+    tokio::spawn(pid_1(received, scene.told.clone()));
+    let (view, watched) = watch::channel(View::default());
+    let (declare, _declared) = mpsc::channel(1);
+    let pki = PkiStore::new(directory.path(), directory.path());
+    let service = Service::new(garboard_control::Client::at(&socket).unwrap(), watched.clone(), pki, declare);
+    let machine = Identity::generate().unwrap();
+    let (pin, stop) = (machine.pin(), CancellationToken::new());
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let endpoint = format!("127.0.0.1:{port}").parse().unwrap();
+    let running = tokio::spawn({
+        let stop = stop.clone();
+        async move { run_on(port, &machine, service, watched, stop).await }
+    });
+    let person = Identity::generate().unwrap();
+    let refused = Client::connect(&endpoint, pin, &person).await;
+    assert!(matches!(refused, Err(ClientError::Connect { .. })), "{refused:?}");
+    let entry = format!("{{name: bob, role: reader, publicKey: '{}'}}", person.pin());
+    view.send_replace(declared(&entry));
+    let connected = async {
+        loop {
+            match Client::connect(&endpoint, pin, &person).await {
+                Ok(client) => break client,
+                Err(error) if error.is_transient() => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let limit = std::time::Duration::from_secs(30);
+    let client = tokio::time::timeout(limit, connected).await.expect("the port opens");
+    assert_eq!(client.version().caller_name, "bob");
+    view.send_replace(declared(""));
+    let gone = async {
+        while !matches!(Client::connect(&endpoint, pin, &person).await, Err(ClientError::UnknownKey { .. })) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(limit, gone).await.expect("the new list counts");
+    stop.cancel();
+    drop(client);
+    tokio::time::timeout(limit, running).await.expect("it ends").unwrap().unwrap();
+}
+
+#[test]
+fn the_manifests_key_is_taken_over_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("identity.key");
+    let declared = |key: &Identity| manifest::Identity { machine: "node-1".into(), key: key.pem() };
+    let [first, second] = [Identity::generate().unwrap(), Identity::generate().unwrap()];
+    assert_eq!(identity(&file, Some(&declared(&first))).unwrap().pin(), first.pin());
+    assert_eq!(identity(&file, Some(&declared(&second))).unwrap().pin(), first.pin());
+    assert_eq!(identity(&file, None).unwrap().pin(), first.pin());
+    let own = identity(&directory.path().join("other.key"), None).unwrap();
+    assert_ne!(own.pin(), first.pin());
+}
