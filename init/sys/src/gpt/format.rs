@@ -143,6 +143,19 @@ impl Header {
     }
 }
 
+/// The disk's first sector: an old table with one partition of kind 0xee over everything.
+pub(super) fn protective_sector(sector_bytes: u64, sectors: u32) -> Vec<u8> {
+    // Behind 446 bytes of code: not bootable, first head and cylinder, kind, last head and cylinder, first sector, length.
+    let mut bytes = vec![0; 446];
+    bytes.extend([0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff]);
+    bytes.extend(1_u32.to_le_bytes());
+    bytes.extend(sectors.to_le_bytes());
+    bytes.resize(510, 0);
+    bytes.extend([0x55, 0xaa]);
+    bytes.resize(usize::try_from(sector_bytes).unwrap_or(512), 0);
+    bytes
+}
+
 /// Understands the entries of a whole copy.
 pub(super) fn partitions(entries: &[u8], entry_bytes: u64) -> Result<Vec<Partition>, GptError> {
     let entry_bytes =

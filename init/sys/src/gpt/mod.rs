@@ -63,11 +63,7 @@ impl Table {
     /// # Errors
     /// [`GptError::NoTable`] when neither copy is whole, [`GptError::Read`], and [`GptError::Geometry`] for impossible sizes.
     pub fn read(disk: &impl Store, sector_bytes: u32, disk_bytes: u64) -> Result<(Self, Health), GptError> {
-        let sector = u64::from(sector_bytes);
-        if !sector_bytes.is_power_of_two() || !(512..=65_536).contains(&sector_bytes) || disk_bytes / sector < 68 {
-            return Err(GptError::Geometry);
-        }
-        let disk_sectors = disk_bytes / sector;
+        let (sector, disk_sectors) = geometry(sector_bytes, disk_bytes)?;
         let primary = Header::read(disk, sector, 1, disk_sectors)?;
         let backup = Header::read(disk, sector, disk_sectors - 1, disk_sectors)?;
         let health = Health {
@@ -88,6 +84,18 @@ impl Table {
             entry_count: header.entry_count,
         };
         Ok((table, health))
+    }
+
+    /// A table without partitions for a whole disk, to be written by [`Table::write_new`].
+    ///
+    /// # Errors
+    /// [`GptError::Geometry`] for impossible sizes.
+    pub fn new(disk_uuid: Guid, sector_bytes: u32, disk_bytes: u64) -> Result<Self, GptError> {
+        let (sector_bytes, disk_sectors) = geometry(sector_bytes, disk_bytes)?;
+        let mut table =
+            Self { disk_uuid, partitions: Vec::new(), sector_bytes, disk_sectors, first_usable: 0, entry_count: 128 };
+        table.first_usable = 2 + table.entry_sectors();
+        Ok(table)
     }
 
     /// The partitions by number.
@@ -210,6 +218,17 @@ impl Table {
         disk.sync().map_err(GptError::Write)
     }
 
+    /// Writes the table to a disk that has none: also the first sector, which tells old programs that the whole disk is taken. What the
+    /// disk held is lost.
+    ///
+    /// # Errors
+    /// [`GptError::Write`].
+    pub fn write_new(&self, disk: &mut impl Store) -> Result<(), GptError> {
+        let sectors = u32::try_from(self.disk_sectors - 1).unwrap_or(u32::MAX);
+        disk.write_at(0, &format::protective_sector(self.sector_bytes, sectors)).map_err(GptError::Write)?;
+        self.write(disk)
+    }
+
     fn entries(&self) -> Vec<u8> {
         let len = usize::try_from(self.entry_sectors() * self.sector_bytes).unwrap_or_default();
         let mut bytes = vec![0; len];
@@ -239,6 +258,15 @@ impl Table {
         };
         header.to_sector(self.sector_bytes)
     }
+}
+
+/// Checked sector size and number of sectors; the smallest disk has room for both copies and something between.
+fn geometry(sector_bytes: u32, disk_bytes: u64) -> Result<(u64, u64), GptError> {
+    let sector = u64::from(sector_bytes);
+    if !sector_bytes.is_power_of_two() || !(512..=65_536).contains(&sector_bytes) || disk_bytes / sector < 68 {
+        return Err(GptError::Geometry);
+    }
+    Ok((sector, disk_bytes / sector))
 }
 
 fn check_label(label: &str) -> Result<(), GptError> {

@@ -48,14 +48,7 @@ impl Store for Disk {
 }
 
 fn empty_table(disk: &Disk) -> Table {
-    Table {
-        disk_uuid: Guid::from_bytes([7; 16]),
-        partitions: Vec::new(),
-        sector_bytes: SECTOR,
-        disk_sectors: disk.len() / SECTOR,
-        first_usable: 34,
-        entry_count: 128,
-    }
+    Table::new(Guid::from_bytes([7; 16]), SECTOR as u32, disk.len()).unwrap()
 }
 
 fn guid(byte: u8) -> Guid {
