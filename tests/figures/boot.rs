@@ -7,18 +7,27 @@ use garboard_tests::cluster::{Cluster, READY_LIMIT};
 use garboard_tests::image::Image;
 use garboard_tests::machine::{Hardware, Machine, Ports};
 use garboard_tests::wait;
+use serde_json::Value;
 
 use crate::report::{Reference, Report};
 
 const MB: f64 = 1_000_000.0;
 
-/// Sizes of the image's files.
+/// Sizes of what is on the disk.
 pub fn sizes(image: &Image, report: &mut Report) -> Result<()> {
-    for (file, goal) in [("root.erofs", Some(120.0)), ("garboard.efi", Some(16.0)), ("garboard.qcow2", None)] {
-        let path = image.directory.join(file);
-        let size = path.metadata().with_context(|| format!("look at {}", path.display()))?.len() as f64 / MB;
-        let goal = goal.map(|value| Reference { what: "goal at most".to_owned(), value, same_call: false });
-        report.add(format!("size: {file}"), "MB", &[size], goal);
+    let release = image.release()?;
+    for (name, pointer, goal) in [
+        ("root", "/rootSize", Some(120.0)),
+        ("UKI", "/artifacts/garboard.efi/size", Some(16.0)),
+        ("qcow2", "/artifacts/garboard.qcow2/size", None),
+    ] {
+        let bytes = release
+            .pointer(pointer)
+            .and_then(Value::as_f64)
+            .with_context(|| format!("release.json has no {pointer}"))?;
+        let goal =
+            goal.map(|value| Reference { what: "goal of a release, at most".to_owned(), value, same_call: false });
+        report.add(format!("size: {name}"), "MB", &[bytes / MB], goal);
     }
     Ok(())
 }
