@@ -1,17 +1,30 @@
-//! PID 1 of a Garboard machine; with `launch`, the executor that becomes a service.
+//! PID 1 of a Garboard machine; with an argument, one of its helpers.
+
+use garboard_init::{kmsg, launch, startup, tasks};
 
 fn main() {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|argument| argument == "launch") {
-        std::process::exit(garboard_init::launch::main());
+    let argument = std::env::args().nth(1);
+    match argument.as_deref() {
+        Some("launch") => std::process::exit(launch::main()),
+        Some(name) if tasks::find(name).is_some() => std::process::exit(task(name)),
+        _ if std::process::id() == 1 => startup::main(),
+        _ => {
+            eprintln!("garboard-init is started by the kernel, as process 1");
+            std::process::exit(1);
+        }
     }
-    if std::process::id() != 1 {
-        eprintln!("garboard-init is started by the kernel, as process 1");
-        std::process::exit(1);
-    }
-    garboard_init::boot::main();
     // The kernel did not let the machine end, and panics if this process does.
     loop {
         std::thread::park();
+    }
+}
+
+fn task(name: &str) -> i32 {
+    match tasks::find(name).map_or(Ok(()), |task| task()) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{}", kmsg::chain(error.as_ref()));
+            1
+        }
     }
 }

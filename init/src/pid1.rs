@@ -66,6 +66,8 @@ pub struct Settings {
     pub console: Console,
     /// The hardware watchdog, if there is one.
     pub watchdog: Option<garboard_sys::watchdog::Watchdog>,
+    /// Called when a service has become ready, with its name.
+    pub reached: fn(&mut Pid1, &str),
 }
 
 /// Something that another thread or task has found out.
@@ -74,8 +76,6 @@ pub enum Background {
     Shutdown(ShutdownKind, String),
     /// An inhibitor was let go.
     Released(u64),
-    /// Act on the loop's own state, such as after a disk has been mounted.
-    Change(Box<dyn FnOnce(&mut Pid1) + Send>),
 }
 
 /// Reaches the loop from other threads and tasks.
@@ -117,6 +117,7 @@ pub struct Pid1 {
     statuses: Watch<Vec<ServiceStatus>>,
     phases: Watch<MachinePhase>,
     reporter: Reporter,
+    reached: fn(&mut Pid1, &str),
 }
 
 /// The loop's ears.
@@ -144,9 +145,10 @@ pub enum Pid1Error {
 ///
 /// # Errors
 /// [`Pid1Error`]: without signals there is no supervision.
-pub async fn run(settings: Settings, started: impl FnOnce(&Reporter)) -> Result<ShutdownKind, Pid1Error> {
+pub async fn run(settings: Settings, started: impl FnOnce(&Reporter, &Logs)) -> Result<ShutdownKind, Pid1Error> {
     let signals = watch(Signals::block(&[SIGCHLD, SIGTERM, SIGINT, SIGPWR])?)?;
-    let Settings { runtime, executor, tree, builtin, inhibit_group, machine, lacking, console, watchdog } = settings;
+    let Settings { runtime, executor, tree, builtin, inhibit_group, machine, lacking, console, watchdog, reached } =
+        settings;
     let (news_sender, news) = mpsc::channel(NEWS);
     let (request_sender, requests) = mpsc::channel(REQUESTS);
     let (reporter, background) = mpsc::channel(BACKGROUND);
@@ -176,8 +178,9 @@ pub async fn run(settings: Settings, started: impl FnOnce(&Reporter)) -> Result<
         statuses,
         phases,
         reporter,
+        reached,
     };
-    started(&pid1.reporter);
+    started(&pid1.reporter, &pid1.logs);
     pid1.lack(lacking);
     let mut inputs = Inputs { signals, news, requests, background, notify };
     loop {
@@ -276,7 +279,6 @@ impl Pid1 {
             Event::Background(Background::Released(number)) => {
                 self.inhibitors.remove(&number);
             }
-            Event::Background(Background::Change(change)) => change(self),
             Event::Tick => {}
         }
         self.tick();
@@ -358,14 +360,21 @@ impl Pid1 {
     /// Tells watchers and the log what has changed.
     pub(crate) fn publish(&mut self) {
         let statuses = self.report(false);
+        let mut reached = Vec::new();
         self.statuses.send_if_modified(|present| {
             if *present == statuses {
                 return false;
             }
             log_changes(present, &statuses);
+            let was_ready = |name: &ServiceName| present.iter().any(|status| status.name == *name && status.ready);
+            let now_ready = statuses.iter().filter(|status| status.ready && !was_ready(&status.name));
+            reached.extend(now_ready.map(|status| status.name.clone()));
             *present = statuses;
             true
         });
+        for name in reached {
+            (self.reached)(self, name.as_str());
+        }
     }
 
     /// Begins the machine's end; a second order while inhibitors are waited for ends that wait.
