@@ -78,6 +78,11 @@ fn put<const N: usize>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn entry(name: &str, server: &str) -> Entry {
@@ -117,6 +122,28 @@ mod tests {
         assert_eq!(moved["clusters"][0]["cluster"]["server"], "https://b:6443");
         assert_eq!(moved["users"][0], parse("{name: other, user: {token: t}}"));
         assert_eq!(moved["preferences"], parse("{colors: true}"));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_of_others_is_lost_whatever_the_names(names in vec("[a-z]{1,3}|true|1|[ -~]{0,8}", 0..6), ours in "[a-z]{1,3}") {
+            let item = |name: &String| serde_yaml_ng::to_value(BTreeMap::from([("name", name.as_str()), ("other", "kept")])).unwrap();
+            let items: Vec<Value> = names.iter().map(item).collect();
+            let known = serde_yaml_ng::to_string(&BTreeMap::from([("users", &items)])).unwrap();
+            let merged = parse(&merge(&known, &entry(&ours, "https://a")).unwrap());
+            let users = merged["users"].as_sequence().unwrap();
+            for item in items.iter().filter(|item| item["name"] != ours.as_str()) {
+                prop_assert!(users.contains(item), "{item:?} is lost");
+            }
+            prop_assert!(users.iter().any(|user| user["name"] == ours.as_str() && user["user"].is_mapping()));
+        }
+
+        #[test]
+        fn no_text_makes_it_fail_otherwise_than_with_an_error(text in "[ -~\n]{0,80}") {
+            if let Ok(merged) = merge(&text, &entry("lab", "https://a")) {
+                prop_assert_eq!(&parse(&merged)["current-context"], "lab");
+            }
+        }
     }
 
     #[test]
