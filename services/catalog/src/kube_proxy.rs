@@ -19,14 +19,14 @@ pub const METRICS_PORT: u16 = 10249;
 /// The specification of kube-proxy.
 ///
 /// # Errors
-/// None in practice: the names in this crate are valid.
+/// [`CatalogError::NoAddress`] when the node has no address.
 pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     let config_file = service_file(NAME, "config.json");
     let args = Args::new("/usr/bin/kube-proxy").flag("config", &config_file);
     let mut spec = blank(NAME, users::ROOT, cgroup(Slice::System, -998, 512, 16, 64), args.into_vec())?;
     // It calls nft, or iptables and ipset.
     spec.env.insert("PATH".to_owned(), "/usr/bin:/usr/sbin:/bin:/sbin".to_owned());
-    spec.files = vec![private_file(config_file, pretty(&config(input))), kubeconfig::file(NAME, Leaf::KubeProxy)];
+    spec.files = vec![private_file(config_file, pretty(&config(input)?)), kubeconfig::file(NAME, Leaf::KubeProxy)];
     spec.isolation.capabilities = Some(match input.cluster.proxy_mode {
         ProxyMode::Nftables => vec!["CAP_NET_ADMIN".to_owned()],
         // iptables opens a raw socket to ask the kernel for its extensions.
@@ -42,17 +42,19 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     Ok(spec)
 }
 
-fn config(input: &CatalogInput) -> Value {
+fn config(input: &CatalogInput) -> Result<Value, CatalogError> {
     let mode = match input.cluster.proxy_mode {
         ProxyMode::Nftables => "nftables",
         ProxyMode::Iptables => "iptables",
         ProxyMode::Ipvs => "ipvs",
     };
-    json!({
+    Ok(json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "clientConnection": { "kubeconfig": kubeconfig::path(NAME) },
         "hostnameOverride": input.node.name,
+        // Which address is the node's, even if the node is registered late.
+        "bindAddress": input.node_address()?,
         "mode": mode,
         "clusterCIDR": input.cluster.pod_cidr,
         "detectLocalMode": "ClusterCIDR",
@@ -62,5 +64,5 @@ fn config(input: &CatalogInput) -> Value {
         "enableProfiling": false,
         // The kernel sizes its connection table by the memory; its timeouts are among the settings of the node (see `kernel`).
         "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
-    })
+    }))
 }

@@ -5,8 +5,14 @@
 
 mod world;
 
+use std::path::Path;
+use std::process::Command;
+
+use containerd_client::services::v1::GetImageRequest;
+use containerd_client::tonic;
+use garboard_catalog::paths::CONTAINERD_SOCKET;
 use garboard_catalog::pki::Leaf;
-use garboard_controllers::addons;
+use garboard_controllers::{addons, images};
 use garboard_plan::addons::NodeInput;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
@@ -39,6 +45,7 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
         for url in ["https://127.0.0.1:10257/healthz", "https://127.0.0.1:10259/readyz"] {
             world.wait(url, || world.ready(url)).await;
         }
+        kube_proxy_makes_rules_from_its_configuration(&mut world).await;
         renewed_certificates_are_served_without_a_restart(&mut world).await;
     });
 }
@@ -120,6 +127,8 @@ async fn a_node_gets_addresses_and_its_serving_certificate(world: &World, client
     let nodes = Api::<Node>::all(kubelet.clone());
     let node = serde_json::from_value(json!({ "metadata": { "name": "node-1" } })).unwrap();
     let node = nodes.create(&PostParams::default(), &node).await.unwrap();
+    let addresses = json!({ "status": { "addresses": [{ "type": "InternalIP", "address": "192.0.2.10" }] } });
+    nodes.patch_status("node-1", &PatchParams::default(), &Patch::Merge(addresses)).await.unwrap();
     let other = serde_json::from_value(json!({ "metadata": { "name": "node-2" } })).unwrap();
     assert!(nodes.create(&PostParams::default(), &other).await.is_err(), "a kubelet makes its own node only");
 
@@ -186,4 +195,62 @@ async fn renewed_certificates_are_served_without_a_restart(world: &mut World) {
     // The API server is still a client of etcd, which shows a new certificate and is shown one.
     world.wait("the store", || world.ready("https://127.0.0.1:6443/readyz")).await;
     assert!(world.all_alive());
+}
+
+async fn kube_proxy_makes_rules_from_its_configuration(world: &mut World) {
+    world.start("kube-proxy");
+    world.wait("kube-proxy", || world.plain_status("127.0.0.1:10256", "/livez") == 200).await;
+    let rules = || {
+        String::from_utf8(Command::new("nft").args(["list", "table", "ip", "kube-proxy"]).output().unwrap().stdout)
+            .unwrap()
+    };
+    world.wait("rules for Services", || rules().contains("10.96.0.1 . tcp . 443")).await;
+    // Traffic from pods is known by the range of pods.
+    assert!(rules().contains("10.244.0.0/16"), "{}", rules());
+}
+
+#[test]
+fn kubelet_takes_its_configuration() {
+    world::inside("kubelet_takes_its_configuration", || async {
+        let mut world = World::new();
+        world.start("kubelet");
+        // Without a container runtime it ends by itself, long after it has read its flags and its configuration.
+        world.wait("kubelet's end", || world.log("kubelet").contains("containerd.sock")).await;
+        let log = world.log("kubelet");
+        for complaint in [
+            "unknown flag",
+            "strict decoding error",
+            "failed to load kubelet config",
+            "invalid configuration",
+            "deprecated",
+        ] {
+            assert!(!log.contains(complaint), "{complaint}: {log}");
+        }
+    });
+}
+
+#[test]
+fn images_of_the_release_are_imported_once_and_the_runtime_knows_them() {
+    world::inside("images_of_the_release_are_imported_once_and_the_runtime_knows_them", || async {
+        let mut world = World::new();
+        let archives = world::archives();
+        world.start("containerd");
+        let socket = Path::new(CONTAINERD_SOCKET);
+        world.wait("containerd", || std::os::unix::net::UnixStream::connect(socket).is_ok()).await;
+        let imported = world.wait_for("the import", || async { images::import(&archives, socket).await.ok() }).await;
+        assert_eq!(imported, [archives.join("probe.tar")]);
+        assert!(images::import(&archives, socket).await.unwrap().is_empty(), "once");
+
+        let client = containerd_client::Client::from_path(socket).await.unwrap();
+        let mut request = tonic::Request::new(GetImageRequest { name: "garboard.dev/probe:test".to_owned() });
+        request.metadata_mut().insert("containerd-namespace", "k8s.io".parse().unwrap());
+        let image = client.images().get(request).await.unwrap().into_inner().image.unwrap();
+        assert_eq!(image.labels["io.cri-containerd.pinned"], "pinned");
+        assert!(!world.log("containerd").contains("level=error"), "{}", world.log("containerd"));
+
+        // An archive of the next release replaces the image of the same name.
+        world::change_archive(&archives);
+        assert_eq!(images::import(&archives, socket).await.unwrap().len(), 1);
+        assert!(world.all_alive());
+    });
 }

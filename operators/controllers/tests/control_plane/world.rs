@@ -177,6 +177,12 @@ impl World {
         get(url, client).map_or(0, |(status, _)| status)
     }
 
+    /// The status of the answer to `GET` without TLS; 0 when there is none.
+    pub fn plain_status(&self, address: &str, path: &str) -> u16 {
+        let Ok(mut stream) = TcpStream::connect(address) else { return 0 };
+        status(&mut stream, address, path).unwrap_or(0)
+    }
+
     /// The certificate that a server shows.
     pub fn certificate(&self, url: &str) -> Option<Vec<u8>> {
         get(url, None).map(|(_, certificate)| certificate)
@@ -277,11 +283,15 @@ fn get(url: &str, client: Option<Leaf>) -> Option<(u16, Vec<u8>)> {
     let socket = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut stream = StreamOwned::new(connection, socket);
-    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    let status = status(&mut stream, &address.to_string(), &format!("/{path}"))?;
+    Some((status, stream.conn.peer_certificates()?.first()?.to_vec()))
+}
+
+fn status(stream: &mut (impl Read + Write), host: &str, path: &str) -> Option<u16> {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).ok()?;
-    let status = std::str::from_utf8(&answer[9..]).ok()?.parse().ok()?;
-    Some((status, stream.conn.peer_certificates()?.first()?.to_vec()))
+    std::str::from_utf8(&answer[9..]).ok()?.parse().ok()
 }
 
 /// What kubelet asks the cluster to sign.
@@ -302,4 +312,36 @@ pub fn serving_request(node: &str, address: &str) -> CertificateSigningRequest {
         },
     }))
     .unwrap()
+}
+
+/// A folder with the archive of one small image, packed as `image/build` packs those of a release.
+pub fn archives() -> PathBuf {
+    let folder = PathBuf::from("/run/images");
+    fs::create_dir(&folder).unwrap();
+    fs::write("/run/garboard-probe", "one").unwrap();
+    pack(&folder);
+    folder
+}
+
+/// Another content under the same name.
+pub fn change_archive(folder: &Path) {
+    fs::write("/run/garboard-probe", "two").unwrap();
+    pack(folder);
+}
+
+fn pack(folder: &Path) {
+    let packer = concat!(env!("CARGO_MANIFEST_DIR"), "/../../image/steps/oci.py");
+    let output = folder.join("probe.tar");
+    run(
+        "python3",
+        &[
+            packer,
+            "--name",
+            "garboard.dev/probe:test",
+            "--program",
+            "/run/garboard-probe",
+            "--output",
+            output.to_str().unwrap(),
+        ],
+    );
 }
