@@ -154,23 +154,62 @@ async fn a_request_that_is_too_large_is_refused_and_the_connection_lives() {
     client.apply_manifest(fits, false).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_handshake_that_takes_too_long_is_ended_and_frees_its_place() {
-    let person = Identity::generate().unwrap();
-    let limits = Limits { handshakes: 2, handshake: Duration::from_millis(300), ..Limits::default() };
-    let served = start(only(&person, "alice", Role::Reader), limits).await.unwrap();
-    let mut slow = Vec::new();
-    for _ in 0..2 {
+/// Connections that begin a handshake and do not go on with it.
+async fn hanging(served: &Served, count: usize) -> Vec<TcpStream> {
+    let mut hanging = Vec::new();
+    for _ in 0..count {
         let mut stream = TcpStream::connect((served.endpoint.host(), served.endpoint.port())).await.unwrap();
         // The start of a TLS record whose rest never comes.
         stream.write_all(&[0x16, 0x03, 0x01]).await.unwrap();
-        slow.push(stream);
+        hanging.push(stream);
     }
-    connect(&served, &person).await.unwrap();
-    for mut stream in slow {
-        let read = timeout(LIMIT, stream.read(&mut [0; 64])).await.expect("the slow connection is closed");
-        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    hanging
+}
+
+async fn closed(mut stream: TcpStream) {
+    let read = timeout(LIMIT, stream.read(&mut [0; 64])).await.expect("the hanging connection is closed");
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+}
+
+#[tokio::test]
+async fn a_handshake_that_takes_too_long_is_ended() {
+    let person = Identity::generate().unwrap();
+    let limits = Limits { handshake: Duration::from_millis(300), ..Limits::default() };
+    let served = start(only(&person, "alice", Role::Reader), limits).await.unwrap();
+    for stream in hanging(&served, 2).await {
+        closed(stream).await;
     }
+}
+
+#[tokio::test]
+async fn hanging_handshakes_keep_nobody_out() {
+    let person = Identity::generate().unwrap();
+    let limits = Limits { handshakes: 4, handshake: 10 * LIMIT, ..Limits::default() };
+    let served = start(only(&person, "alice", Role::Reader), limits).await.unwrap();
+    let mut hanging = hanging(&served, 40).await;
+    let mut client = connect(&served, &person).await.unwrap();
+    closed(hanging.remove(0)).await;
+    client.status().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_is_old_and_idle_is_closed_and_an_open_stream_is_not_cut() {
+    let person = Identity::generate().unwrap();
+    let limits = Limits { connections: 1, age: Duration::from_millis(200), ..Limits::default() };
+    let served = start(only(&person, "alice", Role::Reader), limits).await.unwrap();
+    let mut first = connect(&served, &person).await.unwrap();
+    let mut following = first.logs("kernel", 1, true).await.unwrap();
+    assert!(following.next().await.unwrap().is_ok());
+    let more = timeout(Duration::from_secs(1), following.next()).await;
+    assert!(more.is_err(), "the stream was cut: {more:?}");
+    drop(following);
+    let again = async {
+        while connect(&served, &person).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, again).await.expect("the idle connection, which is still held, is closed");
+    drop(first);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! From a listening socket to authenticated connections.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +9,8 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
@@ -35,7 +37,8 @@ struct Handshake {
 
 pub(super) struct Acceptor {
     listener: TcpListener,
-    handshakes: Arc<Semaphore>,
+    /// Most handshakes at a time.
+    limit: usize,
     handshake: Handshake,
 }
 
@@ -56,7 +59,7 @@ impl Acceptor {
             accepted,
             deadline: limits.handshake,
         };
-        (Self { listener, handshakes: Arc::new(Semaphore::new(limits.handshakes)), handshake }, connections)
+        (Self { listener, limit: limits.handshakes, handshake }, connections)
     }
 
     /// Accepts until nobody receives connections any more.
@@ -69,12 +72,20 @@ impl Acceptor {
         }
     }
 
+    /// When there are too many handshakes, the oldest gives way: a stranger who lets many of them hang would otherwise
+    /// keep everybody out, while one that is meant takes no longer than a few round trips.
     async fn accept(self) {
+        let mut handshakes = VecDeque::<AbortHandle>::new();
         loop {
-            let Ok(slot) = self.handshakes.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    tokio::spawn(self.handshake.clone().run(stream, peer, slot));
+                    handshakes.retain(|handshake| !handshake.is_finished());
+                    if handshakes.len() >= self.limit
+                        && let Some(oldest) = handshakes.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    handshakes.push_back(tokio::spawn(self.handshake.clone().run(stream, peer)).abort_handle());
                 }
                 Err(error) => {
                     warn!(%error, "a connection to the machine API was not accepted");
@@ -86,8 +97,8 @@ impl Acceptor {
 }
 
 impl Handshake {
-    /// Carries out one handshake; `_slot` is held until it has ended, well or not.
-    async fn run(self, stream: TcpStream, peer: SocketAddr, _slot: OwnedSemaphorePermit) {
+    /// Carries out one handshake. Cancelled, it closes the connection.
+    async fn run(self, stream: TcpStream, peer: SocketAddr) {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%peer, %error, "TCP_NODELAY was not set");
         }

@@ -25,7 +25,7 @@ pub use connection::Caller;
 pub struct Limits {
     /// Connections of known keys at a time; more are closed.
     pub connections: usize,
-    /// Handshakes at a time; more wait in the kernel's queue.
+    /// Handshakes at a time; beyond that the oldest is given up.
     pub handshakes: usize,
     /// Longest time from the connection to the end of the handshake.
     pub handshake: Duration,
@@ -45,7 +45,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 32,
-            handshakes: 16,
+            handshakes: 32,
             handshake: Duration::from_secs(10),
             streams: 16,
             message: 1024 * 1024,
