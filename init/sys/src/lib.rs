@@ -8,7 +8,7 @@
 //! | make, limit, fill, kill and measure control groups | [`cgroup`] |
 //! | restart or power off; the hardware watchdog | [`power`], [`watchdog`] |
 //! | devices that come and go; kernel modules | [`uevent`], [`modules`] |
-//! | disks and partitions | [`block`], [`gpt`] |
+//! | disks and partitions; labelled media | [`block`], [`gpt`], [`filesystem`] |
 //! | a verified root | [`dm`], [`verity`] |
 //! | random numbers and clocks | [`rng`], [`clock`] |
 //! | the kernel's log; consoles | [`kmsg`], [`console`] |
@@ -21,6 +21,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod console;
 pub mod dm;
+pub mod filesystem;
 pub mod gpt;
 pub mod isolate;
 pub mod kmsg;
