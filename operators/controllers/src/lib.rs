@@ -1,12 +1,22 @@
-//! The reconcilers.
+//! The reconcilers of the node agent and of the cluster operators, and the tasks that they look at.
 
 pub mod addons;
+pub mod cluster;
+pub mod connect;
+pub mod console;
+pub mod context;
 pub mod csr;
+pub mod declare;
+pub mod firmware;
 pub mod hostname;
 pub mod images;
+pub mod machine;
 pub mod machine_api;
 pub mod network;
+pub mod node;
 pub mod pki;
+pub mod preload;
 pub mod probes;
 pub mod resolver;
+pub mod services;
 pub mod sysctl;

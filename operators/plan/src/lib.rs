@@ -1,6 +1,9 @@
 //! Decisions as pure functions.
 
 pub mod addons;
+pub mod cluster;
+pub mod console;
 pub mod csr;
+pub mod machine;
 pub mod network;
 pub mod pki;

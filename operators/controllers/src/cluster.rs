@@ -1,0 +1,124 @@
+//! Keeps what the cluster as a whole needs in its API: the way to cluster DNS; and tells how the cluster is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use garboard_api::cluster::ClusterStatus;
+use garboard_api::{Cluster, condition};
+use garboard_catalog::dns;
+use garboard_plan::addons::NodeInput;
+use garboard_plan::cluster::{self as plan, Observed};
+use garboard_plan::pki::Authority;
+use garboard_runtime::applier::chain;
+use garboard_runtime::status::StatusError;
+use garboard_supervisor::status::ServiceStatus;
+use kube::Client;
+use kube::runtime::controller::Action;
+
+use crate::addons::{self, AddonsError};
+use crate::context::Context;
+
+/// Everything is looked at again after this time even if nothing seems to have changed.
+const RESYNC: Duration = Duration::from_secs(300);
+/// Longest time that the API server has to say its version.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What could not be done for a cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Its own objects.
+    #[error(transparent)]
+    Objects(#[from] AddonsError),
+    /// Its status.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+}
+
+/// Keeps the cluster's own objects and publishes its status.
+///
+/// # Errors
+/// [`ClusterError`] of what failed; the status tells it too, and everything is tried again.
+pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<Action, ClusterError> {
+    let client = context.api.borrow().clone();
+    let (api, kept) = match &client {
+        None => (Err("the API server has not answered yet".to_owned()), Ok(0)),
+        Some(client) => {
+            let version = version(client).await;
+            let kept = match &version {
+                Ok(_) => addons::keep_dns(client, &cluster.spec, node(&context).as_ref()).await,
+                Err(_) => Ok(0),
+            };
+            (version, kept)
+        }
+    };
+    let answers = api.is_ok();
+    let observed = Observed {
+        api,
+        objects_problem: kept.as_ref().err().map(|error| chain(error)),
+        refusals: context.refusals_of("Cluster"),
+    };
+    publish(&cluster, &context, &observed).await?;
+    kept?;
+    Ok(Action::requeue(if answers || client.is_none() { RESYNC } else { ANSWER }))
+}
+
+async fn version(client: &Client) -> Result<String, String> {
+    match tokio::time::timeout(ANSWER, client.apiserver_version()).await {
+        Ok(Ok(version)) => Ok(version.git_version),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(_) => Err(format!("the API server has not answered within {} seconds", ANSWER.as_secs())),
+    }
+}
+
+/// Whether cluster DNS serves on this machine.
+pub fn dns_is_ready(services: &[ServiceStatus]) -> bool {
+    services.iter().any(|status| status.name.to_string() == dns::NAME && status.ready)
+}
+
+/// This machine's node, once it is in the API.
+fn node(context: &Context) -> Option<NodeInput> {
+    let machine = context.machine.current()?;
+    let node = context.node.borrow().clone();
+    let services = context.services.borrow().clone();
+    Some(NodeInput {
+        name: machine.node_name().to_owned(),
+        uid: node.uid?,
+        bridge_addresses: node.pod_cidrs.iter().filter_map(|cidr| cidr.hosts().next()).collect(),
+        dns_ready: dns_is_ready(&services),
+    })
+}
+
+async fn publish(cluster: &Cluster, context: &Context, observed: &Observed) -> Result<(), StatusError> {
+    let former = context.statuses.former::<Cluster>(garboard_api::cluster::NAME);
+    let address = context.network.borrow().primary();
+    let status = ClusterStatus {
+        observed_generation: cluster.metadata.generation,
+        conditions: condition::merge(
+            &former.conditions,
+            plan::conditions(observed),
+            cluster.metadata.generation,
+            &context.condition_time(),
+        ),
+        kubernetes_version: observed.api.clone().ok().or(former.kubernetes_version),
+        endpoint: match &cluster.spec.endpoint {
+            Some(endpoint) => Some(endpoint.to_string()),
+            None => address.map(|address| cluster.endpoint(address).to_string()),
+        },
+        ca_pin: context.pki.authority_certificate(Authority::Kubernetes).ok().and_then(|pem| public_key_pin(&pem)),
+    };
+    let mut published = cluster.clone();
+    published.status = Some(status.clone());
+    context.published.send_if_modified(|current| {
+        let differs = current.cluster.as_ref() != Some(&published);
+        current.cluster = Some(published);
+        differs
+    });
+    context.statuses.publish(cluster, &status).await
+}
+
+/// SHA-256 of the public key in a certificate, as `sha256:` and hexadecimal digits.
+fn public_key_pin(pem: &str) -> Option<String> {
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
+    let certificate = block.parse_x509().ok()?;
+    Some(garboard_runtime::ledger::digest(certificate.public_key().raw))
+}

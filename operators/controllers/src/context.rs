@@ -1,0 +1,135 @@
+//! What reconcilers share: handles on the rest of the machine, and what its tasks publish.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use garboard_api::{Cluster, Machine};
+use garboard_control::{Client as Control, MachineInfo, MachinePhase};
+use garboard_runtime::ledger::Ledger;
+use garboard_runtime::source::{Declared, Refusals};
+use garboard_runtime::status::StatusSink;
+use garboard_supervisor::spec::ServiceSpec;
+use garboard_supervisor::status::ServiceStatus;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use tokio::sync::watch;
+
+use crate::network::{NetworkConfig, NodeAddresses};
+use crate::node::NodeView;
+use crate::pki::PkiStore;
+
+/// Where things lie, so that tests can have them elsewhere.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The state partition's part for keys.
+    pub pki_state: PathBuf,
+    /// Where services read their keys.
+    pub pki: PathBuf,
+    /// What was accepted last.
+    pub ledger: PathBuf,
+    /// Statuses as files.
+    pub status: PathBuf,
+    /// The machine's own key.
+    pub identity: PathBuf,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            pki_state: "/state/pki".into(),
+            pki: garboard_catalog::paths::PKI_DIR.into(),
+            ledger: "/state/ledger".into(),
+            status: "/run/garboard/status".into(),
+            identity: crate::machine_api::IDENTITY_FILE.into(),
+        }
+    }
+}
+
+/// What reconcilers share.
+pub struct Context {
+    /// PID 1.
+    pub control: Control,
+    /// What PID 1 said of the machine when the agent started.
+    pub info: MachineInfo,
+    /// SHA-256 of the machine's public key.
+    pub fingerprint: String,
+    /// Keys and certificates.
+    pub pki: PkiStore,
+    /// What must outlast a power cut.
+    pub ledger: Ledger,
+    /// Where statuses go.
+    pub statuses: StatusSink,
+    /// The declared machine.
+    pub machine: Declared<Machine>,
+    /// The declared cluster.
+    pub cluster: Declared<Cluster>,
+    /// Declarations that were refused.
+    pub refusals: watch::Receiver<Refusals>,
+    /// What the network should be: written by the machine's reconciler.
+    pub network_config: watch::Sender<NetworkConfig>,
+    /// What the network has reached.
+    pub network: watch::Receiver<NodeAddresses>,
+    /// The services that PID 1 was told: written by the machine's reconciler.
+    pub specs: watch::Sender<Arc<Vec<ServiceSpec>>>,
+    /// What the services are.
+    pub services: watch::Receiver<Arc<Vec<ServiceStatus>>>,
+    /// What the machine as a whole is doing.
+    pub phase: watch::Receiver<MachinePhase>,
+    /// The machine's node in the API.
+    pub node: watch::Receiver<NodeView>,
+    /// The API server, once it answers.
+    pub api: watch::Receiver<Option<Client>>,
+    /// The statuses that were published last, for the machine API and the console.
+    pub published: watch::Sender<Published>,
+    /// Problems of the machine that no resource is about, by their name.
+    pub problems: watch::Receiver<BTreeMap<String, String>>,
+    /// Node labels that were applied last.
+    pub applied_labels: Mutex<Option<BTreeMap<String, String>>>,
+}
+
+/// The declared objects with the statuses that were published last.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Published {
+    /// The machine.
+    pub machine: Option<Machine>,
+    /// The cluster.
+    pub cluster: Option<Cluster>,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// The time of day, for plans.
+    pub fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    /// The time of day, for conditions: whole seconds, as the API server keeps them.
+    pub fn condition_time(&self) -> Time {
+        let seconds = self.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        Time(Timestamp::from_second(i64::try_from(seconds).unwrap_or_default()).unwrap_or(Timestamp::UNIX_EPOCH))
+    }
+
+    /// Declarations of a kind that were refused, and those that were not told apart by kind.
+    pub fn refusals_of(&self, kind: &str) -> Refusals {
+        let other = if kind == "Machine" { "Cluster" } else { "Machine" };
+        let refusals = self.refusals.borrow();
+        refusals.iter().filter(|(place, _)| !place.starts_with(other)).map(|(a, b)| (a.clone(), b.clone())).collect()
+    }
+
+    /// Takes the labels that were applied last, to compare and replace them.
+    pub(crate) fn labels_differ(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.applied_labels.lock().unwrap_or_else(PoisonError::into_inner).as_ref() != Some(labels)
+    }
+
+    pub(crate) fn labels_applied(&self, labels: BTreeMap<String, String>) {
+        *self.applied_labels.lock().unwrap_or_else(PoisonError::into_inner) = Some(labels);
+    }
+}

@@ -1,0 +1,290 @@
+//! Keeps this machine as its Machine declares it: network, certificates, services.
+//!
+//! Nothing waits here: each call does what is possible now, says in the status what is not and why, and is made again
+//! when any of what it looked at changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use garboard_api::cluster::ClusterSpec;
+use garboard_api::condition;
+use garboard_api::machine::{MachineStatus, Versions};
+use garboard_api::{Cluster, Machine, validate};
+use garboard_catalog::input::apiserver_service_address;
+use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
+use garboard_control::{ControlError, MachinePhase};
+use garboard_plan::machine::{self as plan, Observed};
+use garboard_plan::pki::{self as pki_plan, PkiInput, Problem};
+use garboard_runtime::applier::chain;
+use garboard_runtime::status::StatusError;
+use garboard_supervisor::spec::ServiceSpec;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::controller::Action;
+use serde_json::json;
+use tracing::info;
+
+use crate::context::Context;
+use crate::network::NetworkConfig;
+use crate::pki::{PkiError, PkiStore};
+
+/// Everything is looked at again after this time even if nothing seems to have changed.
+const RESYNC: Duration = Duration::from_secs(600);
+/// The name under which the Machine's labels are owned on the Node.
+const LABEL_MANAGER: &str = "garboard-machine";
+
+/// What could not be done for a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// Its keys and certificates.
+    #[error("cannot keep the certificates")]
+    Pki(#[from] PkiError),
+    /// Its services have no specification.
+    #[error("cannot specify the services")]
+    Catalog(#[from] CatalogError),
+    /// PID 1 did not take the services.
+    #[error("cannot declare the services")]
+    Control(#[from] ControlError),
+    /// Its node's labels.
+    #[error("cannot label the node")]
+    Labels(#[source] Box<kube::Error>),
+    /// Its status.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+}
+
+/// Makes the machine what it should be, as far as that is possible now.
+///
+/// # Errors
+/// [`MachineError`] of what failed; the status tells it too, and everything is tried again.
+pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<Action, MachineError> {
+    declare_network(&machine, &context);
+    let cluster = context.cluster.current();
+    let mut observed = observe(&context, cluster.is_some());
+    let converged = match &cluster {
+        Some(cluster) => converge(&machine, cluster, &context, &mut observed).await,
+        None => Ok(RESYNC),
+    };
+    let labelled = label(&machine, &context).await;
+    publish(&machine, &context, &observed).await?;
+    labelled?;
+    converged.map(Action::requeue)
+}
+
+fn declare_network(machine: &Machine, context: &Context) {
+    let config = NetworkConfig { hostname: machine.hostname().to_owned(), network: (&machine.spec.network).into() };
+    context.network_config.send_if_modified(|current| {
+        let differs = *current != config;
+        *current = config;
+        differs
+    });
+}
+
+fn observe(context: &Context, cluster_declared: bool) -> Observed {
+    let network = context.network.borrow().clone();
+    let specs = context.specs.borrow().clone();
+    Observed {
+        cluster_declared,
+        addresses: network.addresses,
+        network_waiting: network.waiting,
+        network_problems: network.problems,
+        certificate_problems: None,
+        desired_services: (!specs.is_empty()).then(|| names(&specs)),
+        services_problem: None,
+        services: context.services.borrow().to_vec(),
+        refusals: context.refusals_of("Machine"),
+    }
+}
+
+fn names(specs: &[ServiceSpec]) -> Vec<String> {
+    specs.iter().map(|spec| spec.name.to_string()).collect()
+}
+
+/// Certificates and services. Returns when to look again.
+async fn converge(
+    machine: &Machine,
+    cluster: &Cluster,
+    context: &Context,
+    observed: &mut Observed,
+) -> Result<Duration, MachineError> {
+    if observed.addresses.is_empty() {
+        return Ok(RESYNC);
+    }
+    let apart = validate::together(&machine.spec, &cluster.spec);
+    if let Some(error) = apart.first() {
+        observed.services_problem = Some(error.to_string());
+        return Ok(RESYNC);
+    }
+    let input = pki_input(machine, &cluster.spec, &observed.addresses);
+    let kept = keep_certificates(&context.pki, input, context.now()).await;
+    match &kept {
+        Ok((problems, _)) => observed.certificate_problems = Some(problems.clone()),
+        Err(error) => observed.certificate_problems = Some(vec![chain(error)]),
+    }
+    let (_, renewal) = kept?;
+    let specs = garboard_catalog::services(&catalog_input(machine, cluster, context, &observed.addresses))?;
+    observed.desired_services = Some(names(&specs));
+    if let Err(error) = declare_services(context, specs).await {
+        observed.services_problem = Some(chain(&error));
+        return Err(error.into());
+    }
+    Ok(renewal.clamp(Duration::from_secs(1), RESYNC))
+}
+
+fn pki_input(machine: &Machine, cluster: &ClusterSpec, addresses: &[std::net::IpAddr]) -> PkiInput {
+    let endpoint = cluster.endpoint.iter().map(|endpoint| endpoint.host.clone());
+    PkiInput {
+        node_name: machine.node_name().to_owned(),
+        node_addresses: addresses.to_owned(),
+        service_addresses: apiserver_service_address(cluster).into_iter().collect(),
+        dns_domain: cluster.dns_domain.clone(),
+        apiserver_names: endpoint.chain(cluster.cert_sans.iter().cloned()).collect(),
+    }
+}
+
+/// Keeps the certificates; returns what is wrong with them and the time until the next is due.
+async fn keep_certificates(
+    pki: &PkiStore,
+    input: PkiInput,
+    now: SystemTime,
+) -> Result<(Vec<String>, Duration), PkiError> {
+    let pki = pki.clone();
+    // Keys are computed and files synced: neither belongs on the agent's only thread.
+    let kept = tokio::task::spawn_blocking(move || {
+        let plan = pki.reconcile(&pki_plan::desired(&input), now)?;
+        for step in &plan.steps {
+            info!(?step, "certificates");
+        }
+        let renewal = pki_plan::next_renewal(&pki.observe()?);
+        let wait = renewal.map_or(RESYNC, |renewal| renewal.duration_since(now).unwrap_or_default());
+        Ok((plan.problems.iter().map(describe).collect(), wait))
+    });
+    match kept.await {
+        Ok(kept) => kept,
+        // The task neither panics nor is it cancelled while the agent lives; when the agent ends this is not seen.
+        Err(_) => Ok((Vec::new(), RESYNC)),
+    }
+}
+
+fn describe(problem: &Problem) -> String {
+    match problem {
+        Problem::AuthorityExpiring(authority, _) => format!("{} ends within a year", authority.name()),
+        Problem::AuthorityNotValid(authority, _) => {
+            format!("{} is not valid now: it has ended, or the clock is wrong", authority.name())
+        }
+    }
+}
+
+fn catalog_input(
+    machine: &Machine,
+    cluster: &Cluster,
+    context: &Context,
+    addresses: &[std::net::IpAddr],
+) -> CatalogInput {
+    CatalogInput {
+        cluster: cluster.spec.clone(),
+        machine: machine.spec.clone(),
+        node: NodeFacts {
+            name: machine.node_name().to_owned(),
+            addresses: addresses.to_owned(),
+            memory_bytes: memory_bytes(),
+            pod_cidrs: context.node.borrow().pod_cidrs.clone(),
+        },
+        pause_image: format!("garboard.dev/pause:{}", env!("CARGO_PKG_VERSION")),
+    }
+}
+
+/// Memory of the machine, bytes (proc_meminfo(5)).
+fn memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kibibytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    kibibytes.and_then(|number| number.parse::<u64>().ok()).unwrap_or_default() * 1024
+}
+
+/// Tells PID 1 what should run, if that is not what it was told last.
+async fn declare_services(context: &Context, specs: Vec<ServiceSpec>) -> Result<(), ControlError> {
+    if **context.specs.borrow() == specs {
+        return Ok(());
+    }
+    for result in context.control.set_services(&specs).await? {
+        info!(service = %result.name, change = ?result.change, "service declared");
+    }
+    context.specs.send_replace(Arc::new(specs));
+    Ok(())
+}
+
+/// Puts the Machine's labels on the Node. Others' labels stay; those that the Machine no longer declares go.
+async fn label(machine: &Machine, context: &Context) -> Result<(), MachineError> {
+    let node = context.node.borrow().clone();
+    let client = context.api.borrow().clone();
+    let (Some(client), Some(uid)) = (client, node.uid) else { return Ok(()) };
+    let labels = &machine.spec.kubelet.node_labels;
+    let lacking = labels.iter().any(|(key, value)| node.labels.get(key) != Some(value));
+    if !lacking && !context.labels_differ(labels) {
+        return Ok(());
+    }
+    let name = machine.node_name();
+    let patch = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": { "name": name, "uid": uid, "labels": labels },
+    });
+    let parameters = PatchParams::apply(LABEL_MANAGER).force();
+    let applied = Api::<Node>::all(client).patch(name, &parameters, &Patch::Apply(&patch)).await;
+    applied.map_err(|error| MachineError::Labels(Box::new(error)))?;
+    context.labels_applied(labels.clone());
+    Ok(())
+}
+
+async fn publish(machine: &Machine, context: &Context, observed: &Observed) -> Result<(), StatusError> {
+    let former = context.statuses.former::<Machine>(machine.node_name());
+    let stopping = *context.phase.borrow() != MachinePhase::Running;
+    let conditions = condition::merge(
+        &former.conditions,
+        plan::conditions(observed),
+        machine.metadata.generation,
+        &context.condition_time(),
+    );
+    // What was before this start of the machine says nothing about it.
+    let same_run = former.boot_id.as_deref() == Some(context.info.boot_id.as_str());
+    let before = former.phase.as_deref().filter(|_| same_run);
+    let status = MachineStatus {
+        observed_generation: machine.metadata.generation,
+        phase: Some(plan::phase(&conditions, before, stopping).to_owned()),
+        conditions,
+        services: observed.services.iter().map(plan::summary).collect(),
+        addresses: observed.addresses.clone(),
+        versions: Some(versions(context)),
+        boot_id: Some(context.info.boot_id.clone()),
+        machine_id: Some(context.info.machine_id.clone()),
+        fingerprint: Some(context.fingerprint.clone()),
+    };
+    let mut published = machine.clone();
+    published.status = Some(status.clone());
+    context.published.send_if_modified(|current| {
+        let differs = current.machine.as_ref() != Some(&published);
+        current.machine = Some(published);
+        differs
+    });
+    context.statuses.publish(machine, &status).await
+}
+
+fn versions(context: &Context) -> Versions {
+    let release = release("/usr/lib/garboard/versions");
+    let get = |name: &str| release.get(name).cloned();
+    Versions {
+        garboard: context.info.version.clone(),
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        kubernetes: get("kubernetes"),
+        etcd: get("etcd"),
+        containerd: get("containerd"),
+    }
+}
+
+/// Versions of the image's programs: lines of `name=version`, empty when the image does not tell.
+fn release(path: &str) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let pairs = text.lines().filter_map(|line| line.split_once('='));
+    pairs.map(|(name, version)| (name.trim().to_owned(), version.trim().to_owned())).collect()
+}

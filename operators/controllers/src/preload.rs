@@ -1,0 +1,52 @@
+//! Brings the image's own container images into containerd whenever that has started.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use garboard_catalog::containerd;
+use garboard_catalog::paths::{CONTAINERD_SOCKET, PRELOADED_IMAGES};
+use garboard_runtime::applier::chain;
+use garboard_runtime::backoff::Backoff;
+use garboard_supervisor::status::ServiceStatus;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::images;
+
+/// First and longest wait after containerd refused.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// Imports after each start of containerd, until `stop`. What is imported already costs a question.
+pub async fn run(statuses: watch::Receiver<Arc<Vec<ServiceStatus>>>, stop: CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = follow(statuses) => {}
+    }
+}
+
+async fn follow(mut statuses: watch::Receiver<Arc<Vec<ServiceStatus>>>) {
+    let mut imported = None;
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    loop {
+        let started = |statuses: &Arc<Vec<ServiceStatus>>| process(statuses).is_some_and(|pid| Some(pid) != imported);
+        let Ok(pid) = statuses.wait_for(started).await.map(|statuses| process(&statuses)) else { return };
+        match images::import(Path::new(PRELOADED_IMAGES), Path::new(CONTAINERD_SOCKET)).await {
+            Ok(_) => {
+                imported = pid;
+                backoff.reset();
+            }
+            Err(error) => {
+                warn!(error = chain(&error), "cannot import the images");
+                tokio::time::sleep(backoff.wait()).await;
+            }
+        }
+    }
+}
+
+/// The process of containerd, when it serves.
+fn process(statuses: &[ServiceStatus]) -> Option<i32> {
+    let status = statuses.iter().find(|status| status.name.to_string() == containerd::NAME)?;
+    status.pid.filter(|_| status.ready)
+}

@@ -1,0 +1,208 @@
+//! The node agent: its tasks and what connects them.
+//!
+//! It may end at any moment and be started again: what it must remember is in the ledger, on STATE, and in PID 1, and
+//! what it finds running it leaves running.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use futures::{Stream, stream};
+use garboard_control::Client as Control;
+use garboard_controllers::connect::Connect;
+use garboard_controllers::context::{Context, Paths, Published};
+use garboard_controllers::machine_api::{self, View};
+use garboard_controllers::network::{Network, NetworkConfig, NetworkPaths};
+use garboard_controllers::node::NodeWatch;
+use garboard_controllers::pki::PkiStore;
+use garboard_controllers::probes::{self, Watched};
+use garboard_controllers::services::Services;
+use garboard_controllers::{cluster, declare, machine, preload};
+use garboard_runtime::applier;
+use garboard_runtime::ledger::Ledger;
+use garboard_runtime::source::{Refusals, Source};
+use garboard_runtime::status::StatusSink;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::manifests::{self, Found};
+use crate::notify;
+
+/// Longest time that tasks have to end.
+const GRACE: Duration = Duration::from_secs(5);
+/// Requests to declare something are answered one after the other.
+const DECLARES: usize = 4;
+
+/// Keeps this machine as it is declared until `stop`.
+pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
+    let paths = Paths::default();
+    let control = Control::new().context("prepare the connection to PID 1")?;
+    let info = control.get_machine().await.context("ask PID 1 about the machine")?;
+    info!(version = info.version, boot = info.boot_id, "agent");
+
+    let mut tasks = Tasks { set: JoinSet::new(), stop: stop.clone() };
+    tasks.spawn("watchdog", notify::watchdog(stop.clone()));
+    let (services, (statuses, phase)) = Services::new(control.clone());
+    tasks.spawn("services", services.run(stop.clone()));
+    // A machine without a declaration has a network too: its address is what one needs to know to declare it.
+    let (network_config, config) = watch::channel(NetworkConfig::default());
+    let (network, addresses) = Network::new(config, NetworkPaths::default()).context("watch the network")?;
+    let network_stop = stop.clone();
+    tasks.spawn("network", async move {
+        if let Err(error) = network.run(network_stop).await {
+            error!(error = applier::chain(&error), "network");
+        }
+    });
+    notify::ready();
+
+    let Found { manifests, errors } = manifests::find(&control).await;
+    let identity =
+        machine_api::identity(&paths.identity, manifests.identity.as_ref()).context("read the machine's key")?;
+    let refused = errors.iter().map(|error| (error.origin.clone(), error.problem.to_string())).collect();
+    let (refusals, refusals_seen) = watch::channel::<Refusals>(refused);
+    let (api, api_seen) = watch::channel(None);
+    let ledger = Ledger::new(&paths.ledger);
+    let start = |kind| format!("begin with the declared {kind}");
+    let (machine_source, machine, machine_events) =
+        Source::start(ledger.clone(), manifests.machine.as_ref(), refusals.clone(), api_seen.clone())
+            .with_context(|| start("Machine"))?;
+    let (cluster_source, cluster, cluster_events) =
+        Source::start(ledger.clone(), manifests.cluster.as_ref(), refusals, api_seen.clone())
+            .with_context(|| start("Cluster"))?;
+
+    let declared = [(machine.current().is_some(), "Machine"), (cluster.current().is_some(), "Cluster")];
+    for (_, kind) in declared.iter().filter(|(declared, _)| !declared) {
+        warn!(kind, "not declared: give the machine its manifests");
+        notify::status(&format!("no {kind} is declared"));
+    }
+    let pki = PkiStore::new(&paths.pki_state, &paths.pki);
+    let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
+    let (specs, specs_seen) = watch::channel(Arc::default());
+    let (published, published_seen) = watch::channel(Published::default());
+    let (_problems, problems) = watch::channel(BTreeMap::new());
+    let context = Arc::new(Context {
+        control: control.clone(),
+        info,
+        fingerprint: identity.pin().to_string(),
+        pki: pki.clone(),
+        ledger,
+        statuses: StatusSink::new(&paths.status, api_seen.clone()),
+        machine: machine.clone(),
+        cluster: cluster.clone(),
+        refusals: refusals_seen.clone(),
+        network_config,
+        network: addresses.clone(),
+        specs,
+        services: statuses.clone(),
+        phase: phase.clone(),
+        node: node_view.clone(),
+        api: api_seen.clone(),
+        published,
+        problems: problems.clone(),
+        applied_labels: Mutex::default(),
+    });
+
+    tasks.spawn("machine source", machine_source.run(stop.clone()));
+    tasks.spawn("cluster source", cluster_source.run(stop.clone()));
+    tasks.spawn("node", node.run(stop.clone()));
+    tasks.spawn("connect", Connect::new(pki.clone(), &paths.pki, api).run(stop.clone()));
+    tasks.spawn(
+        "probes",
+        probes::run(control.clone(), Watched { specs: specs_seen, states: statuses.clone() }, stop.clone()),
+    );
+    tasks.spawn("images", preload::run(statuses.clone(), stop.clone()));
+    let machine_again = stream::select_all([
+        changes(addresses),
+        changes(statuses.clone()),
+        changes(phase),
+        changes(node_view.clone()),
+        changes(api_seen.clone()),
+        changes(cluster.object.clone()),
+        changes(refusals_seen.clone()),
+    ]);
+    tasks.spawn(
+        "machine",
+        applier::run(events(machine_events), machine_again, context.clone(), machine::reconcile, stop.clone()),
+    );
+    let cluster_again = stream::select_all([
+        distinct(statuses, |statuses| cluster::dns_is_ready(statuses)),
+        distinct(node_view, |view| (view.uid.clone(), view.pod_cidrs.clone())),
+        changes(api_seen),
+        changes(refusals_seen.clone()),
+    ]);
+    tasks.spawn(
+        "cluster",
+        applier::run(events(cluster_events), cluster_again, context.clone(), cluster::reconcile, stop.clone()),
+    );
+
+    let (view, view_seen) = watch::channel(View::default());
+    tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems, stop.clone()));
+    let (declares, declared) = mpsc::channel(DECLARES);
+    tasks.spawn("declare", declare::run(declared, machine, cluster, stop.clone()));
+    let service = machine_api::Service::new(control, view_seen.clone(), pki, declares);
+    let api_stop = stop.clone();
+    tasks.spawn("machine API", async move {
+        if let Err(error) = machine_api::run(&identity, service, view_seen, api_stop).await {
+            error!(error = applier::chain(&error), "machine API");
+        }
+    });
+    tasks.wait().await
+}
+
+/// The agent's tasks. Each runs until it is told to stop; one that ends before ends the agent, which PID 1 starts again.
+struct Tasks {
+    set: JoinSet<&'static str>,
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.set.spawn(async move {
+            task.await;
+            name
+        });
+    }
+
+    async fn wait(mut self) -> anyhow::Result<()> {
+        let early = tokio::select! {
+            () = self.stop.cancelled() => None,
+            ended = self.set.join_next() => Some(match ended {
+                Some(Ok(name)) => anyhow!("the task {name} has ended"),
+                Some(Err(error)) => anyhow!(error).context("a task has failed"),
+                None => anyhow!("there is no task"),
+            }),
+        };
+        self.stop.cancel();
+        let all = async { while self.set.join_next().await.is_some() {} };
+        if tokio::time::timeout(GRACE, all).await.is_err() {
+            warn!(remaining = self.set.len(), "tasks have not ended in time");
+        }
+        early.map_or(Ok(()), Err)
+    }
+}
+
+type Changes = stream::BoxStream<'static, ()>;
+
+/// An item after each change.
+fn changes<T: Send + Sync + 'static>(receiver: watch::Receiver<T>) -> Changes {
+    Box::pin(stream::unfold(receiver, async |mut receiver| receiver.changed().await.ok().map(|()| ((), receiver))))
+}
+
+/// An item after each change of a part.
+fn distinct<T: Send + Sync + 'static, P: PartialEq + Send + Sync + 'static>(
+    receiver: watch::Receiver<T>,
+    part: impl Fn(&T) -> P + Send + Sync + Copy + 'static,
+) -> Changes {
+    let first = part(&receiver.borrow());
+    Box::pin(stream::unfold((receiver, first), move |(mut receiver, former)| async move {
+        let now = receiver.wait_for(|value| part(value) != former).await.map(|value| part(&value)).ok()?;
+        Some(((), (receiver, now)))
+    }))
+}
+
+fn events<T: Send + 'static>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> + Send + 'static {
+    stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|event| (event, receiver)))
+}
