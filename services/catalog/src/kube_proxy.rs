@@ -62,7 +62,7 @@ fn config(input: &CatalogInput) -> Result<Value, CatalogError> {
         "metricsBindAddress": format!("127.0.0.1:{METRICS_PORT}"),
         "bindAddressHardFail": true,
         "enableProfiling": false,
-        // The kernel sizes its connection table by the memory; its timeouts are among the settings of the node (see `kernel`).
+        // The kernel sizes its connection table by the memory. Its timeouts stay too, so kube-proxy changes no settings of the kernel.
         "conntrack": { "maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
     }))
 }

@@ -26,7 +26,6 @@ pub mod dns;
 pub mod etcd;
 pub mod identity;
 pub mod input;
-pub mod kernel;
 pub mod kube_apiserver;
 pub mod kube_controller_manager;
 pub mod kube_proxy;

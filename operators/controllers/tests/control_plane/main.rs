@@ -28,6 +28,9 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
         for service in ["etcd", "kube-apiserver"] {
             world.start(service);
         }
+        if world::confined() {
+            world.wait("etcd's notification", || world.notified()).await;
+        }
         let client = world.administrator();
         world.wait("the API server", || world.ready("https://127.0.0.1:6443/readyz")).await;
         for service in ["kube-controller-manager", "kube-scheduler"] {
@@ -236,6 +239,9 @@ fn images_of_the_release_are_imported_once_and_the_runtime_knows_them() {
         let archives = world::archives();
         world.start("containerd");
         let socket = Path::new(CONTAINERD_SOCKET);
+        if world::confined() {
+            world.wait("containerd's notification", || world.notified()).await;
+        }
         world.wait("containerd", || std::os::unix::net::UnixStream::connect(socket).is_ok()).await;
         let imported = world.wait_for("the import", || async { images::import(&archives, socket).await.ok() }).await;
         assert_eq!(imported, [archives.join("probe.tar")]);

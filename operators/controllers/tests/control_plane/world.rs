@@ -1,11 +1,14 @@
 //! A machine's paths and ports for one test: mounts, network and processes of its own.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,6 +30,7 @@ use serde_json::json;
 
 const INSIDE: &str = "GARBOARD_TEST_INSIDE";
 const LIMIT: Duration = Duration::from_secs(180);
+const NOTIFY_SOCKET: &str = "/run/garboard/notify";
 const PROGRAMS: &str = "/run/programs";
 const ADDRESS: &str = "192.0.2.10";
 
@@ -51,6 +55,11 @@ pub fn inside<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     assert!(status.success());
 }
 
+/// Whether services are started by the machine's own executor.
+pub fn confined() -> bool {
+    std::env::var_os("GARBOARD_INIT").is_some()
+}
+
 fn programs() -> Option<PathBuf> {
     let folder = match std::env::var_os("GARBOARD_UPSTREAM") {
         Some(folder) => PathBuf::from(folder),
@@ -63,6 +72,7 @@ fn programs() -> Option<PathBuf> {
 pub struct World {
     pub input: CatalogInput,
     pki: PkiStore,
+    notifications: UnixDatagram,
     running: BTreeMap<String, Child>,
 }
 
@@ -83,7 +93,14 @@ impl World {
         run("ip", &["link", "set", "lo", "up"]);
         run("ip", &["address", "add", "192.0.2.10/32", "dev", "lo"]);
         run("ip", &["route", "add", "default", "dev", "lo"]);
+        for name in ["passwd", "group"] {
+            let image = format!("{}/../../image/mkosi.extra/final/etc/{name}", env!("CARGO_MANIFEST_DIR"));
+            run("mount", &["--bind", &image, &format!("/etc/{name}")]);
+        }
         fs::create_dir_all("/run/garboard/services").unwrap();
+        let notifications = UnixDatagram::bind(NOTIFY_SOCKET).unwrap();
+        notifications.set_nonblocking(true).unwrap();
+        fs::set_permissions(NOTIFY_SOCKET, fs::Permissions::from_mode(0o666)).unwrap();
         let input = CatalogInput {
             cluster: Default::default(),
             machine: Default::default(),
@@ -95,7 +112,12 @@ impl World {
             },
             pause_image: "garboard.dev/pause:test".to_owned(),
         };
-        let world = Self { input, pki: PkiStore::new("/run/state/pki", "/run/garboard/pki"), running: BTreeMap::new() };
+        let world = Self {
+            input,
+            pki: PkiStore::new("/run/state/pki", "/run/garboard/pki"),
+            notifications,
+            running: BTreeMap::new(),
+        };
         world.issue();
         world
     }
@@ -120,32 +142,34 @@ impl World {
         self.issue();
     }
 
-    /// Starts a service with the files, directories, user and arguments of its specification.
+    /// Starts a service as its specification says: through the machine's own executor if `GARBOARD_INIT` names it, and so
+    /// confined as on the machine; otherwise with its files, directories, user and arguments only.
     pub fn start(&mut self, name: &str) {
         let specs = services(&self.input).unwrap();
-        let spec = specs.iter().find(|spec| spec.name.as_str() == name).unwrap();
-        prepare(spec);
-        let user = users::ALL.into_iter().find(|user| user.name == spec.user).unwrap();
+        let mut spec = specs.into_iter().find(|spec| spec.name.as_str() == name).unwrap();
+        let program = program(&spec.argv[0]);
+        // To be killed last and to have more files open are rights that root in a container often lacks.
+        spec.cgroup.oom_score_adj = 0;
+        spec.rlimit_nofile = 4096;
+        spec.argv0 = Some(std::mem::replace(&mut spec.argv[0], program));
         let log = File::create(format!("/var/log/{name}.log")).unwrap();
-        let child = Command::new(program(&spec.argv[0]))
-            .arg0(&spec.argv[0])
-            .args(&spec.argv[1..])
-            .env_clear()
-            .envs(&spec.env)
-            .current_dir(&spec.working_directory)
-            .uid(user.id)
-            .gid(user.id)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child = match std::env::var_os("GARBOARD_INIT") {
+            Some(executor) => launch(executor, &spec, log),
+            None => spawn(&spec, log),
+        };
         self.running.insert(name.to_owned(), child);
     }
 
     /// What a service has written.
     pub fn log(&self, name: &str) -> String {
         fs::read_to_string(format!("/var/log/{name}.log")).unwrap()
+    }
+
+    /// Whether a service has said that it is ready since the last call. Only services that the executor started have somewhere to say it.
+    pub fn notified(&self) -> bool {
+        let mut message = [0; 256];
+        std::iter::from_fn(|| self.notifications.recv(&mut message).ok().map(|n| message[..n].to_vec()))
+            .any(|message| message.split(|byte| *byte == b'\n').any(|line| line == b"READY=1"))
     }
 
     /// Whether every service that was started still runs.
@@ -235,11 +259,47 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
 }
 
-fn program(path: &str) -> PathBuf {
-    let folder = Path::new(PROGRAMS);
+fn program(path: &str) -> String {
     let name = path.rsplit_once('/').unwrap().1;
-    let own = folder.join(name);
-    if own.exists() { own } else { folder.join("kubernetes") }
+    let own = format!("{PROGRAMS}/{name}");
+    if Path::new(&own).exists() { own } else { format!("{PROGRAMS}/kubernetes") }
+}
+
+fn launch(executor: OsString, spec: &ServiceSpec, log: File) -> Child {
+    let order = json!({ "spec": spec, "task": "run", "cgroup": null, "notifySocket": NOTIFY_SOCKET });
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let child = Command::new(executor)
+        .arg("launch")
+        .env_clear()
+        .stdin(OwnedFd::from(theirs))
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    ours.write_all(order.to_string().as_bytes()).unwrap();
+    ours.shutdown(Shutdown::Write).unwrap();
+    let mut failure = String::new();
+    ours.read_to_string(&mut failure).unwrap();
+    assert_eq!(failure, "", "{}", spec.name);
+    child
+}
+
+fn spawn(spec: &ServiceSpec, log: File) -> Child {
+    prepare(spec);
+    let user = users::ALL.into_iter().find(|user| user.name == spec.user).unwrap();
+    Command::new(&spec.argv[0])
+        .arg0(spec.argv0.as_ref().unwrap())
+        .args(&spec.argv[1..])
+        .env_clear()
+        .envs(&spec.env)
+        .current_dir(&spec.working_directory)
+        .uid(user.id)
+        .gid(user.id)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
 }
 
 fn prepare(spec: &ServiceSpec) {
