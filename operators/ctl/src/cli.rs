@@ -22,7 +22,9 @@ Examples:
 The machine and you know each other by keys: config.yaml names the fingerprint of the machine's key, and spec.access \
 of the Cluster names the fingerprint of yours. There is no password, no certificate authority, and nothing expires.
 
-Installed under the name kubectl-garboard this program is the plugin `kubectl garboard`.";
+Installed under the name kubectl-garboard this program is the plugin `kubectl garboard`.
+
+Exit status: 0 when it is done, 1 when it failed, 2 when the command line is wrong.";
 
 /// Talks to machines that run Garboard, also before and without a Kubernetes API.
 #[derive(Debug, Parser)]
@@ -59,8 +61,22 @@ pub enum Command {
     New(New),
     Kubeconfig(Kubeconfig),
     /// Show what the machine is, what it waits for and what is wrong
+    ///
+    /// Conditions are those of the Machine and the Cluster, as `kubectl describe` shows them; here they are also seen
+    /// before there is a Kubernetes API. Problems are what a person must mend: manifests that were refused, a disk that
+    /// cannot be used.
     Status(Show),
     /// List the services that the machine supervises
+    ///
+    /// States:
+    ///   Waiting    for what it requires, as the remark says
+    ///   Starting   it is being set up
+    ///   Running    its program runs; READY says whether it serves
+    ///   Stopping   it was asked to end
+    ///   Finished   it has done its work
+    ///   Failed     it ended badly and is not started again by itself
+    ///   BackOff    it ended and is started again after a pause
+    #[command(verbatim_doc_comment)]
     Services(Show),
     Service(Service),
     Logs(Logs),
