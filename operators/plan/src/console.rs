@@ -88,7 +88,7 @@ pub fn render(view: &View, size: Size) -> String {
     if body.len() > room {
         let hidden = body.len() - room.saturating_sub(1);
         body.truncate(room.saturating_sub(1));
-        body.push(format!("... and {hidden} more lines: garboardctl services"));
+        body.push(fit(&format!("... and {hidden} more lines: garboardctl services"), width));
     }
     let mut text = String::new();
     for line in head.iter().chain(&body) {

@@ -2,7 +2,12 @@
 //!
 //! Needs root, `ip` (iproute2) and `dnsmasq`.
 
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as expected"
+)]
 
 mod scene;
 
