@@ -86,9 +86,16 @@ pub fn load_for_kernel(arguments: impl Iterator<Item = String>) -> ExitCode {
 pub fn find_root(root: RootHash, deadline: Duration, report: &mut Report) -> Result<Found, FirstStageError> {
     let begun = Instant::now();
     let listener = Listener::open()?;
-    let modules = Modules::of_running_kernel();
-    log_failures(modules.load(ALWAYS), report);
+    let modules = Modules::of_running_kernel().with_asynchronous_probe();
+    // Checking signatures takes the kernel a while: the processors share it.
+    let always = {
+        let modules = modules.clone();
+        std::thread::spawn(move || modules.load(ALWAYS))
+    };
     log_failures(modules.load_for_aliases(&uevent::present_modaliases()), report);
+    if let Ok(result) = always.join() {
+        log_failures(result, report);
+    }
     let mut search = Search { root, seen: Vec::new(), repaired: Vec::new() };
     let mut told = false;
     let mut look = true;

@@ -4,6 +4,7 @@
 //! seldom.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -43,6 +44,7 @@ pub enum ModuleError {
 #[derive(Clone, Debug)]
 pub struct Modules {
     directory: PathBuf,
+    parameters: &'static CStr,
 }
 
 /// A plan of files to load, each after those that it depends on.
@@ -63,7 +65,15 @@ impl Modules {
 
     /// Those in a directory that depmod(8) has indexed.
     pub fn at(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into() }
+        Self { directory: directory.into(), parameters: c"" }
+    }
+
+    /// Loads from now on without waiting until drivers have looked for their devices: those appear later, in any order. Else the slowest
+    /// device, such as an empty SATA port, holds up all others.
+    #[must_use]
+    pub fn with_asynchronous_probe(mut self) -> Self {
+        self.parameters = c"async_probe=1";
+        self
     }
 
     /// Names of the modules for any of these aliases, such as the `modalias` of devices.
@@ -113,7 +123,7 @@ impl Modules {
         let loaded = loaded();
         let plan = self.plan(names)?;
         let files = plan.files.iter().filter(|file| !loaded.contains(&module_name(&file.to_string_lossy())));
-        Ok(files.filter_map(|file| load_file(file).err()).collect())
+        Ok(files.filter_map(|file| self.load_file(file).err()).collect())
     }
 
     /// Loads everything for these aliases, as [`Self::load`].
@@ -137,7 +147,17 @@ impl Modules {
         if plan.files.is_empty() {
             return Err(ModuleError::Unknown(name.to_owned()));
         }
-        plan.files.iter().try_for_each(|file| load_file(file))
+        plan.files.iter().try_for_each(|file| self.load_file(file))
+    }
+
+    fn load_file(&self, path: &Path) -> Result<(), ModuleError> {
+        let failed = |source: io::Error| ModuleError::Load { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let flags = if path.extension().is_some_and(|extension| extension == "ko") { 0 } else { COMPRESSED };
+        match rustix::system::finit_module(&file, self.parameters, flags) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(source) => Err(failed(source.into())),
+        }
     }
 
     fn each_line(&self, index: &str, mut line_read: impl FnMut(&str)) -> Result<(), ModuleError> {
@@ -175,16 +195,6 @@ fn plan(directory: &Path, names: &[String], dependencies: &BTreeMap<String, (Str
 fn loaded() -> HashSet<String> {
     let text = fs::read_to_string("/proc/modules").unwrap_or_default();
     text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
-}
-
-fn load_file(path: &Path) -> Result<(), ModuleError> {
-    let failed = |source: io::Error| ModuleError::Load { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    let flags = if path.extension().is_some_and(|extension| extension == "ko") { 0 } else { COMPRESSED };
-    match rustix::system::finit_module(&file, c"", flags) {
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(source) => Err(failed(source.into())),
-    }
 }
 
 /// The name of the module in a file: dashes and underscores are the same to the kernel.
