@@ -1,0 +1,188 @@
+//! The configuration file.
+//!
+//! ```json
+//! {"listen": ["10.244.0.1:53"], "domain": "cluster.local", "kubeconfig": "/run/garboard/services/dns/kubeconfig",
+//!  "resolvConf": "/etc/resolv.conf", "serviceCIDRs": ["10.96.0.0/12"], "podCIDRs": ["10.244.0.0/16"]}
+//! ```
+//! `upstreams` (`["10.0.2.3:53"]`) may stand in place of `resolvConf`. An empty `listen` means that the machine has no
+//! address for pods yet.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use hickory_proto::rr::Name;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+/// A configuration file is never longer, bytes.
+const MAX_BYTES: u64 = 64 * 1024;
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where to answer, by UDP and TCP.
+    pub listen: Vec<SocketAddr>,
+    /// The cluster's domain, in lower case, fully qualified.
+    pub domain: Name,
+    /// How to reach the API server.
+    pub kubeconfig: PathBuf,
+    /// Whom to ask about other names.
+    pub upstreams: Upstreams,
+    /// The networks of Services: their reverse names are answered here.
+    pub service_cidrs: Vec<IpNet>,
+    /// The networks of pods: their reverse names are answered here.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// Who is asked about names outside of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upstreams {
+    /// These servers.
+    Servers(Vec<SocketAddr>),
+    /// The servers of a resolv.conf(5) file, as it is at any time.
+    ResolvConf(PathBuf),
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not the JSON that it should be.
+    #[error("not a configuration")]
+    Syntax(#[source] serde_json::Error),
+    /// A field has a value that cannot be used.
+    #[error("{field}: {reason}")]
+    Field {
+        /// The field, as `listen[0]`.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Document {
+    listen: Vec<String>,
+    domain: String,
+    kubeconfig: PathBuf,
+    #[serde(default)]
+    upstreams: Option<Vec<String>>,
+    #[serde(default)]
+    resolv_conf: Option<PathBuf>,
+    #[serde(rename = "serviceCIDRs", default)]
+    service_cidrs: Vec<String>,
+    #[serde(rename = "podCIDRs", default)]
+    pod_cidrs: Vec<String>,
+}
+
+impl Config {
+    /// Reads and checks a file; `None` when there is none yet.
+    ///
+    /// # Errors
+    /// When it cannot be read or used; the error names the field.
+    pub fn load(path: &Path) -> Result<Option<Self>, ConfigError> {
+        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+        let mut text = String::new();
+        match std::fs::File::open(path) {
+            Ok(file) => io::Read::read_to_string(&mut io::Read::take(file, MAX_BYTES), &mut text).map_err(failed)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        Self::parse(&text).map(Some)
+    }
+
+    /// Checks the text of a configuration.
+    ///
+    /// # Errors
+    /// When it cannot be used; the error names the field.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let Document { listen, domain, kubeconfig, upstreams, resolv_conf, service_cidrs, pod_cidrs } =
+            serde_json::from_str(text).map_err(ConfigError::Syntax)?;
+        let upstreams = match (upstreams, resolv_conf) {
+            (Some(servers), None) => Upstreams::Servers(each("upstreams", &servers, "a server such as 10.0.2.3:53")?),
+            (None, Some(path)) => Upstreams::ResolvConf(path),
+            (Some(_), Some(_)) => return Err(refuse("upstreams", "stands beside resolvConf; only one may")),
+            (None, None) => return Err(refuse("upstreams", "is missing, and resolvConf too")),
+        };
+        let mut name = Name::from_str(&domain)
+            .ok()
+            .filter(|name| name.num_labels() > 0)
+            .ok_or_else(|| refuse("domain", format!("{domain:?} is not a domain name")))?
+            .to_lowercase();
+        name.set_fqdn(true);
+        Ok(Self {
+            listen: each("listen", &listen, "an address such as 10.244.0.1:53")?,
+            domain: name,
+            kubeconfig,
+            upstreams,
+            service_cidrs: each("serviceCIDRs", &service_cidrs, "a network such as 10.96.0.0/12")?,
+            pod_cidrs: each("podCIDRs", &pod_cidrs, "a network such as 10.244.0.0/16")?,
+        })
+    }
+}
+
+fn each<T: FromStr>(field: &str, texts: &[String], wanted: &str) -> Result<Vec<T>, ConfigError> {
+    let parse = |(index, text): (usize, &String)| {
+        text.parse().map_err(|_| refuse(format!("{field}[{index}]"), format!("{text:?} is not {wanted}")))
+    };
+    texts.iter().enumerate().map(parse).collect()
+}
+
+fn refuse(field: impl Into<String>, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Field { field: field.into(), reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_whole_configuration_is_understood() {
+        let config = Config::parse(
+            r#"{"listen": ["10.244.0.1:53", "[fd00::1]:53"], "domain": "Cluster.Local", "kubeconfig": "/k",
+                "resolvConf": "/etc/resolv.conf", "serviceCIDRs": ["10.96.0.0/12"], "podCIDRs": ["10.244.0.0/16"]}"#,
+        )
+        .unwrap();
+        assert_eq!(config.domain.to_string(), "cluster.local.");
+        assert_eq!(config.listen.len(), 2);
+        assert_eq!(config.upstreams, Upstreams::ResolvConf("/etc/resolv.conf".into()));
+    }
+
+    #[test]
+    fn each_error_names_its_field() {
+        let cases = [
+            (r#""listen": ["10.244.0.1"], "domain": "d", "kubeconfig": "/k", "resolvConf": "/r""#, "listen[0]"),
+            (r#""listen": [], "domain": ".", "kubeconfig": "/k", "resolvConf": "/r""#, "domain"),
+            (r#""listen": [], "domain": "d", "kubeconfig": "/k""#, "upstreams"),
+            (r#""listen": [], "domain": "d", "kubeconfig": "/k", "resolvConf": "/r", "upstreams": []"#, "upstreams"),
+            (r#""listen": [], "domain": "d", "kubeconfig": "/k", "upstreams": ["x"]"#, "upstreams[0]"),
+            (r#""listen": [], "domain": "d", "kubeconfig": "/k", "upstreams": [], "podCIDRs": ["x"]"#, "podCIDRs[0]"),
+            (r#""listen": [], "domain": "d", "kubeconfig": "/k", "upstreams": [], "podCidrs": []"#, "podCidrs"),
+            (r#""domain": "d", "kubeconfig": "/k", "upstreams": []"#, "listen"),
+        ];
+        for (fields, field) in cases {
+            let error = anyhow::Error::new(Config::parse(&format!("{{{fields}}}")).unwrap_err());
+            assert!(format!("{error:#}").contains(field), "{fields}: {error:#}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in ".{0,200}") {
+            let _ = Config::parse(&text);
+        }
+    }
+}
