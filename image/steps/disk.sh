@@ -9,17 +9,13 @@ uki_goal=16000000
 build_disk() {
     local work=$cache/mkosi tree=$cache/mkosi/tree made=$cache/mkosi/output
     stage_tree "$tree"
-    stage_initrd "$cache/mkosi/initrd"
+    authorize
     as_root rm -rf "$made"
     mkdir -p "$work"/{cache,packages,workspace} "$made"
 
-    local erofs compression=()
-    if [[ $mode == release ]]; then
-        erofs="-C65536 -Efragments,dedupe"
-        compression=(--environment SYSTEMD_REPART_MKFS_OPTIONS_EROFS="-zzstd,level=19 $erofs")
-    else
-        compression=(--environment SYSTEMD_REPART_MKFS_OPTIONS_EROFS="-zzstd,level=3 -C65536")
-    fi
+    local level=3
+    [[ $mode == quick ]] || level=19
+    # 64 KiB clusters: larger ones save little and make each page fault read more.
     run "building the disk image ($mode compression)" mkosi.log \
         as_root env PYTHONPATH="$mkosi" python3 -m mkosi \
         --directory "$root" \
@@ -31,8 +27,8 @@ build_disk() {
         --image-version "$version" \
         --source-date-epoch "$(source_date)" \
         --extra-tree "$tree:/final" \
-        --initrd "$cache/mkosi/initrd.cpio.zst" \
-        "${compression[@]}" \
+        --extra-tree "$programs/garboard-initrd:/first-stage/init" \
+        --environment SYSTEMD_REPART_MKFS_OPTIONS_EROFS="-zzstd,level=$level -C65536 -Eztailpacking" \
         build
     collect "$made"
 }
@@ -49,17 +45,6 @@ stage_tree() {
         install -m 0755 "$programs/garboard-$name" "$tree/usr/lib/garboard/garboard-$name"
     done
     install -m 0644 -t "$tree/usr/share/garboard/images" "$programs"/{pause,sample}.tar
-}
-
-# stage_initrd FOLDER: FOLDER.cpio.zst with the first stage; mkosi appends the kernel's modules to it.
-stage_initrd() {
-    rm -rf "$1"
-    mkdir -p "$1"/{dev,proc,run,sys,sysroot,usr/lib}
-    ln -s usr/lib "$1/lib"
-    install -m 0755 "$programs/garboard-initrd" "$1/init"
-    find "$1" -exec touch --no-dereference --date=@0 {} +
-    (cd "$1" && find . -print0 | sort -z | cpio --null --create --format=newc --reproducible \
-        --owner=0:0 --quiet | zstd -19 --quiet --force -o "$1.cpio.zst")
 }
 
 # collect FOLDER: moves mkosi's results to $output under the project's names.

@@ -12,6 +12,11 @@ as_root() {
     if ((EUID == 0)); then "$@"; else sudo "$@"; fi
 }
 
+# Asks for the password now, on the terminal: what runs later under run() has none.
+authorize() {
+    ((EUID == 0)) || sudo -v
+}
+
 # need_packages PACKAGE...: installs the Debian packages that are missing.
 need_packages() {
     local package missing=()
@@ -22,6 +27,7 @@ need_packages() {
     command -v apt-get >/dev/null || die "apt-get is missing: image/build needs Debian or Ubuntu"
     [[ $install == yes ]] || die "these packages are missing: ${missing[*]}"
     ((EUID == 0)) || command -v sudo >/dev/null || die "become root, or install sudo"
+    authorize
     run "refreshing the package lists" apt.log as_root apt-get update
     run "installing ${missing[*]}" apt.log as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install --yes --no-install-recommends "${missing[@]}"

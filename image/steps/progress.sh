@@ -18,10 +18,13 @@ run() {
     local text=$1 log=$cache/log/$2 begin=$SECONDS shown=$SECONDS last pid
     shift 2
     say "$text"
-    "$@" >"$log" 2>&1 9>&- &
+    # A process group of its own, so that an interrupted build leaves nothing running.
+    set -m
+    "$@" >"$log" 2>&1 9>&- </dev/null &
     pid=$!
+    set +m
     # shellcheck disable=SC2064 # The pid of this very command.
-    trap "kill $pid 2>/dev/null; exit 130" INT TERM
+    trap "kill -- -$pid 2>/dev/null; exit 130" INT TERM
     while kill -0 "$pid" 2>/dev/null; do
         sleep 0.2
         if [[ -t 1 ]]; then

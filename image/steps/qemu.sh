@@ -38,8 +38,9 @@ kvm_works() {
     local trial status=1
     trial=$(mktemp -d)
     if objcopy -O binary --only-section=.linux "$image/garboard.efi" "$trial/kernel" 2>/dev/null; then
-        timeout 5 qemu-system-x86_64 -machine q35,accel=kvm -cpu host -m 512 -nodefaults -display none -no-reboot \
-            -kernel "$trial/kernel" -append "console=ttyS0 panic=-1" -serial "file:$trial/console" >/dev/null 2>&1 || true
+        # In a subshell, which keeps bash's word on how QEMU died to itself.
+        (timeout 5 qemu-system-x86_64 -machine q35,accel=kvm -cpu host -m 512 -nodefaults -display none -no-reboot \
+            -kernel "$trial/kernel" -append "console=ttyS0 panic=-1" -serial "file:$trial/console" || true) >/dev/null 2>&1
         # The panic for lack of a root: the kernel has come through all of its own start.
         ! grep -qs 'Kernel panic - not syncing: VFS' "$trial/console" || status=0
     fi
