@@ -6,22 +6,25 @@
 
 mod files;
 mod issue;
+mod memo;
 mod read;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use garboard_catalog::pki::{Leaf, apiserver, controller_manager};
 use garboard_catalog::users;
-use garboard_plan::pki::{self as plan, Authority, Deployment, Key, Observed, Plan, Profile, Step};
+use garboard_plan::pki::{self as plan, Authority, Deployment, Key, Observed, ObservedLeaf, Plan, Profile, Step};
+use serde_json::json;
 
 pub use files::FileError;
 pub use issue::IssueError;
 
 use files::Folder;
 use issue::Signer;
-use serde_json::json;
+use memo::Memo;
 
 /// Why keys or certificates could not be read or made.
 #[derive(Debug, thiserror::Error)]
@@ -60,12 +63,14 @@ pub enum PkiError {
 pub struct PkiStore {
     state: PathBuf,
     deployed: PathBuf,
+    signers: Arc<Memo<Authority, Arc<Signer>>>,
+    leaves: Arc<Memo<Leaf, ObservedLeaf>>,
 }
 
 impl PkiStore {
     /// A store that keeps everything in `state` (`/state/pki`) and deploys to `deployed` (`/run/garboard/pki`).
     pub fn new(state: impl Into<PathBuf>, deployed: impl Into<PathBuf>) -> Self {
-        Self { state: state.into(), deployed: deployed.into() }
+        Self { state: state.into(), deployed: deployed.into(), signers: Arc::default(), leaves: Arc::default() }
     }
 
     /// Brings everything to what `desired` says and returns what was done and what cannot be done.
@@ -76,7 +81,15 @@ impl PkiStore {
     /// [`PkiError`] of the first step that failed; the steps before it are done.
     pub fn reconcile(&self, desired: &BTreeMap<Leaf, Profile>, now: SystemTime) -> Result<Plan, PkiError> {
         let plan = plan::plan(desired, &self.observe()?, now);
-        for step in &plan.steps {
+        let (kept, deployed): (Vec<_>, Vec<_>) = plan.steps.iter().partition(|step| !matches!(step, Step::Deploy(_)));
+        for step in &kept {
+            self.apply(step)?;
+        }
+        // Nothing is in use before it is certain to be there after a power cut.
+        if !kept.is_empty() {
+            files::sync_folder(&self.state)?;
+        }
+        for step in deployed {
             self.apply(step)?;
         }
         Ok(plan)
@@ -102,9 +115,10 @@ impl PkiStore {
         }
         for leaf in Leaf::ALL {
             // A file that is no certificate with its key is as good as none: the plan has it issued again.
-            if let Some(pem) = self.read(&leaf_file(leaf))?
-                && let Ok(found) = read::leaf(&pem, signers.get(&plan::authority(leaf)))
-            {
+            let Some(pem) = self.read(&leaf_file(leaf))? else { continue };
+            let signer = signers.get(&plan::authority(leaf)).map(Arc::as_ref);
+            let authority = signer.map_or("", |signer| &signer.certificate_pem);
+            if let Ok(found) = self.leaves.get(leaf, &[&pem, authority], || read::leaf(&pem, signer)) {
                 observed.leaves.insert(leaf, found);
             }
         }
@@ -120,11 +134,8 @@ impl PkiStore {
         Ok(observed)
     }
 
-    /// Carries out one step.
-    ///
-    /// # Errors
-    /// [`PkiError`]; nothing is half done.
-    pub fn apply(&self, step: &Step) -> Result<(), PkiError> {
+    /// Carries out one step; nothing is half done when it fails.
+    fn apply(&self, step: &Step) -> Result<(), PkiError> {
         match step {
             Step::CreateAuthority { authority, validity } => {
                 let pem = issue::authority(authority.name(), *validity)
@@ -140,7 +151,8 @@ impl PkiStore {
                 self.write(key.name(), &pem)
             }
             Step::Issue { leaf, profile, validity, reason: _ } => {
-                let pem = issue::leaf(&self.signer(plan::authority(*leaf))?, profile, *validity)
+                let signer = self.signer(plan::authority(*leaf))?;
+                let pem = issue::leaf(&signer, profile, *validity)
                     .map_err(|source| PkiError::Issue { what: leaf.name(), source })?;
                 self.write(&leaf_file(*leaf), &pem)
             }
@@ -153,7 +165,7 @@ impl PkiStore {
     /// # Errors
     /// [`PkiError::NoAuthority`] before it is made.
     pub fn authority_certificate(&self, authority: Authority) -> Result<String, PkiError> {
-        Ok(self.signer(authority)?.certificate_pem)
+        Ok(self.signer(authority)?.certificate_pem.clone())
     }
 
     /// A client certificate for a key that somebody else holds, PEM: the API server will know its bearer as user
@@ -177,13 +189,14 @@ impl PkiStore {
             .map_err(|source| PkiError::Issue { what: "a client certificate", source })
     }
 
-    fn find_signer(&self, authority: Authority) -> Result<Option<Signer>, PkiError> {
+    fn find_signer(&self, authority: Authority) -> Result<Option<Arc<Signer>>, PkiError> {
         let file = authority_file(authority);
         let Some(pem) = self.read(&file)? else { return Ok(None) };
-        Signer::parse(&pem).map(Some).map_err(|source| PkiError::Authority { path: self.state.join(file), source })
+        let signer = self.signers.get(authority, &[&pem], || Signer::parse(&pem).map(Arc::new));
+        signer.map(Some).map_err(|source| PkiError::Authority { path: self.state.join(file), source })
     }
 
-    fn signer(&self, authority: Authority) -> Result<Signer, PkiError> {
+    fn signer(&self, authority: Authority) -> Result<Arc<Signer>, PkiError> {
         self.find_signer(authority)?.ok_or(PkiError::NoAuthority(authority))
     }
 
@@ -194,7 +207,8 @@ impl PkiStore {
                 let pem = self.require(&leaf_file(leaf))?;
                 let (certificate, key) = read::split(&pem);
                 let authority = self.signer(plan::authority(leaf))?;
-                let files = vec![("tls.crt", certificate), ("tls.key", key), ("ca.crt", authority.certificate_pem)];
+                let files =
+                    vec![("tls.crt", certificate), ("tls.key", key), ("ca.crt", authority.certificate_pem.clone())];
                 Ok(Folder { path: self.deployed.join(leaf.name()), owner: leaf.owner(), files })
             }
             Deployment::ApiserverKeys => {
@@ -205,7 +219,7 @@ impl PkiStore {
                     (file_name(apiserver::SERVICE_ACCOUNT_KEY), key),
                     (file_name(apiserver::SERVICE_ACCOUNT_PUBLIC_KEY), public),
                     (file_name(apiserver::ENCRYPTION_CONFIG), encryption_config(&self.require(Key::Secrets.name())?)),
-                    (file_name(apiserver::FRONT_PROXY_CA), self.signer(Authority::FrontProxy)?.certificate_pem),
+                    (file_name(apiserver::FRONT_PROXY_CA), self.signer(Authority::FrontProxy)?.certificate_pem.clone()),
                 ];
                 Ok(Folder { path: self.deployed.join(file_name(apiserver::DIR)), owner: users::KUBE_APISERVER, files })
             }

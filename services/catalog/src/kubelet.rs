@@ -75,6 +75,8 @@ fn config(input: &CatalogInput) -> Value {
         // The serving certificate is requested from the cluster; the client certificate's file is renewed by the node agent.
         "serverTLSBootstrap": true,
         "rotateCertificates": false,
+        // Files below /var/log, the audit log among them, are not kubelet's to show.
+        "enableSystemLogHandler": false,
         "enableProfilingHandler": false,
         "enableDebugFlagsHandler": false,
         "containerRuntimeEndpoint": format!("unix://{}", paths::CONTAINERD_SOCKET),

@@ -44,7 +44,7 @@ pub(super) fn make_folder(path: &Path, owner: User, mode: u32) -> Result<(), Fil
     Ok(())
 }
 
-/// Puts `content` in place of whatever `path` holds, durably and atomically.
+/// Puts `content` in place of whatever `path` holds, atomically; [`sync_folder`] makes it durable.
 pub(super) fn replace(path: &Path, content: &str, owner: User, mode: u32) -> Result<(), FileError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
@@ -65,11 +65,12 @@ pub(super) fn replace(path: &Path, content: &str, owner: User, mode: u32) -> Res
     }
     file.write_all(content.as_bytes()).map_err(failed("write", &temporary))?;
     file.sync_all().map_err(failed("sync", &temporary))?;
-    fs::rename(&temporary, path).map_err(failed("replace", path))?;
-    if let Some(parent) = path.parent() {
-        File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed("sync", parent))?;
-    }
-    Ok(())
+    fs::rename(&temporary, path).map_err(failed("replace", path))
+}
+
+/// Makes durable which files a folder holds.
+pub(super) fn sync_folder(path: &Path) -> Result<(), FileError> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(failed("sync", path))
 }
 
 /// A folder of files that one user reads.

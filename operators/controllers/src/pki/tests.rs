@@ -23,13 +23,18 @@ fn store(folder: &TempDir) -> PkiStore {
     PkiStore::new(folder.path().join("state"), folder.path().join("run"))
 }
 
+/// In memory: what is synced again and again need not wait for a disk.
+fn folder() -> TempDir {
+    TempDir::new_in("/dev/shm").unwrap()
+}
+
 fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000)
 }
 
 #[test]
 fn what_was_made_reads_back_as_what_was_wanted() {
-    let folder = TempDir::new().unwrap();
+    let folder = folder();
     let store = store(&folder);
     let first = store.reconcile(&profiles(), now()).unwrap();
     assert!(first.problems.is_empty());
@@ -46,7 +51,7 @@ fn what_was_made_reads_back_as_what_was_wanted() {
 fn an_interruption_after_any_step_is_finished_by_the_next_call() {
     let steps = plan::plan(&profiles(), &Observed::default(), now()).steps;
     for cut in 0..steps.len() {
-        let folder = TempDir::new().unwrap();
+        let folder = folder();
         let store = store(&folder);
         for step in &steps[..cut] {
             store.apply(step).unwrap();
@@ -58,7 +63,7 @@ fn an_interruption_after_any_step_is_finished_by_the_next_call() {
 
 #[test]
 fn keys_are_readable_by_their_user_alone() {
-    let folder = TempDir::new().unwrap();
+    let folder = folder();
     store(&folder).reconcile(&profiles(), now()).unwrap();
     for entry in fs::read_dir(folder.path().join("state")).unwrap() {
         let found = entry.unwrap().metadata().unwrap();
@@ -75,7 +80,7 @@ fn keys_are_readable_by_their_user_alone() {
 
 #[test]
 fn deployed_files_that_were_lost_or_changed_are_written_again_and_nothing_else() {
-    let folder = TempDir::new().unwrap();
+    let folder = folder();
     let store = store(&folder);
     store.reconcile(&profiles(), now()).unwrap();
     fs::write(folder.path().join("run/kubelet/tls.crt"), "").unwrap();
@@ -87,7 +92,7 @@ fn deployed_files_that_were_lost_or_changed_are_written_again_and_nothing_else()
 
 #[test]
 fn a_damaged_certificate_is_issued_again() {
-    let folder = TempDir::new().unwrap();
+    let folder = folder();
     let store = store(&folder);
     store.reconcile(&profiles(), now()).unwrap();
     let file = folder.path().join("state/kube-proxy.pem");
@@ -99,7 +104,7 @@ fn a_damaged_certificate_is_issued_again() {
 
 #[test]
 fn a_damaged_authority_is_an_error_and_is_kept() {
-    let folder = TempDir::new().unwrap();
+    let folder = folder();
     let store = store(&folder);
     store.reconcile(&profiles(), now()).unwrap();
     let file = folder.path().join("state/kubernetes-ca.pem");
@@ -110,7 +115,7 @@ fn a_damaged_authority_is_an_error_and_is_kept() {
 
 #[test]
 fn renewal_changes_the_certificate_and_keeps_the_authority() {
-    let folder = TempDir::new().unwrap();
+    let folder = folder();
     let store = store(&folder);
     store.reconcile(&profiles(), now()).unwrap();
     let authority = store.authority_certificate(Authority::Kubernetes).unwrap();
@@ -123,7 +128,7 @@ fn renewal_changes_the_certificate_and_keeps_the_authority() {
 
 #[test]
 fn a_client_certificate_names_its_user_and_group_and_needs_no_private_key() {
-    let folder = TempDir::new().unwrap();
+    let folder = folder();
     let store = store(&folder);
     store.reconcile(&profiles(), now()).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
