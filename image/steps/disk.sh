@@ -5,13 +5,29 @@
 root_goal=120000000
 uki_goal=16000000
 
+# build_tools: sets $tools to the tree of programs that mkosi makes the image with.
+build_tools() {
+    tools=$cache/mkosi/tools-$mkosi_version-$(hash_of tools image/tools)
+    [[ ! -d $tools ]] || return 0
+    authorize
+    run "building the tools that make the image" tools.log \
+        as_root env PYTHONPATH="$mkosi" python3 -m mkosi \
+        --directory "$root/image/tools" \
+        --force \
+        --package-cache-directory "$cache/mkosi/packages" \
+        --workspace-directory "$cache/mkosi/workspace" \
+        --output-directory "$cache/mkosi" \
+        build
+    as_root mv "$cache/mkosi/tools" "$tools"
+}
+
 # build_disk: makes $output from $upstream and $programs.
 build_disk() {
     local work=$cache/mkosi tree=$cache/mkosi/tree made=$cache/mkosi/output
     stage_tree "$tree"
     authorize
     as_root rm -rf "$made"
-    mkdir -p "$work"/{cache,packages,workspace} "$made"
+    mkdir -p "$work"/cache "$made"
 
     local level=3
     [[ $mode == quick ]] || level=19
@@ -19,6 +35,7 @@ build_disk() {
     run "building the disk image ($mode compression)" mkosi.log \
         as_root env PYTHONPATH="$mkosi" python3 -m mkosi \
         --directory "$root" \
+        --tools-tree "$tools" \
         --force \
         --cache-directory "$work/cache" \
         --package-cache-directory "$work/packages" \
