@@ -20,7 +20,7 @@ use garboard_machine_api::server::{Limits, ServeError, listen, serve};
 use garboard_machine_api::{Access, AccessList, DEFAULT_PORT, Identity, Pin, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use service::Service;
 
@@ -54,18 +54,27 @@ pub type DeclareSender = mpsc::Sender<Declare>;
 
 /// The machine's identity: the key on its disk; without one that of the manifests, which is then kept; else a new one.
 ///
+/// When the manifests' key is unusable, a new one serves for this run only and is not kept, so that the machine can be
+/// reached and a mended manifest counts at the next one.
+///
 /// # Errors
-/// When the file is there and unusable, cannot be written, or the manifests' key is no P-256 key.
+/// When the file is there and unusable, or cannot be written.
 pub fn identity(file: &Path, declared: Option<&manifest::Identity>) -> Result<Identity, IdentityError> {
-    if let Some(declared) = declared
-        && !file.exists()
-    {
-        let identity = Identity::from_pem(&declared.key)?;
-        identity.save(file)?;
-        info!(fingerprint = %identity.pin(), "took over the machine's key from the manifests");
-        return Ok(identity);
+    let Some(declared) = declared.filter(|_| !file.exists()) else {
+        return Identity::load_or_create(file);
+    };
+    match Identity::from_pem(&declared.key) {
+        Ok(identity) => {
+            identity.save(file)?;
+            info!(fingerprint = %identity.pin(), "took over the machine's key from the manifests");
+            Ok(identity)
+        }
+        Err(refused) => {
+            let identity = Identity::generate()?;
+            error!(error = %refused, fingerprint = %identity.pin(), "the machine's key in the manifests is unusable; another serves for now");
+            Ok(identity)
+        }
     }
-    Identity::load_or_create(file)
 }
 
 /// Serves the machine API until `stop`.

@@ -286,3 +286,15 @@ fn the_manifests_key_is_taken_over_once() {
     let own = identity(&directory.path().join("other.key"), None).unwrap();
     assert_ne!(own.pin(), first.pin());
 }
+
+#[test]
+fn an_unusable_key_in_the_manifests_leaves_room_for_a_mended_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("identity.key");
+    let broken = manifest::Identity { machine: "node-1".into(), key: "no key".into() };
+    identity(&file, Some(&broken)).unwrap();
+    assert!(!file.exists());
+    let mended = Identity::generate().unwrap();
+    let declared = manifest::Identity { machine: "node-1".into(), key: mended.pem() };
+    assert_eq!(identity(&file, Some(&declared)).unwrap().pin(), mended.pin());
+}
