@@ -85,9 +85,11 @@ impl Modules {
         if aliases.is_empty() {
             return Ok(found);
         }
+        let mut sorted: Vec<&str> = aliases.iter().map(AsRef::as_ref).collect();
+        sorted.sort_unstable();
         self.each_line("modules.alias", |line| {
             if let Some((pattern, module)) = alias_line(line)
-                && aliases.iter().any(|alias| matches(pattern.as_bytes(), alias.as_ref().as_bytes()))
+                && candidates(&sorted, pattern).any(|alias| matches(pattern.as_bytes(), alias.as_bytes()))
             {
                 found.insert(module.to_owned());
             }
@@ -100,15 +102,18 @@ impl Modules {
     /// # Errors
     /// [`ModuleError::Index`].
     pub fn plan<N: AsRef<str>>(&self, names: impl IntoIterator<Item = N>) -> Result<LoadPlan, ModuleError> {
-        let names: Vec<String> = names.into_iter().map(|name| normalized(name.as_ref())).collect();
+        let names: BTreeSet<String> = names.into_iter().map(|name| normalized(name.as_ref())).collect();
         if names.is_empty() {
             return Ok(LoadPlan::default());
         }
         let mut dependencies = BTreeMap::new();
         self.each_line("modules.dep", |line| {
+            // A line names all that its module needs, directly or not: the others' lines are not needed.
             if let Some((file, needed)) = line.split_once(':') {
-                let needed: Vec<&str> = needed.split_whitespace().collect();
-                dependencies.insert(module_name(file), (file.to_owned(), needed.join(" ")));
+                let name = module_name(file);
+                if names.contains(&name) {
+                    dependencies.insert(name, (file.to_owned(), needed.trim().to_owned()));
+                }
             }
         })?;
         Ok(plan(&self.directory, &names, &dependencies))
@@ -173,7 +178,7 @@ impl Modules {
     }
 }
 
-fn plan(directory: &Path, names: &[String], dependencies: &BTreeMap<String, (String, String)>) -> LoadPlan {
+fn plan(directory: &Path, names: &BTreeSet<String>, dependencies: &BTreeMap<String, (String, String)>) -> LoadPlan {
     let mut result = LoadPlan::default();
     let mut done: HashSet<String> = HashSet::new();
     for name in names {
@@ -181,7 +186,7 @@ fn plan(directory: &Path, names: &[String], dependencies: &BTreeMap<String, (Str
             result.unknown.push(name.clone());
             continue;
         };
-        // A module's line names all that it needs, each before what needs it when read backwards.
+        // Read backwards, each comes before what needs it.
         for file in needed.split(' ').filter(|file| !file.is_empty()).rev().chain([file.as_str()]) {
             if done.insert(module_name(file)) {
                 result.files.push(directory.join(file));
@@ -209,6 +214,13 @@ fn normalized(name: &str) -> String {
 
 fn alias_line(line: &str) -> Option<(&str, &str)> {
     line.strip_prefix("alias ")?.rsplit_once(' ')
+}
+
+/// Those of the sorted aliases that begin as the pattern does up to its first wildcard: nearly all others can be passed over unseen.
+fn candidates<'a>(sorted: &'a [&'a str], pattern: &'a str) -> impl Iterator<Item = &'a str> {
+    let literal = pattern.split(['*', '?', '[']).next().unwrap_or_default();
+    let first = sorted.partition_point(|alias| *alias < literal);
+    sorted.iter().skip(first).copied().take_while(move |alias| alias.starts_with(literal))
 }
 
 /// Whether a text matches a pattern of fnmatch(3) with `*`, `?` and sets such as `[0-9a]`. A pattern that is broken off matches nothing.
@@ -339,6 +351,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn only_what_cannot_match_is_passed_over(
+            pattern in "[ab:]{0,4}[*?a]{0,2}[ab]{0,2}",
+            mut aliases in proptest::collection::vec("[ab:]{0,6}", 0..8),
+        ) {
+            aliases.sort();
+            let sorted: Vec<&str> = aliases.iter().map(String::as_str).collect();
+            let all = sorted.iter().filter(|alias| matches(pattern.as_bytes(), alias.as_bytes())).count();
+            let seen = candidates(&sorted, &pattern).filter(|alias| matches(pattern.as_bytes(), alias.as_bytes())).count();
+            prop_assert_eq!(all, seen);
+        }
+
         #[test]
         fn any_pattern_ends(pattern in "[a-c*?\\[\\]-]{0,12}", text in "[a-c]{0,12}") {
             let _ = matches(pattern.as_bytes(), text.as_bytes());
