@@ -10,15 +10,17 @@ mod kernel;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use garboard_plan::network as plan;
 use garboard_plan::network::lease::Lease;
 use garboard_sys::netlink::{Monitor, Netlink, NetlinkError};
+use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -32,11 +34,14 @@ use crate::hostname;
 const RETRY: Duration = Duration::from_secs(5);
 /// Shortest time between two looks at the kernel: a starting pod makes a dozen notifications.
 const PAUSE: Duration = Duration::from_millis(50);
+/// File of what was declared last.
+const DECLARED: &str = "declared.json";
 /// Observing and planning ends when nothing is left to do, which needs one round more than the kernel has surprises.
 const MAX_ROUNDS: usize = 4;
 
 /// What is declared of the machine's network.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct NetworkConfig {
     /// The machine's name.
     pub hostname: String,
@@ -49,13 +54,13 @@ pub struct NetworkConfig {
 pub struct NetworkPaths {
     /// Directory of `hostname`, `hosts` and `resolv.conf`.
     pub etc: PathBuf,
-    /// Directory of the leases.
-    pub leases: PathBuf,
+    /// Directory of what the next run of the agent must know: the leases and what was declared last.
+    pub state: PathBuf,
 }
 
 impl Default for NetworkPaths {
     fn default() -> Self {
-        Self { etc: "/run/garboard/etc".into(), leases: "/run/garboard/network".into() }
+        Self { etc: "/run/garboard/etc".into(), state: "/run/garboard/network".into() }
     }
 }
 
@@ -101,6 +106,8 @@ pub enum NetworkError {
 #[derive(Debug)]
 pub struct Network {
     config: watch::Receiver<NetworkConfig>,
+    /// What counts: what was declared last, also if that was to an earlier run.
+    declared: NetworkConfig,
     hostname: watch::Sender<String>,
     status: watch::Sender<NodeAddresses>,
     paths: NetworkPaths,
@@ -116,6 +123,9 @@ pub struct Network {
 impl Network {
     /// Prepares the task in the calling thread's network namespace and the channel on which it publishes.
     ///
+    /// Until `config` changes, what was declared to an earlier run counts, so that a restarted agent takes away no address
+    /// while it does not know yet what is declared; on a machine that has just started, that is the content of `config`.
+    ///
     /// # Errors
     /// When the kernel cannot be reached.
     pub fn new(
@@ -125,10 +135,12 @@ impl Network {
         let monitor = Monitor::open()?.into_async().map_err(NetworkError::Monitor)?;
         let netlink = Netlink::open()?;
         let (status, receiver) = watch::channel(NodeAddresses::default());
-        let hostname = watch::Sender::new(config.borrow().hostname.clone());
+        let declared = load(&paths.state.join(DECLARED)).unwrap_or_else(|| config.borrow().clone());
+        let hostname = watch::Sender::new(declared.hostname.clone());
         let network = Self {
             hostname,
             config,
+            declared,
             status,
             paths,
             netlink,
@@ -157,7 +169,11 @@ impl Network {
             // All arms are cancel-safe: they wait, and what they wait for stays until it is taken.
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                changed = self.config.changed() => changed.map_err(|_| NetworkError::Undeclared)?,
+                changed = self.config.changed() => {
+                    changed.map_err(|_| NetworkError::Undeclared)?;
+                    // It is taken by the round that acts on it.
+                    self.config.mark_changed();
+                }
                 () = self.changed.notified() => {}
                 ready = self.monitor.readable_mut() => {
                     let mut ready = ready.map_err(NetworkError::Monitor)?;
@@ -172,8 +188,14 @@ impl Network {
 
     /// Compares everything and repairs what differs. Says whether nothing failed.
     fn reconcile(&mut self, clients_stop: &CancellationToken) -> bool {
-        let config = self.config.borrow_and_update().clone();
         let mut problems = Vec::new();
+        if self.config.has_changed().unwrap_or(false) {
+            self.declared = self.config.borrow_and_update().clone();
+            if let Err(error) = store(&self.paths.state.join(DECLARED), &self.declared) {
+                problems.push(format!("cannot keep the declaration for the next run: {error}"));
+            }
+        }
+        let config = self.declared.clone();
         self.apply_hostname(&config.hostname, &mut problems);
         let outcome = self.converge(&config.network, clients_stop, &mut problems);
         match outcome {
@@ -274,7 +296,7 @@ impl Network {
         for (index, (identity, carrier)) in wanted {
             let client = self.clients.entry(index).or_insert_with(|| {
                 let hostname = self.hostname.subscribe();
-                DhcpLink::start(identity, &self.paths.leases, hostname, Arc::clone(&self.changed), stop.clone())
+                DhcpLink::start(identity, &self.paths.state, hostname, Arc::clone(&self.changed), stop.clone())
             });
             client.set_carrier(carrier);
         }
@@ -304,6 +326,18 @@ impl Network {
             problems: Vec::new(),
         }
     }
+}
+
+/// What was declared to an earlier run since the machine started.
+fn load(file: &Path) -> Option<NetworkConfig> {
+    let bytes = fs::read(file).ok()?;
+    serde_json::from_slice(&bytes)
+        .inspect_err(|error| warn!(file = %file.display(), %error, "what was declared before is not readable"))
+        .ok()
+}
+
+fn store(file: &Path, config: &NetworkConfig) -> io::Result<()> {
+    etc::replace(file, &serde_json::to_vec(config)?)
 }
 
 /// An error with its causes in one line.

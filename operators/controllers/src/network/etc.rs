@@ -13,6 +13,8 @@ use crate::{hostname, resolver};
 /// The first that failed; the others are written anyway.
 pub fn write(directory: &Path, hostname: &str, node: &NodeAddresses) -> io::Result<()> {
     fs::create_dir_all(directory)?;
+    // A machine without a declaration has no name of its own.
+    let hostname = if hostname.is_empty() { "localhost" } else { hostname };
     let files = [
         ("hostname", format!("{hostname}\n")),
         ("hosts", hostname::hosts(hostname, &node.addresses)),

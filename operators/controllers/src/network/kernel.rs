@@ -3,13 +3,19 @@
 use garboard_plan::network as plan;
 use garboard_sys::netlink::{Address, Link, Netlink, NetlinkError, PROTOCOL, Route};
 
+/// `IFAPROT_KERNEL_RA`: the kernel made the address from a router's advertisement.
+const KERNEL_RA: u8 = 2;
+
 /// Everything that a plan compares.
+///
+/// Addresses that the kernel makes of router advertisements are left out: they come, change and go with the routers, and
+/// what the cluster knows of a machine must not.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn observe(netlink: &mut Netlink) -> Result<plan::Observed, NetlinkError> {
     let links = netlink.links()?.into_iter().map(link).collect();
-    let addresses = netlink.addresses()?.into_iter().map(|address| {
+    let addresses = netlink.addresses()?.into_iter().filter(|address| address.protocol != KERNEL_RA).map(|address| {
         let Address { index, address, protocol, global: _ } = address;
         (plan::Address { index, address }, protocol == PROTOCOL)
     });

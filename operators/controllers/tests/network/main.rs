@@ -18,6 +18,9 @@ use garboard_plan::network::{Config, LinkConfig, Selector};
 
 use self::scene::Scene;
 
+/// `IFAPROT_KERNEL_RA`.
+const KERNEL_RA: u8 = 2;
+
 fn by_name(name: &str) -> LinkConfig {
     LinkConfig {
         selector: Selector::Name(name.to_owned()),
@@ -185,6 +188,18 @@ fn what_is_not_ours_is_untouched() {
 }
 
 #[test]
+fn addresses_from_router_advertisements_are_the_kernels_own() {
+    Scene::run(|mut scene| async move {
+        scene.serve(&[]);
+        scene.add_address("2001:db8::aa/64", KERNEL_RA);
+        scene.start(dhcp());
+        let node = scene.wait("an address", |node| !node.addresses.is_empty()).await;
+        assert!(scene.pool().contains(&node.addresses[0]) && node.addresses.len() == 1, "{node:?}");
+        assert!(scene.ip("addr show dev eth0").contains("2001:db8::aa/64"));
+    });
+}
+
+#[test]
 fn declared_addresses_and_gateways_need_no_server() {
     Scene::run(|mut scene| async move {
         let link = LinkConfig {
@@ -225,6 +240,24 @@ fn a_restarted_agent_keeps_the_lease_undisturbed() {
         scene.until("it is confirmed", |scene| scene.server_log().matches("DHCPACK").count() >= 2).await;
         assert_eq!(scene.server_log().matches("DHCPDISCOVER").count(), 1);
         assert_eq!(scene.removals(), "");
+    });
+}
+
+#[test]
+fn a_restarted_agent_that_knows_no_declaration_yet_changes_nothing() {
+    Scene::run(|mut scene| async move {
+        scene.start(dhcp());
+        let link = LinkConfig { dhcp4: false, addresses: vec!["192.0.2.200/24".parse().unwrap()], ..by_name("eth0") };
+        scene.declare(Config { links: vec![link], ..Config::default() });
+        let node = scene.wait("the address", |node| node.addresses == [ip("192.0.2.200")]).await;
+        scene.stop().await;
+        scene.watch_removals();
+        scene.restart_undeclared();
+        scene.wait("the same address", |after| after.addresses == node.addresses).await;
+        assert_eq!(scene.removals(), "");
+        assert_eq!(scene.etc("hostname"), "keel\n");
+        scene.declare(dhcp());
+        scene.wait("the new declaration's effect", |node| node.addresses.is_empty()).await;
     });
 }
 

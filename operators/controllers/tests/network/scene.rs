@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use garboard_controllers::network::{Network, NetworkConfig, NetworkPaths, NodeAddresses};
 use garboard_plan::network::Config;
+use garboard_sys::netlink::{Address, Netlink};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -102,10 +103,20 @@ impl Scene {
         (50..=99).map(|last| IpAddr::from([192, 0, 2, last])).collect()
     }
 
-    /// Starts the controller.
+    /// Starts the controller with a declaration.
     pub fn start(&mut self, network: Config) {
         self.declare(network);
-        let paths = NetworkPaths { etc: self.path("etc"), leases: self.path("leases") };
+        self.start_undeclared();
+    }
+
+    /// Starts the controller as a restarted agent does, which knows no declaration yet.
+    pub fn restart_undeclared(&mut self) {
+        self.config = watch::Sender::default();
+        self.start_undeclared();
+    }
+
+    fn start_undeclared(&mut self) {
+        let paths = NetworkPaths { etc: self.path("etc"), state: self.path("state") };
         let (controller, node) = Network::new(self.config.subscribe(), paths).unwrap();
         let stop = CancellationToken::new();
         let run = controller.run(stop.clone());
@@ -158,6 +169,14 @@ impl Scene {
     /// Runs `ip` outside.
     pub fn outside(&self, arguments: &str) -> String {
         command(&format!("ip -netns {} {arguments}", self.outside))
+    }
+
+    /// Adds an address to `eth0` with a mark of its maker, which older `ip` cannot give.
+    pub fn add_address(&self, address: &str, protocol: u8) {
+        let mut netlink = Netlink::open().unwrap();
+        let index = netlink.links().unwrap().into_iter().find(|link| link.name == "eth0").unwrap().index;
+        let address = Address { index, address: address.parse().unwrap(), protocol, global: true };
+        netlink.add_address(&address).unwrap();
     }
 
     /// A file of `/etc` as the controller wrote it.

@@ -4,11 +4,13 @@ use std::net::IpAddr;
 
 use garboard_api::machine::{self, LinkMatch, MachineNetwork};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::Link;
 
 /// What the user declares, validated.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Config {
     /// The links to configure; when empty, the first link with a carrier is configured by DHCPv4.
     pub links: Vec<LinkConfig>,
@@ -19,7 +21,8 @@ pub struct Config {
 }
 
 /// Which link a [`LinkConfig`] is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub enum Selector {
     /// By interface name.
     Name(String),
@@ -28,7 +31,8 @@ pub enum Selector {
 }
 
 /// What the user declares of a link.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct LinkConfig {
     /// Which link.
     pub selector: Selector,
