@@ -31,6 +31,11 @@ pub fn finish(kind: ShutdownKind, tree: Option<&Tree>) {
     power::sync();
     unmount_everything();
     power::sync();
+    power(kind);
+}
+
+/// Ends the machine at once. Does not return unless the kernel refuses.
+pub fn power(kind: ShutdownKind) {
     let power = match kind {
         ShutdownKind::Reboot => Power::Reboot,
         ShutdownKind::PowerOff => Power::Off,
@@ -43,7 +48,8 @@ pub fn finish(kind: ShutdownKind, tree: Option<&Tree>) {
     }
 }
 
-fn kill_everything(tree: Option<&Tree>) {
+/// Kills every process of the machine but this one.
+pub fn kill_everything(tree: Option<&Tree>) {
     let deadline = Instant::now() + KILL_PATIENCE;
     loop {
         if let Some(tree) = tree {
