@@ -1,0 +1,320 @@
+//! Declarations and statuses with a real API server: before it answers, when it does, and while it is away.
+
+mod server;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use garboard_api::condition::{self, Observation};
+use garboard_api::{Cluster, Machine, MachineStatus, manifest};
+use garboard_runtime::crds;
+use garboard_runtime::kind::Kind;
+use garboard_runtime::ledger::Ledger;
+use garboard_runtime::source::{Declared, Refusals, Source, SubmitError};
+use garboard_runtime::status::StatusSink;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use server::Server;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn declarations_and_statuses_follow_the_api_server() {
+    let Some(mut server) = Server::start().await else { return };
+    let client = server.client();
+    crds::apply(&client).await.unwrap();
+    let versions = definitions(&client).await;
+    crds::apply(&client).await.unwrap();
+    assert_eq!(definitions(&client).await, versions, "applying again changes nothing");
+
+    the_api_server_refuses_what_local_manifests_refuse(&client).await;
+    people_are_shown_what_matters(&server);
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::new(folder.path());
+    a_declaration_moves_to_the_api_server(&client, &ledger).await;
+    a_manifest_that_changed_is_an_edit(&client, &ledger).await;
+    an_outage_changes_nothing_and_edits_during_it_arrive(&mut server, &ledger).await;
+    statuses_are_written_on_change_only(&client).await;
+}
+
+async fn definitions(client: &Client) -> Vec<Option<String>> {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+    let list = Api::<CustomResourceDefinition>::all(client.clone()).list(&Default::default()).await.unwrap();
+    list.items.into_iter().map(|item| item.metadata.resource_version).collect()
+}
+
+fn machine(spec: &str) -> String {
+    format!("apiVersion: garboard.dev/v1alpha1\nkind: Machine\nmetadata: {{name: other}}\nspec: {spec}\n")
+}
+
+fn cluster(spec: &str) -> String {
+    format!("apiVersion: garboard.dev/v1alpha1\nkind: Cluster\nmetadata: {{name: cluster}}\nspec: {spec}\n")
+}
+
+async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
+    let link = |fields: &str| machine(&format!("{{network: {{links: [{{{fields}}}]}}}}"));
+    for good in [
+        machine("{}"),
+        machine("{hostname: keel, network: {nameservers: ['2001:db8::53'], searchDomains: [example.org]}}"),
+        link("match: {name: eth0}, addresses: [192.0.2.7/24, '2001:db8::7/64'], gateway: 192.0.2.1, mtu: 1400"),
+        link("match: {mac: '52:54:00:12:34:56'}, dhcp4: true"),
+        machine("{kubelet: {maxPods: 200, nodeLabels: {example.org/a: b}}}"),
+        cluster("{}"),
+        cluster("{endpoint: {host: kube.example.org}, certSANs: ['*.example.org', 192.0.2.9], proxyMode: ipvs}"),
+    ] {
+        manifest::parse(&good).unwrap_or_else(|error| panic!("{good}: {error}"));
+        create(client, &good).await.unwrap_or_else(|error| panic!("{good}: {error}"));
+    }
+    for (bad, field) in [
+        (machine("{hostname: A_b}"), "spec.hostname"),
+        (machine("{kubelet: {maxPods: 0}}"), "spec.kubelet.maxPods"),
+        (machine("{kubelet: {maxPods: many}}"), "spec.kubelet.maxPods"),
+        (machine("{kubelet: {shutdownGracePeriodSeconds: 5}}"), "shutdownGracePeriodCriticalPodsSeconds"),
+        (machine("{network: {nameservers: [one]}}"), "spec.network.nameservers[0]"),
+        (machine("{network: {searchDomains: ['-']}}"), "spec.network.searchDomains[0]"),
+        (link("dhcp4: true"), "spec.network.links[0].match"),
+        (link("match: {}"), "spec.network.links[0].match"),
+        (link("match: {name: a, mac: '52:54:00:12:34:56'}"), "spec.network.links[0].match"),
+        (link("match: {mac: '52:54'}"), "spec.network.links[0].match.mac"),
+        (link("match: {name: a}, addresses: [192.0.2.7]"), "spec.network.links[0].addresses[0]"),
+        (link("match: {name: a}, addresses: [192.0.2.7/24], gateway: 198.51.100.1"), "gateway"),
+        (link("match: {name: a}, gateway: 192.0.2.1"), "gateway"),
+        (link("match: {name: a}, mtu: 70000"), "spec.network.links[0].mtu"),
+        (machine("{}").replace("name: other", "name: a.b"), "metadata.name"),
+        (cluster("{podCIDR: 10.244.0.0/99}"), "spec.podCIDR"),
+        (cluster("{podCIDR: 10.244.7.0/16}"), "spec.podCIDR"),
+        (cluster("{podCIDR: 10.244.7.0/25}"), "spec.podCIDR"),
+        (cluster("{podCIDR: '2001:db8::/48'}"), "spec.podCIDR"),
+        (cluster("{serviceCIDR: 10.0.0.0/8, podCIDR: 192.168.0.0/16}"), "spec.serviceCIDR"),
+        (cluster("{podCIDR: 10.96.0.0/16}"), "podCIDR"),
+        (cluster("{dnsDomain: '*'}"), "spec.dnsDomain"),
+        (cluster("{proxyMode: userspace}"), "spec.proxyMode"),
+        (cluster("{endpoint: {host: 'https://x'}}"), "spec.endpoint.host"),
+        (cluster("{endpoint: {host: x, port: 0}}"), "spec.endpoint.port"),
+        (cluster("{access: [{name: me, role: king, publicKey: x}]}"), "spec.access[0]"),
+        (cluster("{}").replace("name: cluster", "name: x"), "its name is cluster"),
+    ] {
+        let local = manifest::parse(&bad).expect_err(&bad).to_string();
+        let remote = create(client, &bad).await.expect_err(&bad).to_string();
+        let leaf = field.rsplit('.').next().unwrap();
+        assert!(local.contains(leaf), "{bad}: {local}");
+        assert!(remote.contains(leaf), "{bad}: {remote}");
+    }
+}
+
+/// Asks the API server what it would do, unknown fields refused, as kubectl does.
+async fn create(client: &Client, text: &str) -> Result<(), kube::Error> {
+    let value: serde_json::Value = serde_yaml_ng::from_str(text).unwrap();
+    let plural = format!("{}s", value["kind"].as_str().unwrap().to_lowercase());
+    let url = format!("/apis/garboard.dev/v1alpha1/{plural}?dryRun=All&fieldValidation=Strict");
+    let request = http::Request::post(url)
+        .header("content-type", "application/json")
+        .body(serde_json::to_vec(&value).unwrap())
+        .unwrap();
+    client.request::<serde_json::Value>(request).await.map(|_| ())
+}
+
+fn people_are_shown_what_matters(server: &Server) {
+    let explained = server.kubectl(&["explain", "machine.spec.network.links.dhcp4"]);
+    assert!(explained.contains("Whether a DHCPv4 server configures the link"), "{explained}");
+    assert!(server.kubectl(&["get", "gm"]).contains("No resources found"));
+    assert!(server.kubectl(&["get", "garboard"]).contains("No resources found"));
+}
+
+/// A source that runs.
+struct Running<K> {
+    declared: Declared<K>,
+    refusals: watch::Receiver<Refusals>,
+    api: watch::Sender<Option<Client>>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl<K: Kind> Running<K> {
+    fn start(ledger: &Ledger, local: Option<&K>, client: Option<Client>) -> Self {
+        let (api, api_seen) = watch::channel(client);
+        let (refusals, refusals_seen) = watch::channel(Refusals::new());
+        let (source, declared, mut events) = Source::start(ledger.clone(), local, refusals, api_seen).unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn({
+            let stop = stop.clone();
+            async move {
+                tokio::join!(source.run(stop), async { while events.recv().await.is_some() {} });
+            }
+        });
+        Self { declared, refusals: refusals_seen, api, stop, task }
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&K) -> bool) -> Arc<K> {
+        let mut object = self.declared.object.clone();
+        let wanted = object.wait_for(|object| object.as_ref().is_some_and(|object| holds(object)));
+        let found = tokio::time::timeout(LIMIT, wanted).await;
+        let found = found.unwrap_or_else(|_| panic!("{what}: {:?}", self.declared.current())).unwrap();
+        found.clone().unwrap()
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn local(max_pods: u32) -> Machine {
+    let mut machine = Machine::new("node-1", Default::default());
+    machine.spec.kubelet.max_pods = max_pods;
+    machine
+}
+
+async fn a_declaration_moves_to_the_api_server(client: &Client, ledger: &Ledger) {
+    let machines: Api<Machine> = Api::all(client.clone());
+    let source = Running::start(ledger, Some(&local(50)), None);
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 50, "it counts before there is an API server");
+    assert_eq!(source.declared.current().unwrap().metadata.generation, Some(1));
+    source.api.send_replace(Some(client.clone()));
+    let created = source.until("created", |machine| machine.metadata.uid.is_some()).await;
+    assert_eq!(machines.get("node-1").await.unwrap().uid(), created.uid());
+
+    set_max_pods(&machines, 60).await;
+    let edited = source.until("edited", |machine| machine.spec.kubelet.max_pods == 60).await;
+    assert_eq!(edited.metadata.generation, Some(2));
+    assert!(edited.metadata.managed_fields.is_none(), "nobody needs it");
+
+    // What the API server lets pass and the agent does not: the key of a label.
+    let bad = json!({ "spec": { "kubelet": { "nodeLabels": { "a/b/c": "d" } } } });
+    machines.patch("node-1", &PatchParams::default(), &Patch::Merge(&bad)).await.unwrap();
+    let mut refusals = source.refusals.clone();
+    let refused = tokio::time::timeout(LIMIT, refusals.wait_for(|refusals| !refusals.is_empty())).await.unwrap();
+    let problem = refused.unwrap().values().next().unwrap().clone();
+    assert!(problem.contains("spec.kubelet.nodeLabels.a/b/c"), "{problem}");
+    assert!(source.declared.current().unwrap().spec.kubelet.node_labels.is_empty(), "what was accepted stays");
+    let good = json!({ "spec": { "kubelet": { "nodeLabels": null } } });
+    machines.patch("node-1", &PatchParams::default(), &Patch::Merge(&good)).await.unwrap();
+    tokio::time::timeout(LIMIT, refusals.wait_for(Refusals::is_empty)).await.unwrap().unwrap();
+
+    let former = source.declared.current().unwrap().uid();
+    machines.delete("node-1", &DeleteParams::default()).await.unwrap();
+    source.until("made again", |machine| machine.uid() != former).await;
+    assert_eq!(machines.get("node-1").await.unwrap().spec.kubelet.max_pods, 60);
+
+    assert!(source.declared.submit(local(70), true).await.unwrap(), "a dry run tells that it would change something");
+    assert_eq!(machines.get("node-1").await.unwrap().spec.kubelet.max_pods, 60, "and changes nothing");
+    source.declared.submit(local(70), false).await.unwrap();
+    assert_eq!(machines.get("node-1").await.unwrap().spec.kubelet.max_pods, 70);
+    source.until("submitted", |machine| machine.spec.kubelet.max_pods == 70).await;
+    assert!(!source.declared.submit(local(70), false).await.unwrap());
+    let mut other = local(70);
+    other.metadata.name = Some("node-2".into());
+    assert!(matches!(source.declared.submit(other, false).await, Err(SubmitError::Invalid(_))));
+    source.end().await;
+}
+
+async fn set_max_pods(machines: &Api<Machine>, max_pods: u32) {
+    let patch = json!({ "spec": { "kubelet": { "maxPods": max_pods } } });
+    machines.patch("node-1", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+}
+
+async fn a_manifest_that_changed_is_an_edit(client: &Client, ledger: &Ledger) {
+    let machines: Api<Machine> = Api::all(client.clone());
+    // The machine starts again with the manifest that it had: what the API server was told since counts.
+    let source = Running::start(ledger, Some(&local(50)), None);
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 70);
+    source.end().await;
+    // And with another one: that counts, at once and in the API.
+    let mut changed = local(80);
+    changed.spec.hostname = Some("keel".into());
+    let source = Running::start(ledger, Some(&changed), None);
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 80);
+    source.api.send_replace(Some(client.clone()));
+    wait("pushed", || async { machines.get("node-1").await.unwrap().spec.kubelet.max_pods == 80 }).await;
+    assert_eq!(machines.get("node-1").await.unwrap().spec.hostname.as_deref(), Some("keel"));
+    set_max_pods(&machines, 90).await;
+    source.until("edited later", |machine| machine.spec.kubelet.max_pods == 90).await;
+    source.end().await;
+    // It counts once.
+    let source = Running::start(ledger, Some(&changed), Some(client.clone()));
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 90);
+    source.end().await;
+    // What cannot change is refused and named, and everything stays.
+    let cluster = Cluster::new("cluster", Default::default());
+    Running::start(ledger, Some(&cluster), None).end().await;
+    let mut moved = cluster.clone();
+    moved.spec.pod_cidr = "10.1.0.0/16".parse().unwrap();
+    let source = Running::start(ledger, Some(&moved), None);
+    assert_eq!(source.declared.current().unwrap().spec, cluster.spec);
+    let refused = source.refusals.borrow().values().next().unwrap().clone();
+    assert!(refused.contains("spec.podCIDR") && refused.contains("10.1.0.0/16"), "{refused}");
+    source.end().await;
+}
+
+async fn an_outage_changes_nothing_and_edits_during_it_arrive(server: &mut Server, ledger: &Ledger) {
+    let client = server.client();
+    let machines: Api<Machine> = Api::all(client.clone());
+    let source = Running::<Machine>::start(ledger, None, Some(client.clone()));
+    source.until("followed", |machine| machine.metadata.uid.is_some()).await;
+    server.stop_apiserver();
+    let error = source.declared.submit(local(91), false).await.unwrap_err();
+    assert!(matches!(error, SubmitError::Api(_)), "{error}");
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 90);
+    source.end().await;
+    // The agent starts again during the outage, with an edit.
+    let source = Running::start(ledger, Some(&local(92)), None);
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 92);
+    source.end().await;
+    let source = Running::start(ledger, Some(&local(92)), Some(client));
+    server.start_apiserver().await;
+    wait("pushed", || async { machines.get("node-1").await.is_ok_and(|machine| machine.spec.kubelet.max_pods == 92) })
+        .await;
+    set_max_pods(&machines, 93).await;
+    source.until("followed again", |machine| machine.spec.kubelet.max_pods == 93).await;
+    source.end().await;
+}
+
+async fn statuses_are_written_on_change_only(client: &Client) {
+    let machines: Api<Machine> = Api::all(client.clone());
+    let folder = tempfile::tempdir().unwrap();
+    let (_sender, api) = watch::channel(Some(client.clone()));
+    let sink = StatusSink::new(folder.path(), api);
+    let machine = machines.get("node-1").await.unwrap();
+    let conditions = |holds: bool| {
+        let observed = [Observation::new(condition::READY, holds, "Because", "it is so")];
+        condition::merge(&[], observed, machine.metadata.generation, &Time(Timestamp::from_second(7).unwrap()))
+    };
+    let status = MachineStatus {
+        phase: Some("Running".into()),
+        conditions: conditions(true),
+        addresses: vec!["192.0.2.7".parse().unwrap()],
+        ..MachineStatus::default()
+    };
+    sink.publish(&machine, &status).await.unwrap();
+    let first = machines.get("node-1").await.unwrap();
+    assert_eq!(first.status.as_ref(), Some(&status));
+    assert_eq!(first.metadata.generation, machine.metadata.generation, "a status is no change of the declaration");
+    for _ in 0..3 {
+        sink.publish(&machine, &status).await.unwrap();
+    }
+    // Another process of the agent does not know what was written; the API server then sees that it is the same.
+    let (_sender, api) = watch::channel(Some(client.clone()));
+    StatusSink::new(folder.path(), api).publish(&machine, &status).await.unwrap();
+    let again = machines.get("node-1").await.unwrap();
+    assert_eq!(again.resource_version(), first.resource_version());
+    let changed = MachineStatus { conditions: conditions(false), ..status };
+    sink.publish(&machine, &changed).await.unwrap();
+    assert_eq!(machines.get("node-1").await.unwrap().status, Some(changed));
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    let gone = machines.create(&dry_run, &Machine::new("gone", Default::default())).await.unwrap();
+    sink.publish(&gone, &MachineStatus::default()).await.unwrap();
+}
+
+async fn wait<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let limit = tokio::time::Instant::now() + LIMIT;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < limit, "{what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
