@@ -18,7 +18,7 @@ use garboard_controllers::node::NodeWatch;
 use garboard_controllers::pki::PkiStore;
 use garboard_controllers::probes::{self, Watched};
 use garboard_controllers::services::Services;
-use garboard_controllers::{cluster, declare, machine, preload};
+use garboard_controllers::{cluster, console, declare, machine, preload};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::{Refusals, Source};
@@ -138,6 +138,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         applier::run(events(cluster_events), cluster_again, context.clone(), cluster::reconcile, stop.clone()),
     );
 
+    tasks.spawn("console", console::run(context.clone(), stop.clone()));
     let (view, view_seen) = watch::channel(View::default());
     tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems, stop.clone()));
     let (declares, declared) = mpsc::channel(DECLARES);

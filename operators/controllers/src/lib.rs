@@ -19,4 +19,3 @@ pub mod preload;
 pub mod probes;
 pub mod resolver;
 pub mod services;
-pub mod sysctl;
