@@ -25,7 +25,7 @@ const ALWAYS: [&str; 3] = ["dm-mod", "dm-verity", "erofs"];
 const GPT_SECTOR_ON_CD: u32 = 512;
 
 /// After this time without a root the consoles say what is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 const MODPROBE: &str = "/proc/sys/kernel/modprobe";
 
