@@ -1,11 +1,14 @@
 //! Finds what is declared at the machine itself.
+//!
+//! What the firmware hands over is there at once and counts alone; only without it are media looked at, when every device
+//! is known.
 
 use std::path::Path;
 use std::time::Duration;
 
 use garboard_api::manifest::Manifests;
 use garboard_control::Client;
-use garboard_controllers::firmware;
+use garboard_controllers::{firmware, media};
 use garboard_runtime::local::{self, LocalError};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -32,10 +35,14 @@ pub async fn find(control: &Client) -> Found {
     loop {
         // In this order: what devices brought before they were all known is seen.
         let known = devices_are_known(control).await || Instant::now() >= limit;
-        let (raw, mut errors) = firmware::find(Path::new("/"));
-        if raw.is_empty() && errors.is_empty() && !known {
-            tokio::time::sleep(LOOK).await;
-            continue;
+        let (mut raw, mut errors) = firmware::find(Path::new("/"));
+        if raw.is_empty() && errors.is_empty() {
+            if !known {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            // Reading disks belongs on another thread. The task does not panic, and an agent that ends needs no answer.
+            (raw, errors) = tokio::task::spawn_blocking(media::find).await.unwrap_or_default();
         }
         for found in &raw {
             info!(origin = found.origin, bytes = found.bytes.len(), "manifests found");

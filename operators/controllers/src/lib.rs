@@ -12,6 +12,7 @@ pub mod hostname;
 pub mod images;
 pub mod machine;
 pub mod machine_api;
+pub mod media;
 pub mod network;
 pub mod node;
 pub mod pki;
