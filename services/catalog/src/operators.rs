@@ -1,8 +1,8 @@
 //! The cluster operators: duties for the whole cluster, such as approving the serving certificates that kubelets request.
 
-use garboard_supervisor::spec::{ServiceSpec, Slice};
+use garboard_supervisor::spec::{ProbeAction, ServiceSpec, Slice};
 
-use crate::base::{MIB, blank, cgroup, ready};
+use crate::base::{MIB, blank, cgroup, readiness, ready};
 use crate::pki::Leaf;
 use crate::{CatalogError, CatalogInput, kube_apiserver, kubeconfig, users};
 
@@ -22,5 +22,6 @@ pub fn service(_input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     spec.env.insert("KUBECONFIG".to_owned(), kubeconfig::path(NAME));
     spec.files.push(kubeconfig::file(NAME, Leaf::Operators));
     spec.requires.push(ready(kube_apiserver::NAME)?);
+    spec.readiness = Some(readiness(ProbeAction::Notify {}));
     Ok(spec)
 }

@@ -49,6 +49,9 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
             world.wait(url, || world.ready(url)).await;
         }
         kube_proxy_makes_rules_from_its_configuration(&mut world).await;
+        if world::confined() {
+            garboards_own_daemons_serve_as_confined_as_they_are(&mut world).await;
+        }
         renewed_certificates_are_served_without_a_restart(&mut world).await;
     });
 }
@@ -130,7 +133,10 @@ async fn a_node_gets_addresses_and_its_serving_certificate(world: &World, client
     let nodes = Api::<Node>::all(kubelet.clone());
     let node = serde_json::from_value(json!({ "metadata": { "name": "node-1" } })).unwrap();
     let node = nodes.create(&PostParams::default(), &node).await.unwrap();
-    let addresses = json!({ "status": { "addresses": [{ "type": "InternalIP", "address": "192.0.2.10" }] } });
+    let addresses = json!({ "status": { "addresses": [
+        { "type": "InternalIP", "address": "192.0.2.10" },
+        { "type": "Hostname", "address": "node-1" },
+    ] } });
     nodes.patch_status("node-1", &PatchParams::default(), &Patch::Merge(addresses)).await.unwrap();
     let other = serde_json::from_value(json!({ "metadata": { "name": "node-2" } })).unwrap();
     assert!(nodes.create(&PostParams::default(), &other).await.is_err(), "a kubelet makes its own node only");
@@ -210,6 +216,25 @@ async fn kube_proxy_makes_rules_from_its_configuration(world: &mut World) {
     world.wait("rules for Services", || rules().contains("10.96.0.1 . tcp . 443")).await;
     // Traffic from pods is known by the range of pods.
     assert!(rules().contains("10.244.0.0/16"), "{}", rules());
+}
+
+async fn garboards_own_daemons_serve_as_confined_as_they_are(world: &mut World) {
+    world.notified();
+    world.input.node.pod_cidrs = vec!["10.244.0.0/24".parse().unwrap()];
+    // The bus needs PID 1's socket, which is not here.
+    for service in ["cni", "dns"] {
+        world.start(service);
+        world.wait(service, || world.notified()).await;
+    }
+    assert!(Path::new("/run/cni/net.d/10-garboard.conflist").exists());
+    let answer = world::lookup("10.244.0.1:53", "kubernetes.default.svc.cluster.local");
+    assert!(answer.windows(4).any(|bytes| bytes == [10, 96, 0, 1]), "{answer:?}");
+
+    world.start("operators");
+    let requests = Api::<CertificateSigningRequest>::all(world.client(Leaf::Kubelet));
+    let request = world::serving_request("node-1", "192.0.2.10");
+    let name = requests.create(&PostParams::default(), &request).await.unwrap().metadata.name.unwrap();
+    world.wait_for("an approved certificate", || async { requests.get(&name).await.ok()?.status?.certificate }).await;
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -90,9 +90,19 @@ impl World {
             File::create(&own).unwrap();
             run("mount", &["--bind", programs().unwrap().join(name).to_str().unwrap(), &own]);
         }
+        if let Some(executor) = std::env::var_os("GARBOARD_INIT") {
+            for name in ["garboard-cni", "garboard-dns", "garboard-operators"] {
+                let own = format!("{PROGRAMS}/{name}");
+                File::create(&own).unwrap();
+                run("mount", &["--bind", Path::new(&executor).with_file_name(name).to_str().unwrap(), &own]);
+            }
+        }
         run("ip", &["link", "set", "lo", "up"]);
-        run("ip", &["address", "add", "192.0.2.10/32", "dev", "lo"]);
-        run("ip", &["route", "add", "default", "dev", "lo"]);
+        run("ip", &["link", "add", "eth0", "type", "veth", "peer", "name", "outside"]);
+        run("ip", &["address", "add", "192.0.2.10/24", "dev", "eth0"]);
+        run("ip", &["link", "set", "eth0", "up"]);
+        run("ip", &["link", "set", "outside", "up"]);
+        run("ip", &["route", "add", "default", "via", "192.0.2.1"]);
         for name in ["passwd", "group"] {
             let image = format!("{}/../../image/mkosi.extra/final/etc/{name}", env!("CARGO_MANIFEST_DIR"));
             run("mount", &["--bind", &image, &format!("/etc/{name}")]);
@@ -142,8 +152,8 @@ impl World {
         self.issue();
     }
 
-    /// Starts a service as its specification says: through the machine's own executor if `GARBOARD_INIT` names it, and so
-    /// confined as on the machine; otherwise with its files, directories, user and arguments only.
+    /// Starts a service as its specification says: through the machine's own executor if `GARBOARD_INIT` names it (the other
+    /// programs of ours lie beside it), and so confined as on the machine; otherwise with its files, directories, user and arguments only.
     pub fn start(&mut self, name: &str) {
         let specs = services(&self.input).unwrap();
         let mut spec = specs.into_iter().find(|spec| spec.name.as_str() == name).unwrap();
@@ -352,6 +362,22 @@ fn status(stream: &mut (impl Read + Write), host: &str, path: &str) -> Option<u1
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).ok()?;
     std::str::from_utf8(&answer[9..]).ok()?.parse().ok()
+}
+
+/// The answer to a query for the IPv4 address of `name`, as it comes.
+pub fn lookup(server: &str, name: &str) -> Vec<u8> {
+    let mut query = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(label.len().try_into().unwrap());
+        query.extend(label.bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.send_to(&query, server).unwrap();
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer).unwrap();
+    answer[..length].to_vec()
 }
 
 /// What kubelet asks the cluster to sign.
