@@ -1,6 +1,6 @@
 //! The daemon: waits for its configuration, keeps the network as it says, serves plugins.
 //!
-//! Tasks: the main thread waits for signals and changes of the configuration; [`WORKERS`] threads each take a plugin from
+//! Tasks: the main thread waits for signals and changes of the configuration; a fixed number of workers each take a plugin from
 //! the socket, do what it asks and answer. Every call to the kernel is over in milliseconds, so threads that block are
 //! simpler here than an executor, and as many requests run at once.
 

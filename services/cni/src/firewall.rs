@@ -8,9 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
+use tracing::{debug, warn};
 
-use crate::attachment::{Attachment, PortMapping};
+use crate::attachment::{Attachment, PortMapping, Protocol};
 use crate::config::Config;
+use crate::netlink::conntrack::{self, Flow};
 use crate::netlink::link::InterfaceName;
 use crate::netlink::nft::{self, Chain, Datatype, Element, Expression, Field, Hook, Set, Table, Verdict};
 use crate::netlink::{Batch, Connection, Family, NetlinkError};
@@ -326,7 +328,28 @@ pub fn open_ports(attachment: &Attachment) -> Result<(), NetlinkError> {
         return Ok(());
     }
     let batch = nft::transaction(|batch| each_set(attachment, batch, nft::add_elements));
-    Connection::open(Family::Netfilter)?.run(&batch)
+    let connection = Connection::open(Family::Netfilter)?;
+    connection.run(&batch)?;
+    let ports: Vec<u16> = udp_ports(attachment).collect();
+    forget_flows(&connection, &ports, |flow| ports.contains(&flow.destination_port));
+    Ok(())
+}
+
+fn udp_ports(attachment: &Attachment) -> impl Iterator<Item = u16> {
+    attachment.ports.iter().filter(|port| port.protocol == Protocol::Udp).map(|port| port.host_port)
+}
+
+/// Flows go on to where they went until they are forgotten. Nothing else depends on it, and they end by themselves when
+/// the client pauses, so a kernel that cannot is no failure.
+fn forget_flows(connection: &Connection, udp_ports: &[u16], outdated: impl Fn(&Flow) -> bool) {
+    if udp_ports.is_empty() {
+        return;
+    }
+    match conntrack::forget(connection, outdated) {
+        Ok(0) => {}
+        Ok(flows) => debug!(flows, "forgot UDP flows of host ports"),
+        Err(error) => warn!(%error, "cannot forget UDP flows of host ports"),
+    }
 }
 
 /// Closes the host ports of an attachment; those that are not open are no error.
@@ -339,10 +362,18 @@ pub fn close_ports(attachment: &Attachment) -> Result<(), NetlinkError> {
     }
     let connection = Connection::open(Family::Netfilter)?;
     match connection.run(&nft::transaction(|batch| each_set(attachment, batch, nft::delete_elements))) {
-        Err(error) if error.errno() == Some(Errno::ENOENT) => {}
-        other => return other,
+        // One was not there, so none is gone: remove those that are, one by one.
+        Err(error) if error.errno() == Some(Errno::ENOENT) => close_each(&connection, attachment)?,
+        other => other?,
     }
-    // One was not there, so none is gone: remove those that are, one by one.
+    let ports: Vec<u16> = udp_ports(attachment).collect();
+    forget_flows(&connection, &ports, |flow| {
+        ports.contains(&flow.destination_port) && attachment.addresses.contains(&flow.answered_by)
+    });
+    Ok(())
+}
+
+fn close_each(connection: &Connection, attachment: &Attachment) -> Result<(), NetlinkError> {
     for (set, element) in elements(attachment) {
         let batch = nft::transaction(|batch| nft::delete_elements(batch, TABLE, set, &[element]));
         match connection.run(&batch) {

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::net::UdpSocket;
+
 use garboard_cni::netlink::{Batch, Connection, Family, addr, link, nft, route};
 use serde_json::{Value, json};
 use support::{Machine, Netns, Pod};
@@ -32,6 +34,28 @@ fn a_host_port_is_reached_from_everywhere() {
     assert_ne!(address, neighbour_address);
     machine.del(&pod).ok();
     assert!(outside.tcp("192.0.2.1:8080").is_err());
+}
+
+#[test]
+fn a_udp_client_that_never_pauses_follows_its_host_port_from_pod_to_pod() {
+    let machine = Machine::simple();
+    let outside = machine.outside();
+    let client = outside.udp_client("192.0.2.1:5353");
+    let asked = |client: &UdpSocket| {
+        // Refusals of before come as errors.
+        let _ = client.send(b"?");
+        let mut buffer = [0; 64];
+        client.recv(&mut buffer).is_ok()
+    };
+    assert!(!asked(&client), "nobody is there yet");
+    for _ in 0..2 {
+        let pod = Pod::new();
+        pod.netns.udp_mirror("0.0.0.0:53");
+        machine.add_with_ports(&pod, &[port(5353, 53, "udp")]);
+        support::wait_for("the pod to answer", || asked(&client));
+        machine.del(&pod).ok();
+        assert!(!asked(&client), "the pod is gone");
+    }
 }
 
 #[test]

@@ -5,23 +5,32 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use garboard_dns::daemon;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 const CONFIG: &str = "/run/garboard/services/dns/config.json";
 const USAGE: &str = "usage: garboard-dns [--config FILE]";
 
 fn main() -> anyhow::Result<()> {
     let path = arguments(std::env::args().skip(1))?;
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,hickory_server=error,kube_client=error"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
-    logs.with_ansi(io::stderr().is_terminal()).without_time().init();
+    // Levels by target as `RUST_LOG` gives them; the fuller syntax of an EnvFilter would cost a megabyte.
+    let filter = std::env::var("RUST_LOG").ok().and_then(|levels| levels.parse::<Targets>().ok());
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false).without_time();
+    let lines = lines.with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines).with(filter.unwrap_or_else(levels)).init();
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow!("a TLS provider is installed already"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the executor")?;
     runtime.block_on(daemon::run(&path))?;
     Ok(())
+}
+
+/// What libraries say at each broken connection is said by this program, once.
+fn levels() -> Targets {
+    let quiet = [("hickory_server", LevelFilter::ERROR), ("kube_client", LevelFilter::ERROR)];
+    Targets::new().with_default(LevelFilter::INFO).with_targets(quiet)
 }
 
 fn arguments(mut arguments: impl Iterator<Item = String>) -> anyhow::Result<PathBuf> {

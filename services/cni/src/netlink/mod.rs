@@ -4,6 +4,7 @@
 //! message and turns refusals into errors that carry the kernel's own words (extended acknowledgements).
 
 pub mod addr;
+pub mod conntrack;
 pub mod link;
 pub mod nft;
 pub mod route;
@@ -85,7 +86,7 @@ impl NetlinkError {
 pub enum Family {
     /// Links, addresses and routes.
     Route,
-    /// nftables.
+    /// nftables and connection tracking.
     Netfilter,
 }
 

@@ -113,6 +113,17 @@ impl Netns {
         })
     }
 
+    /// A client that keeps one socket, as clients do that send all the time.
+    pub fn udp_client(&self, to: &str) -> UdpSocket {
+        let to: SocketAddr = to.parse().unwrap();
+        self.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        })
+    }
+
     /// One ICMP echo.
     pub fn ping(&self, to: &str) -> bool {
         use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
