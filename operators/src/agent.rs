@@ -47,15 +47,6 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("watchdog", notify::watchdog(stop.clone()));
     let (services, (statuses, phase)) = Services::new(control.clone());
     tasks.spawn("services", services.run(stop.clone()));
-    // A machine without a declaration has a network too: its address is what one needs to know to declare it.
-    let (network_config, config) = watch::channel(NetworkConfig::default());
-    let (network, addresses) = Network::new(config, NetworkPaths::default()).context("watch the network")?;
-    let network_stop = stop.clone();
-    tasks.spawn("network", async move {
-        if let Err(error) = network.run(network_stop).await {
-            error!(error = applier::chain(&error), "network");
-        }
-    });
     notify::ready();
 
     let Found { manifests, errors } = manifests::find(&control).await;
@@ -78,6 +69,20 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         warn!(kind, "not declared: give the machine its manifests");
         notify::status(&format!("no {kind} is declared"));
     }
+    // A machine without a declaration has a network too: its address is what one needs to know to declare it.
+    let network_declared = machine.current().map(|machine| NetworkConfig::from(&*machine));
+    let (network_config, config) = watch::channel(network_declared.clone().unwrap_or_default());
+    let (network, addresses) = Network::new(config, NetworkPaths::default()).context("watch the network")?;
+    if let Some(declared) = network_declared {
+        // It counts before what an earlier run of the agent was told.
+        network_config.send_replace(declared);
+    }
+    let network_stop = stop.clone();
+    tasks.spawn("network", async move {
+        if let Err(error) = network.run(network_stop).await {
+            error!(error = applier::chain(&error), "network");
+        }
+    });
     let pki = PkiStore::new(&paths.pki_state, &paths.pki);
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (specs, specs_seen) = watch::channel(Arc::default());

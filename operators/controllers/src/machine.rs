@@ -72,8 +72,14 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
     converged.map(Action::requeue)
 }
 
+impl From<&Machine> for NetworkConfig {
+    fn from(machine: &Machine) -> Self {
+        Self { hostname: machine.hostname().to_owned(), network: (&machine.spec.network).into() }
+    }
+}
+
 fn declare_network(machine: &Machine, context: &Context) {
-    let config = NetworkConfig { hostname: machine.hostname().to_owned(), network: (&machine.spec.network).into() };
+    let config = NetworkConfig::from(machine);
     context.network_config.send_if_modified(|current| {
         let differs = *current != config;
         *current = config;
