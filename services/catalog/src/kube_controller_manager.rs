@@ -50,6 +50,10 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
         .flag("service-account-private-key-file", keys::SERVICE_ACCOUNT_KEY)
         // Each controller acts under an account of its own, with only its own rights.
         .flag("use-service-account-credentials", true)
+        // Getting those accounts is a hundred requests before the first controller runs; at the default of 20 a second a node
+        // waits four seconds for its addresses. The API server's own fairness protects it.
+        .flag("kube-api-qps", 100)
+        .flag("kube-api-burst", 200)
         // The default lies in the read-only root; nothing is ever put here.
         .flag("flex-volume-plugin-dir", "/tmp/volume-plugins");
     let mut limits = cgroup(Slice::ControlPlane, -997, 512, 48, 128);
