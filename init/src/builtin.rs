@@ -36,7 +36,8 @@ pub fn builtin() -> Result<Vec<ServiceSpec>, InvalidServiceName> {
     Ok(vec![
         ServiceSpec { oneshot: true, ..own(STATE)? },
         ServiceSpec { oneshot: true, requires: vec![ready(STATE)?], ..own(DATA)? },
-        ServiceSpec { readiness: Some(notify.clone()), ..own(DEVICES)? },
+        // Drivers of devices that the start does not need are no reason to hold it up.
+        ServiceSpec { readiness: Some(notify.clone()), cgroup: cgroup(25), ..own(DEVICES)? },
         ServiceSpec {
             requires: vec![ready(STATE)?],
             readiness: Some(notify),
@@ -66,16 +67,7 @@ fn service(name: &str, argv: Vec<String>) -> Result<ServiceSpec, InvalidServiceN
             seccomp: Seccomp::Unconfined,
             ..Isolation::default()
         },
-        cgroup: Cgroup {
-            slice: Slice::System,
-            memory_min: None,
-            memory_low: None,
-            memory_max: None,
-            cpu_weight: Some(200),
-            io_weight: None,
-            pids_max: Some(512),
-            oom_score_adj: -999,
-        },
+        cgroup: cgroup(200),
         rlimit_nofile: 65_536,
         requires: Vec::new(),
         readiness: None,
@@ -89,6 +81,19 @@ fn service(name: &str, argv: Vec<String>) -> Result<ServiceSpec, InvalidServiceN
         watches_files: false,
         oneshot: false,
     })
+}
+
+fn cgroup(cpu_weight: u32) -> Cgroup {
+    Cgroup {
+        slice: Slice::System,
+        memory_min: None,
+        memory_low: None,
+        memory_max: None,
+        cpu_weight: Some(cpu_weight),
+        io_weight: None,
+        pids_max: Some(512),
+        oom_score_adj: -999,
+    }
 }
 
 #[cfg(test)]

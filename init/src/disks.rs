@@ -159,7 +159,7 @@ pub enum Mounted {
 /// # Errors
 /// [`DiskError`]; nothing is lost, and a repetition goes on from there.
 pub fn provide(volume: Volume, root_uuid: Guid) -> Result<Mounted, DiskError> {
-    if mount::is_mounted(Path::new(volume.mount_point())).map_err(MountError::from)? {
+    if mount::is_mounted(Path::new(volume.mount_point()))? {
         let source = source_of(volume.mount_point())?;
         return Ok(if source.starts_with("/dev") { Mounted::Disk(source) } else { Mounted::Memory });
     }

@@ -5,17 +5,19 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use garboard_supervisor::spec::{Directory, RenderedFile, Seccomp, ServiceSpec};
 use garboard_sys::cgroup::Cgroup;
 use garboard_sys::isolate::{Accounts, Capabilities, MountView, Sandbox};
+use nix::sys::signal::SigSet;
 
 use crate::kmsg::chain;
 use crate::request::{LaunchFailure, LaunchRequest, Task};
@@ -160,26 +162,23 @@ fn execute(
     notify_socket: &Path,
 ) -> Result<Infallible, StepError> {
     let sandbox = sandbox(spec, accounts)?;
-    let text = |text: &str| CString::new(text).step(|| format!("pass {text:?}"));
-    let program = argv.first().ok_or("there is none").step(|| "find the program".to_owned())?;
-    let path = text(program)?;
-    let name = spec.argv0.as_deref().filter(|_| argv == spec.argv).unwrap_or(program);
-    let mut arguments = vec![text(name)?];
-    for argument in argv.iter().skip(1) {
-        arguments.push(text(argument)?);
+    let (program, arguments) = argv.split_first().ok_or("there is none").step(|| "find the program".to_owned())?;
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().env("NOTIFY_SOCKET", notify_socket).envs(&spec.env);
+    if let Some(name) = spec.argv0.as_ref().filter(|_| argv == spec.argv) {
+        command.arg0(name);
     }
-    let mut environment = vec![text(&format!("NOTIFY_SOCKET={}", notify_socket.display()))?];
     if let Some(ms) = spec.watchdog_ms {
-        environment.push(text(&format!("WATCHDOG_USEC={}", ms.saturating_mul(1000)))?);
-    }
-    for (key, value) in &spec.env {
-        environment.push(text(&format!("{key}={value}"))?);
+        command.env("WATCHDOG_USEC", ms.saturating_mul(1000).to_string());
     }
     sandbox.enter().step(|| "isolate the service".to_owned())?;
     // Only now: the directory may lie in the service's own view, and must be its user's to enter.
     std::env::set_current_dir(&spec.working_directory)
         .step(|| format!("enter directory {}", spec.working_directory.display()))?;
-    nix::unistd::execve(&path, &arguments, &environment).step(|| format!("execute {program}"))
+    // PID 1 blocks the signals that it reads from a descriptor; a mask survives both fork and exec.
+    SigSet::empty().thread_set_mask().step(|| "unblock signals".to_owned())?;
+    // It also gives SIGPIPE its default action back, which this program's own start took away.
+    Err(command.exec()).step(|| format!("execute {program}"))
 }
 
 fn sandbox(spec: &ServiceSpec, accounts: &Accounts) -> Result<Sandbox, StepError> {

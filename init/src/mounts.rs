@@ -53,8 +53,8 @@ const MOUNTS: [Wanted; 12] = [
 
 /// Settings of the kernel, with their reasons.
 const SYSCTLS: [(&str, &str); 19] = [
-    // PID 1's own messages are few and must not be dropped.
-    ("kernel/printk_devkmsg", "on"),
+    // PID 1's own messages are few and must not be dropped. This one alone is not taken without the line's end.
+    ("kernel/printk_devkmsg", "on\n"),
     // A crashed kernel restarts the machine rather than standing still.
     ("kernel/panic", "10"),
     ("kernel/panic_on_oops", "1"),

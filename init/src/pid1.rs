@@ -242,7 +242,7 @@ async fn next_signal(signals: &AsyncFd<Watched<Signals>>) -> i32 {
 /// Now. The clock's last digits are as good as chance for spreading waits.
 pub(crate) fn moment() -> Moment {
     let now = boot_time();
-    Moment { now, jitter: now.subsec_nanos() / 1000 % 1001 }
+    Moment { now, jitter: now.subsec_micros() % 1001 }
 }
 
 impl Pid1 {
@@ -324,6 +324,16 @@ impl Pid1 {
         let actions = self.supervisor.set_lacking(lacking, moment());
         self.act(actions);
         self.publish();
+    }
+
+    /// Whether a hardware watchdog is fed.
+    pub fn is_watched(&self) -> bool {
+        self.watchdog.is_some()
+    }
+
+    /// From now on this hardware watchdog is fed.
+    pub fn watch_over(&mut self, watchdog: Option<garboard_sys::watchdog::Watchdog>) {
+        self.watchdog = watchdog;
     }
 
     /// Where lines go.

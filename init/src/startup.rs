@@ -121,7 +121,8 @@ fn settings(console: Console, problems: Vec<String>, version: String, facts: Opt
         machine,
         lacking: Some(format!("{DATA} to be mounted")),
         console,
-        watchdog: watchdog::open(),
+        // Its driver may be a module.
+        watchdog: None,
         reached,
     }
 }
@@ -170,6 +171,7 @@ fn reached(pid1: &mut Pid1, service: &str) {
             }
             pid1.lack(None);
         }
+        builtin::DEVICES if !pid1.is_watched() => pid1.watch_over(watchdog::open()),
         _ => {}
     }
 }

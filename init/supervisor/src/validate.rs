@@ -175,7 +175,8 @@ mod tests {
     #[test]
     fn faults_are_named() {
         assert_eq!(check(|_| {}), Ok(()));
-        let cases: [(&str, fn(&mut ServiceSpec)); 12] = [
+        type Fault = (&'static str, fn(&mut ServiceSpec));
+        let cases: [Fault; 12] = [
             ("it has no program", |spec| spec.argv.clear()),
             ("not an absolute path", |spec| spec.argv[0] = "true".to_owned()),
             ("NUL", |spec| spec.argv.push("a\0b".to_owned())),

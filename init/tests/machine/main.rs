@@ -1,6 +1,9 @@
 //! PID 1 as PID 1: each test runs the event loop in fresh PID and mount namespaces, drives it over its control socket and looks at what
 //! its processes can do. The programs that it supervises are this very program, by their first argument.
 
+// A test without clippy's mark for tests: this program has a main function of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod isolation;
 mod program;
 mod services;

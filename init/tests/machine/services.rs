@@ -127,7 +127,7 @@ fn a_failed_setup_names_its_step(world: World) {
     };
     world.set(&[nobody, missing, ServiceSpec { isolation, ..capability }]);
     assert_eq!(world.wait_back_off("nobody").1, "cannot look up user no-such-user: there is no user \"no-such-user\"");
-    assert!(world.wait_back_off("missing").1.starts_with("cannot execute /no/such/program: ENOENT"));
+    assert!(world.wait_back_off("missing").1.starts_with("cannot execute /no/such/program: No such file"));
     assert!(world.wait_back_off("capability").1.contains("CAP_FLY"));
 }
 
