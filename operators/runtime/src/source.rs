@@ -113,6 +113,9 @@ impl<K> std::fmt::Debug for Source<K> {
     }
 }
 
+/// A source that is ready to run, what it declares, and its watch events for [`crate::applier`].
+pub type Started<K> = (Source<K>, Declared<K>, mpsc::Receiver<watcher::Event<K>>);
+
 /// A watch of the API server: the object, or that there is none.
 type Watch<K> = BoxStream<'static, Result<Option<K>, watcher::Error>>;
 
@@ -126,7 +129,7 @@ impl<K: Kind> Source<K> {
         local: Option<&K>,
         refusals: watch::Sender<Refusals>,
         api: watch::Receiver<Option<Client>>,
-    ) -> Result<(Self, Declared<K>, mpsc::Receiver<watcher::Event<K>>), LedgerError> {
+    ) -> Result<Started<K>, LedgerError> {
         let entry = match ledger.load::<K>() {
             Ok(entry) => entry,
             Err(error) if local.is_some() => {

@@ -1,5 +1,7 @@
 //! Declarations and statuses with a real API server: before it answers, when it does, and while it is away.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod server;
 
 use std::sync::Arc;
