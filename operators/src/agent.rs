@@ -143,6 +143,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         applier::run(events(cluster_events), cluster_again, context.clone(), cluster::reconcile, stop.clone()),
     );
 
+    tasks.spawn("events", garboard_controllers::events::run(context.clone(), stop.clone()));
     tasks.spawn("console", console::run(context.clone(), stop.clone()));
     let (view, view_seen) = watch::channel(View::default());
     tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems, stop.clone()));

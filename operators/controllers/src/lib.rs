@@ -7,6 +7,7 @@ pub mod console;
 pub mod context;
 pub mod csr;
 pub mod declare;
+pub mod events;
 pub mod firmware;
 pub mod hostname;
 pub mod images;

@@ -4,6 +4,7 @@ pub mod addons;
 pub mod cluster;
 pub mod console;
 pub mod csr;
+pub mod events;
 pub mod machine;
 pub mod network;
 pub mod pki;
