@@ -3,6 +3,8 @@
 //! Needs root and the upstream programs (`image/build` leaves them in its cache; `GARBOARD_UPSTREAM` names another folder).
 //! Each test has mounts, network and processes of its own, so every path and port is the machine's.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod world;
 
 use std::path::Path;
