@@ -1,7 +1,8 @@
 //! Asks services over HTTPS whether they serve, and tells PID 1, which speaks no TLS.
 //!
-//! One task per probe: it asks while the service's process runs, as often as the probe says, and reports each change of the answer at
-//! once and an unchanged one again after [`REPEAT`], so that a restarted PID 1 state or a lost report mends itself.
+//! One task per probe: it asks while the service's process runs, as often as the probe says until it serves, then less
+//! often. It reports each change of the answer at once and an unchanged one again after [`REPEAT`], so that a restarted
+//! PID 1 state or a lost report mends itself.
 //! Files are read for each question: certificates change while services run.
 
 use std::net::SocketAddr;
@@ -26,6 +27,8 @@ use tracing::debug;
 
 /// How soon an unchanged answer is reported again.
 const REPEAT: Duration = Duration::from_secs(10);
+/// Shortest time from one good answer to the next question: each costs both sides a handshake, also on an idle machine.
+const STEADY: Duration = Duration::from_secs(10);
 /// Longest status line that is read, bytes.
 const STATUS_LINE_LIMIT: usize = 256;
 
@@ -122,7 +125,12 @@ async fn ask_on(
                 Err(error) => debug!(%service, %error, "an answer was not reported"),
             }
         }
-        sleep(Duration::from_millis(probe.period_ms)).await;
+        let pause = if ok { STEADY } else { Duration::ZERO }.max(Duration::from_millis(probe.period_ms));
+        // A service that was started again is asked at once. Cancel-safe: both only wait.
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = states.wait_for(|states| process(states, &service) != pid) => {}
+        }
     }
 }
 
