@@ -7,15 +7,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use nix::errno::Errno;
-use tracing::{debug, warn};
 
-use crate::attachment::{Attachment, PortMapping, Protocol};
+use crate::attachment::Attachment;
 use crate::config::Config;
-use crate::netlink::conntrack::{self, Flow};
+use crate::host_ports;
 use crate::netlink::link::InterfaceName;
-use crate::netlink::nft::{self, Chain, Datatype, Element, Expression, Field, Hook, Set, Table, Verdict};
-use crate::netlink::{Batch, Connection, Family, NetlinkError};
+use crate::netlink::nft::{self, Chain, Datatype, Hook, Set, Table};
+use crate::netlink::nft_expression::{Expression, Field, Verdict};
+use crate::netlink::{Connection, Family, NetlinkError};
 
 /// Name of the table.
 pub const TABLE: &str = "garboard-cni";
@@ -36,19 +35,19 @@ const ICMP_REDIRECT: u8 = 5;
 const ICMP_V6_REDIRECT: u8 = 137;
 
 /// The names and offsets that differ between the IP versions.
-struct Version {
-    number: u8,
+pub(crate) struct Version {
+    pub(crate) number: u8,
     source: Field,
     destination: Field,
     address: Datatype,
     /// Registers of an address.
     width: u8,
     /// Host ports of one address: key address, protocol, port.
-    addressed_ports: &'static str,
+    pub(crate) addressed_ports: &'static str,
     /// Host ports of every address: key protocol, port.
-    ports: &'static str,
+    pub(crate) ports: &'static str,
     /// Pods that may reach themselves by a host port: key source, destination.
-    hairpins: &'static str,
+    pub(crate) hairpins: &'static str,
     /// The chain of packets that a pod sends.
     leaving: &'static str,
 }
@@ -81,7 +80,8 @@ const V6: Version = Version {
 type SetLayout = (&'static str, &'static [Datatype], Option<&'static [Datatype]>);
 
 impl Version {
-    fn of(address: IpAddr) -> &'static Self {
+    /// That of an address.
+    pub(crate) fn of(address: IpAddr) -> &'static Self {
         match address {
             IpAddr::V4(_) => &V4,
             IpAddr::V6(_) => &V6,
@@ -106,41 +106,8 @@ impl Version {
     }
 }
 
-/// The elements that one attachment's host ports need, by set.
-fn elements<'a>(attachment: &'a Attachment) -> impl Iterator<Item = (&'static str, Element)> + 'a {
-    attachment.addresses.iter().flat_map(move |&pod| {
-        let version = Version::of(pod);
-        let mut mapped = attachment.ports.iter().filter_map(move |port| port_element(pod, port)).peekable();
-        let hairpin = mapped.peek().is_some().then(|| {
-            let key = [octets(pod), octets(pod)].concat();
-            (version.hairpins, Element { key, value: None })
-        });
-        mapped.chain(hairpin)
-    })
-}
-
-fn port_element(pod: IpAddr, port: &PortMapping) -> Option<(&'static str, Element)> {
-    let version = Version::of(pod);
-    let tail = [[port.protocol.number(), 0, 0, 0], padded(port.host_port)].concat();
-    let value = Some([octets(pod), padded(port.container_port).to_vec()].concat());
-    match port.host_ip {
-        None => Some((version.ports, Element { key: tail, value })),
-        Some(address) if address.is_unspecified() && address.is_ipv4() == pod.is_ipv4() => {
-            Some((version.ports, Element { key: tail, value }))
-        }
-        Some(address) if address.is_ipv4() == pod.is_ipv4() => {
-            Some((version.addressed_ports, Element { key: [octets(address), tail].concat(), value }))
-        }
-        Some(_) => None,
-    }
-}
-
-fn padded(port: u16) -> [u8; 4] {
-    let [high, low] = port.to_be_bytes();
-    [high, low, 0, 0]
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
+/// The bytes of an address.
+pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -154,7 +121,7 @@ pub fn table<'a>(config: &Config, attachments: impl Iterator<Item = &'a Attachme
         .flat_map(|version| version.sets())
         .map(|(name, key, value)| Set { name, key, value, elements: Vec::new() })
         .collect();
-    for (name, element) in attachments.flat_map(|attachment| elements(attachment).collect::<Vec<_>>()) {
+    for (name, element) in attachments.flat_map(|attachment| host_ports::elements(attachment).collect::<Vec<_>>()) {
         if let Some(set) = sets.iter_mut().find(|set| set.name == name) {
             set.elements.push(element);
         }
@@ -319,98 +286,6 @@ pub fn replace(table: &Table) -> Result<(), NetlinkError> {
     Connection::open(Family::Netfilter)?.run(&nft::transaction(|batch| nft::replace(batch, table)))
 }
 
-/// Opens the host ports of an attachment.
-///
-/// # Errors
-/// When the kernel refuses; none is open then.
-pub fn open_ports(attachment: &Attachment) -> Result<(), NetlinkError> {
-    if attachment.ports.is_empty() {
-        return Ok(());
-    }
-    let batch = nft::transaction(|batch| each_set(attachment, batch, nft::add_elements));
-    let connection = Connection::open(Family::Netfilter)?;
-    connection.run(&batch)?;
-    let ports: Vec<u16> = udp_ports(attachment).collect();
-    forget_flows(&connection, &ports, |flow| ports.contains(&flow.destination_port));
-    Ok(())
-}
-
-fn udp_ports(attachment: &Attachment) -> impl Iterator<Item = u16> {
-    attachment.ports.iter().filter(|port| port.protocol == Protocol::Udp).map(|port| port.host_port)
-}
-
-/// Flows go on to where they went until they are forgotten. Nothing else depends on it, and they end by themselves when
-/// the client pauses, so a kernel that cannot is no failure.
-fn forget_flows(connection: &Connection, udp_ports: &[u16], outdated: impl Fn(&Flow) -> bool) {
-    if udp_ports.is_empty() {
-        return;
-    }
-    match conntrack::forget(connection, outdated) {
-        Ok(0) => {}
-        Ok(flows) => debug!(flows, "forgot UDP flows of host ports"),
-        Err(error) => warn!(%error, "cannot forget UDP flows of host ports"),
-    }
-}
-
-/// Closes the host ports of an attachment; those that are not open are no error.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn close_ports(attachment: &Attachment) -> Result<(), NetlinkError> {
-    if attachment.ports.is_empty() {
-        return Ok(());
-    }
-    let connection = Connection::open(Family::Netfilter)?;
-    match connection.run(&nft::transaction(|batch| each_set(attachment, batch, nft::delete_elements))) {
-        // One was not there, so none is gone: remove those that are, one by one.
-        Err(error) if error.errno() == Some(Errno::ENOENT) => close_each(&connection, attachment)?,
-        other => other?,
-    }
-    let ports: Vec<u16> = udp_ports(attachment).collect();
-    forget_flows(&connection, &ports, |flow| {
-        ports.contains(&flow.destination_port) && attachment.addresses.contains(&flow.answered_by)
-    });
-    Ok(())
-}
-
-fn close_each(connection: &Connection, attachment: &Attachment) -> Result<(), NetlinkError> {
-    for (set, element) in elements(attachment) {
-        let batch = nft::transaction(|batch| nft::delete_elements(batch, TABLE, set, &[element]));
-        match connection.run(&batch) {
-            Err(error) if error.errno() != Some(Errno::ENOENT) => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Whether every host port of an attachment is open.
-///
-/// # Errors
-/// When the table cannot be read.
-pub fn ports_are_open(attachment: &Attachment) -> Result<bool, NetlinkError> {
-    if attachment.ports.is_empty() {
-        return Ok(true);
-    }
-    let connection = Connection::open(Family::Netfilter)?;
-    let mut present = std::collections::BTreeMap::new();
-    for (set, element) in elements(attachment) {
-        if !present.contains_key(set) {
-            present.insert(set, nft::elements(&connection, TABLE, set)?);
-        }
-        if !present.get(set).is_some_and(|elements| elements.contains(&element)) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-fn each_set(attachment: &Attachment, batch: &mut Batch, push: fn(&mut Batch, &str, &str, &[Element])) {
-    let mut by_set = std::collections::BTreeMap::<&'static str, Vec<Element>>::new();
-    for (set, element) in elements(attachment) {
-        by_set.entry(set).or_default().push(element);
-    }
-    for (set, elements) in by_set {
-        push(batch, TABLE, set, &elements);
-    }
-}
+#[cfg(test)]
+#[path = "firewall_tests.rs"]
+mod tests;

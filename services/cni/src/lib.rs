@@ -19,6 +19,7 @@ pub mod config;
 pub mod conflist;
 pub mod daemon;
 pub mod firewall;
+pub mod host_ports;
 pub mod loopback;
 pub mod netlink;
 pub mod network;

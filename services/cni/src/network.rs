@@ -17,12 +17,12 @@ use crate::attachment::{Attachment, AttachmentId, PortMapping, mac_of};
 use crate::backend::bridge::gateway_of;
 use crate::backend::{self, Backend, BackendError};
 use crate::config::Config;
-use crate::firewall;
 use crate::netlink::NetlinkError;
 use crate::netlink::link::InterfaceName;
 use crate::spec::{CniError, Code, chain};
 use crate::store::{Store, StoreError};
 use crate::wire::Attached;
+use crate::{firewall, host_ports};
 
 /// The network could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -198,7 +198,7 @@ impl Network {
             .save(&attachment)
             .map_err(|error| CniError::caused(Code::Io, "write the reservation", &error))
             .and_then(|()| live.backend.attach(&attachment, netns.as_fd()).map_err(|error| kernel("attach", &error)))
-            .and_then(|()| firewall::open_ports(&attachment).map_err(|error| kernel("open the host ports", &error)));
+            .and_then(|()| host_ports::open(&attachment).map_err(|error| kernel("open the host ports", &error)));
         if let Err(error) = made {
             if let Err(undo) = self.give_back(&attachment) {
                 warn!(attachment = %id, error = %undo, "cannot undo a failed attachment");
@@ -247,8 +247,8 @@ impl Network {
             (before, attachment.clone())
         };
         self.store.save(&after).map_err(|error| CniError::caused(Code::Io, "write the reservation", &error))?;
-        firewall::close_ports(&before).map_err(|error| kernel("close the host ports", &error))?;
-        firewall::open_ports(&after).map_err(|error| kernel("open the host ports", &error))
+        host_ports::close(&before).map_err(|error| kernel("close the host ports", &error))?;
+        host_ports::open(&after).map_err(|error| kernel("open the host ports", &error))
     }
 
     /// Compares a pod's attachment with its reservation.
@@ -261,7 +261,7 @@ impl Network {
         let _turn = self.turn(id);
         let attachment = lock(&self.reservations).attachments.get(id).cloned().ok_or_else(|| unknown(id))?;
         live.backend.check(&attachment, netns.as_fd()).map_err(|error| kernel("check", &error))?;
-        match firewall::ports_are_open(&attachment) {
+        match host_ports::are_open(&attachment) {
             Ok(true) => Ok(()),
             Ok(false) => Err(CniError::new(Code::Changed, "a host port is not open")),
             Err(error) => Err(kernel("read the host ports", &error)),
@@ -310,7 +310,7 @@ impl Network {
 
     /// Takes back what an attachment was given. The addresses are free only when nothing of it is left.
     fn give_back(&self, attachment: &Attachment) -> Result<(), CniError> {
-        let ports = firewall::close_ports(attachment).map_err(|error| kernel("close the host ports", &error));
+        let ports = host_ports::close(attachment).map_err(|error| kernel("close the host ports", &error));
         let link = backend::detach(attachment.host_link.as_str()).map_err(|error| kernel("detach", &error));
         ports.and(link)?;
         self.store

@@ -7,6 +7,7 @@ pub mod addr;
 pub mod conntrack;
 pub mod link;
 pub mod nft;
+pub mod nft_expression;
 pub mod route;
 
 use std::io;
