@@ -80,6 +80,9 @@ pub enum DiskError {
     /// No disk holds the root that was booted.
     #[error("no disk holds the root partition {0}")]
     NoBootDisk(Guid),
+    /// The machine was booted from a medium that cannot be written.
+    #[error("the boot disk {0} cannot be written")]
+    ReadOnly(PathBuf),
     /// Disks could not be listed or told about partitions.
     #[error(transparent)]
     Block(#[from] BlockError),
@@ -128,14 +131,14 @@ pub enum DiskError {
 }
 
 impl DiskError {
-    /// Whether the boot disk is one that cannot hold volumes at all: the machine was booted from read-only media. A machine that has
-    /// volumes never falls under this.
-    fn is_read_only_media(&self) -> bool {
+    /// Whether there is no place for the volume, and never was: the boot disk is read-only or full. A machine whose volumes cannot be
+    /// reached for a moment must never start over without them.
+    fn is_without_room(&self) -> bool {
         match self {
-            Self::NoBootDisk(_) => true,
-            Self::Open { source, .. } => source.raw_os_error() == Some(nix::libc::EROFS),
-            Self::Gpt { source: GptError::NoTable | GptError::Full, .. } => true,
-            Self::Gpt { .. }
+            Self::ReadOnly(_) | Self::Gpt { source: GptError::Full, .. } => true,
+            Self::NoBootDisk(_)
+            | Self::Open { .. }
+            | Self::Gpt { .. }
             | Self::Block(_)
             | Self::Random(_)
             | Self::NoDevice { .. }
@@ -154,18 +157,19 @@ pub enum Mounted {
     Memory,
 }
 
-/// Makes what is missing of a volume, and mounts it. Repeated, it changes nothing.
+/// Makes what is missing of a volume, and mounts it. `booted` is the disk that the first stage found the root on, if it has told; a CD has
+/// no partitions that the kernel knows. Repeated, it changes nothing.
 ///
 /// # Errors
 /// [`DiskError`]; nothing is lost, and a repetition goes on from there.
-pub fn provide(volume: Volume, root_uuid: Guid) -> Result<Mounted, DiskError> {
+pub fn provide(volume: Volume, root_uuid: Guid, booted: Option<&Path>) -> Result<Mounted, DiskError> {
     if mount::is_mounted(Path::new(volume.mount_point()))? {
         let source = source_of(volume.mount_point())?;
         return Ok(if source.starts_with("/dev") { Mounted::Disk(source) } else { Mounted::Memory });
     }
-    let device = match boot_disk(root_uuid).and_then(|disk| partition(volume, &disk)) {
+    let device = match boot_disk(root_uuid, booted).and_then(|disk| partition(volume, &disk)) {
         Ok(device) => device,
-        Err(error) if error.is_read_only_media() => {
+        Err(error) if error.is_without_room() => {
             let flags = volume.flags();
             let target = volume.mount_point();
             Mount { source: volume.label(), target, fs_type: "tmpfs", flags, data: "mode=0755,size=40%" }
@@ -186,9 +190,11 @@ fn source_of(mount_point: &str) -> Result<PathBuf, DiskError> {
 }
 
 /// The disk that holds the root partition: the machine's other disks are none of our business.
-fn boot_disk(root_uuid: Guid) -> Result<BlockDevice, DiskError> {
-    let disks = block::list()?.into_iter().filter(BlockDevice::is_disk);
-    for disk in disks {
+fn boot_disk(root_uuid: Guid, booted: Option<&Path>) -> Result<BlockDevice, DiskError> {
+    for disk in block::list()?.into_iter().filter(BlockDevice::is_disk) {
+        if disk.read_only && booted == Some(&disk.path()) {
+            return Err(DiskError::ReadOnly(disk.path()));
+        }
         // A disk that cannot be read or has no table is not the one.
         let Ok(file) = File::open(disk.path()) else { continue };
         if let Ok((table, _)) = Table::read(&file, disk.sector_bytes, disk.size_bytes)

@@ -14,6 +14,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
+use crate::logs::Logs;
 use crate::watched::{Watched, watch};
 
 /// Writes events of `info` and above to the kernel's log, or to standard error when there is none. Spans are not kept: PID 1 has one task
@@ -112,6 +113,9 @@ impl Visit for Line {
     }
 }
 
+/// Time after which a line that the disk did not take is offered again.
+const COPY_PATIENCE: Duration = Duration::from_millis(200);
+
 /// Lines of the kernel's log that a reader may lag behind; the kernel itself keeps them all.
 const READER_LINES: usize = 64;
 
@@ -197,11 +201,13 @@ fn unix_usec(time: Duration) -> i64 {
     i64::try_from(at.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Copies the kernel's log, from its first line on, to wherever `write` puts it.
-pub async fn copy(write: impl Fn(LogLine)) {
+/// Copies the kernel's log, from its first line on, to its file. It waits for a disk that is behind: the kernel keeps the lines meanwhile.
+pub async fn copy(logs: Logs) {
     let mut lines = read(usize::MAX, true);
     while let Some(line) = lines.recv().await {
-        write(line);
+        while !logs.try_write_file("kernel", &line) {
+            tokio::time::sleep(COPY_PATIENCE).await;
+        }
     }
 }
 

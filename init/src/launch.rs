@@ -148,9 +148,9 @@ fn write_file(path: &Path, mode: u32, (uid, gid): (u32, u32), content: &str) -> 
 }
 
 fn fresh_name(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
+    // Two executors may be at work for one service.
+    let mut name = std::ffi::OsString::from(format!(".{}.", std::process::id()));
     name.push(path.file_name().unwrap_or_default());
-    name.push(".new");
     path.with_file_name(name)
 }
 

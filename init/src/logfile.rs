@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -57,12 +57,14 @@ impl FileLog {
 
     /// Hands a line over, or drops it when the disk is behind.
     pub fn write(&self, source: &str, line: &LogLine) {
-        match self.queue.try_send((source.into(), line.clone())) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
+        if !self.try_write(source, line) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Hands a line over; false: the disk is behind. For sources that can be asked again.
+    pub fn try_write(&self, source: &str, line: &LogLine) -> bool {
+        self.queue.try_send((source.into(), line.clone())).is_ok()
     }
 
     /// Ends writing; the handle finishes when everything handed over is on its way to the disk and all files are closed.

@@ -123,13 +123,9 @@ impl Logs {
         self.with(|inner| inner.files.take()).map(FileLog::finish)
     }
 
-    /// Writes a line of another source than a service to its file.
-    pub fn write_file(&self, name: &'static str, line: &LogLine) {
-        self.with(|inner| {
-            if let Some(files) = &inner.files {
-                files.write(name, line);
-            }
-        });
+    /// Writes a line of another source than a service to its file; false: it was not taken now.
+    pub fn try_write_file(&self, name: &'static str, line: &LogLine) -> bool {
+        self.with(|inner| inner.files.as_ref().is_some_and(|files| files.try_write(name, line)))
     }
 
     /// Reads a service's output to its end.

@@ -85,7 +85,7 @@ fn supervise(settings: Settings) -> ShutdownKind {
 }
 
 /// What the first stage has left; none when the machine was started in another way.
-fn facts() -> Option<BootFacts> {
+pub(crate) fn facts() -> Option<BootFacts> {
     let text = fs::read(boot::PATH).ok()?;
     serde_json::from_slice(&text)
         .inspect_err(|error| warn!(%error, path = boot::PATH, "what the first stage has left is not understood"))
@@ -129,14 +129,9 @@ fn settings(console: Console, problems: Vec<String>, version: String, facts: Opt
 
 /// What goes on beside the loop.
 fn beside(reporter: &Reporter, logs: &Logs) {
-    tokio::spawn(kernel_log(logs.clone()));
+    tokio::spawn(kmsg::copy(logs.clone()));
     tokio::spawn(save_clock());
     tokio::spawn(power_button::watch(reporter.clone()));
-}
-
-/// Copies the kernel's log to its file, once there is one.
-async fn kernel_log(logs: Logs) {
-    kmsg::copy(|line| logs.write_file("kernel", &line)).await;
 }
 
 /// Notes the time now and then, for a machine whose own clock is not kept.

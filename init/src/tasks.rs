@@ -9,7 +9,7 @@ use std::path::Path;
 use garboard_sys::gpt::Guid;
 
 use crate::disks::{Mounted, Volume, provide};
-use crate::{builtin, devices, identity};
+use crate::{builtin, devices, identity, startup};
 
 /// A task's own error is whatever failed.
 type TaskResult = Result<(), Box<dyn Error>>;
@@ -57,7 +57,9 @@ fn data() -> TaskResult {
 }
 
 fn mount(volume: Volume) -> TaskResult {
-    match provide(volume, booted_root()?)? {
+    let facts = startup::facts();
+    let disk = facts.as_ref().map(|facts| Path::new(&facts.disk));
+    match provide(volume, booted_root()?, disk)? {
         Mounted::Disk(device) => println!("{} is mounted from {}", volume.mount_point(), device.display()),
         Mounted::Memory => println!(
             "the boot medium cannot hold {}: it lies in memory, and is lost with the power",
@@ -74,7 +76,7 @@ fn load_devices() -> TaskResult {
 /// The identifier of the booted root partition: the first half of its verity hash (Discoverable Partitions Specification).
 fn booted_root() -> Result<Guid, Box<dyn Error>> {
     let cmdline = fs::read_to_string("/proc/cmdline")?;
-    let hash = crate::startup::argument(&cmdline, "roothash").ok_or("the kernel's command line has no roothash=")?;
+    let hash = startup::argument(&cmdline, "roothash").ok_or("the kernel's command line has no roothash=")?;
     let half = hash.get(..32).ok_or("roothash= is too short")?;
     let mut bytes = [0; 16];
     for (byte, at) in bytes.iter_mut().zip((0..32).step_by(2)) {

@@ -44,6 +44,11 @@ impl Entry {
         self.next = None;
     }
 
+    /// Whether its files can be replaced under it: while it is being set up, the old ones may still be written after the new ones.
+    fn takes_files(&self) -> bool {
+        !self.service.has_process() || matches!(self.service.state, ServiceState::Running(_))
+    }
+
     fn latest(&self) -> &ServiceSpec {
         self.next.as_deref().unwrap_or(&self.spec)
     }
@@ -114,7 +119,7 @@ impl Supervisor {
         match change {
             Change::Unchanged if !revived => return change,
             // Only the files differ, so the running process is already described by the new specification.
-            Change::Refreshed if !revived && entry.next.is_none() => {
+            Change::Refreshed if !revived && entry.next.is_none() && entry.takes_files() => {
                 if entry.service.has_process() {
                     let signal = spec.reload_signal;
                     actions.push((name, Action::Refresh { run: entry.service.history.run, signal }));

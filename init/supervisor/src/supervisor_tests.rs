@@ -173,6 +173,22 @@ fn sets_are_compared() {
 }
 
 #[test]
+fn files_that_change_during_a_start_make_another_start() {
+    let spec = |mode| {
+        let path = "/run/garboard/services/f/x".into();
+        let file = crate::spec::RenderedFile { path, mode, owner: None, content: String::new() };
+        ServiceSpec { watches_files: true, files: vec![file], ..service("f") }
+    };
+    let mut supervisor = Supervisor::default();
+    let (_, actions) = supervisor.set(vec![spec(0o400)], at(0)).unwrap();
+    assert_eq!(actions, [(name("f"), Action::Launch { run: 1 })]);
+    supervisor.process(&name("f"), 1, ProcessEvent::Launched { pid: 7 }, at(0));
+    let (results, actions) = supervisor.set(vec![spec(0o440)], at(0)).unwrap();
+    assert_eq!(results[0].change, Change::Restarted);
+    assert_eq!(actions, [(name("f"), Action::Signal { run: 1, signal: 15 })]);
+}
+
+#[test]
 fn a_refused_set_changes_nothing() {
     let mut world = World::default();
     world.set(vec![service("a")]);
