@@ -111,27 +111,25 @@ struct Daemon<'a> {
 impl Daemon<'_> {
     /// Makes what runs what the files say, and returns when to try again.
     async fn reconcile(&mut self, files: &mut Files) -> Option<Duration> {
+        // A file is watched before it is read: a change in between is then read twice instead of never.
+        files.follow(self.path);
         let config = match Config::load(self.path) {
             Ok(Some(config)) => config,
             Ok(None) => {
                 info!(path = %self.path.display(), "waiting for a configuration");
-                files.follow(self.path, None);
                 return None;
             }
             Err(error) => {
                 error!(error = %chain(&error), "configuration refused");
-                files.follow(self.path, None);
                 return None;
             }
         };
-        let resolv_conf = match &config.upstreams {
-            Upstreams::Servers(_) => None,
-            Upstreams::ResolvConf(path) => Some(path.as_path()),
-        };
-        files.follow(self.path, resolv_conf);
         let servers = match &config.upstreams {
             Upstreams::Servers(servers) => servers.clone(),
-            Upstreams::ResolvConf(path) => read_resolv_conf(path),
+            Upstreams::ResolvConf(path) => {
+                files.follow(path);
+                read_resolv_conf(path)
+            }
         };
         if self.current.as_ref().is_some_and(|(current, upstreams)| *current == config && *upstreams == servers) {
             return self.listen();
@@ -252,18 +250,17 @@ impl Files {
         Ok(Self { inotify, directories: BTreeSet::new() })
     }
 
-    /// Watches these too. What a path leads to by links is watched where it lies.
-    fn follow(&mut self, config: &Path, resolv_conf: Option<&Path>) {
-        for path in std::iter::once(config).chain(resolv_conf) {
-            let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-            for path in [path, real.as_path()] {
-                let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
-                let events = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
-                if !self.directories.contains(&directory) {
-                    match inotify::add_watch(self.inotify.get_ref(), &directory, events) {
-                        Ok(_) => drop(self.directories.insert(directory)),
-                        Err(error) => warn!(directory = %directory.display(), %error, "cannot watch"),
-                    }
+    /// Watches this too. What a path leads to by links is watched where it lies.
+    fn follow(&mut self, path: &Path) {
+        let real =
+            std::fs::canonicalize(path).or_else(|_| std::fs::read_link(path)).unwrap_or_else(|_| path.to_owned());
+        for path in [path, real.as_path()] {
+            let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+            let events = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
+            if !self.directories.contains(&directory) {
+                match inotify::add_watch(self.inotify.get_ref(), &directory, events) {
+                    Ok(_) => drop(self.directories.insert(directory)),
+                    Err(error) => warn!(directory = %directory.display(), %error, "cannot watch"),
                 }
             }
         }
