@@ -1,10 +1,11 @@
 //! A service's own view of the file systems.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, open};
 
 use super::IsolateError;
 use crate::mount::{self, Mount, MountError, MountFlags};
@@ -98,11 +99,13 @@ fn replace_devices() -> Result<(), IsolateError> {
         let path = path.to_owned();
         move |source| IsolateError::ViewEntry { path, source }
     };
-    let mut kept: Vec<(PathBuf, File)> = Vec::with_capacity(DEVICES.len());
+    let mut kept: Vec<(PathBuf, OwnedFd)> = Vec::with_capacity(DEVICES.len());
     for name in DEVICES {
         let path = Path::new("/dev").join(name);
-        // O_PATH: held by what it is, not opened, which for tty would fail without a terminal.
-        let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&path).map_err(failed(&path))?;
+        // O_PATH: held by what it is, not opened, which for tty would fail without a terminal. The standard library takes the flag away on
+        // musl, where it counts as an access mode.
+        let held = open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|source| failed(&path)(source.into()))?;
         kept.push((path, held));
     }
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
