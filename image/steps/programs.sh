@@ -4,7 +4,7 @@
 # build_programs: sets $programs to a folder with all of Garboard's programs and the container images.
 build_programs() {
     local key kept target
-    key=$(hash_of "$version $(cd "$root" && rustc --version)" Cargo.toml Cargo.lock init services operators \
+    key=$(hash_of "$version $mode $(cd "$root" && rustc --version)" Cargo.toml Cargo.lock init services operators \
         image/steps/programs.sh image/steps/oci.py)
     kept=$cache/programs/$key
     programs=$kept
@@ -24,9 +24,11 @@ build_programs() {
 
 # build_rust TARGET: all packages that have programs, static, without this host's paths in them.
 build_rust() {
-    local remap
+    local remap lto=thin
     remap="--remap-path-prefix=$root=/garboard --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-    cd "$root" && env CARGO_TARGET_DIR="$1" CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="$remap" \
+    # Optimising across crates at each link makes programs a fifth smaller and a rebuild several times slower.
+    [[ $mode == release ]] || lto=off
+    cd "$root" && env CARGO_TARGET_DIR="$1" CARGO_PROFILE_RELEASE_LTO="$lto" CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="$remap" \
         cargo build --release --locked --target "$musl" \
         -p garboard-bus -p garboard-cni -p garboard-dns -p garboard-init -p garboard-operators \
         -p garboard-pause -p garboard-sample -p garboardctl
