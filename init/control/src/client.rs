@@ -1,6 +1,7 @@
 //! The client's side: a cheap handle on the socket.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use garboard_supervisor::spec::{ServiceName, ServiceSpec};
@@ -15,6 +16,12 @@ use crate::proto::control_client::ControlClient;
 use crate::types::{
     CONTROL_SOCKET, LogLine, LogSource, MachineInfo, MachinePhase, ProbeKind, ShutdownKind, UnknownValue,
 };
+
+/// Time in which PID 1 takes a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time in which PID 1 answers a call, or sends the first sign of a stream; what a stream brings later comes when it comes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A call to PID 1 failed.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +148,7 @@ impl Client {
         // The URI only fills the request's `:authority`; the connector decides where it goes.
         let endpoint = Endpoint::try_from("http://garboard")
             .map_err(|source| ControlError::Endpoint { path: path.to_owned(), source })?;
+        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(ANSWER_TIMEOUT);
         let path = path.to_owned();
         let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
             let path = path.clone();

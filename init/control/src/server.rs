@@ -210,12 +210,17 @@ impl Server {
     }
 
     async fn serve(self, stream: UnixStream) {
+        let requests = self.requests.clone();
         let service = ControlServer::new(self).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        // A broken connection is the client's affair: it sees it and connects again.
-        let _ = http2::Builder::new(TokioExecutor::new())
+        let connection = http2::Builder::new(TokioExecutor::new())
             .max_concurrent_streams(MAX_STREAMS)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-            .await;
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        tokio::select! {
+            // A broken connection is the client's affair: it sees it and connects again.
+            _ = connection => {}
+            // Nobody answers any more: a client had better look for who listens now.
+            () = requests.closed() => {}
+        }
     }
 
     fn full(&self) -> Result<(), Status> {
