@@ -101,8 +101,8 @@ need_mkosi() {
 # Everything that the later steps need from the host.
 prepare_host() {
     [[ $(uname -m) == x86_64 ]] || die "this is $(uname -m): the image is built on x86-64"
-    need_packages binutils ca-certificates cpio debian-archive-keyring gcc git libc6-dev libseccomp-dev musl-tools ovmf python3 \
-        qemu-system-x86 qemu-utils xz-utils zstd
+    need_packages binutils ca-certificates cpio debian-archive-keyring gcc git libc6-dev libseccomp-dev \
+        musl-tools ovmf protobuf-compiler python3 qemu-system-x86 qemu-utils xz-utils zstd
     need_go
     need_rust
     need_mkosi

@@ -31,3 +31,10 @@ hash_inputs() {
 source_date() {
     git -C "$root" log -1 --format=%ct -- "${input_paths[@]}" 2>/dev/null || stat -c %Y "$root/Cargo.lock"
 }
+
+# Removes what no build has used for a month.
+prune_cache() {
+    find "$cache"/{upstream,programs} -mindepth 1 -maxdepth 1 ! -name bin -mtime +30 -exec rm -rf {} +
+    # The tree belongs to root.
+    as_root find "$cache/mkosi" -maxdepth 1 -name 'tools-*' ! -path "$tools" -mtime +30 -exec rm -rf {} +
+}

@@ -12,6 +12,11 @@ die() {
     exit 1
 }
 
+# last_line FILE: the last line of a file that is not empty.
+last_line() {
+    tail -c 400 "$1" | tr -dc '[:print:]\n' | sed '/^ *$/d' | tail -n 1
+}
+
 # run TEXT LOG COMMAND...: runs a command with its output in $cache/log/LOG and shows that it is alive: on a
 # terminal each second, elsewhere every twenty. On failure shows the end of the log and ends the build.
 run() {
@@ -24,20 +29,21 @@ run() {
     pid=$!
     set +m
     # shellcheck disable=SC2064 # The pid of this very command.
-    trap "kill -- -$pid 2>/dev/null; exit 130" INT TERM
+    trap "kill -- -$pid 2>/dev/null" EXIT
+    trap 'exit 130' INT TERM
     while kill -0 "$pid" 2>/dev/null; do
         sleep 0.2
         if [[ -t 1 ]]; then
-            last=$(tail -c 400 "$log" | tr -dc '[:print:]\n' | grep -v '^ *$' | tail -n 1)
+            last=$(last_line "$log")
             printf '\r\033[K       %4ds  %s' "$((SECONDS - begin))" "${last:0:$((${COLUMNS:-80} - 16))}"
         elif ((SECONDS - shown >= 20)); then
             shown=$SECONDS
-            last=$(tail -c 400 "$log" | tr -dc '[:print:]\n' | grep -v '^ *$' | tail -n 1)
+            last=$(last_line "$log")
             printf '       %4ds  %s\n' "$((SECONDS - begin))" "${last:0:100}"
         fi
     done
     [[ -t 1 ]] && printf '\r\033[K'
-    trap - INT TERM
+    trap - EXIT INT TERM
     if ! wait "$pid"; then
         tail -n 30 "$log" >&2
         die "failed: $text (the whole log: $log)"
