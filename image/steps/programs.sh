@@ -22,13 +22,15 @@ build_programs() {
     touch "$kept"
 }
 
-# build_rust TARGET: all packages that have programs, static, without this host's paths in them.
+# build_rust TARGET: all packages that have programs, static, without this host's paths in them. Cargo names the
+# sources of the workspace relative to it; were its path among the flags, each clone would build everything anew.
 build_rust() {
     local remap lto=thin
-    remap="--remap-path-prefix=$root=/garboard --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+    remap="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$1=/target"
     # Optimising across crates at each link makes programs a fifth smaller and a rebuild several times slower.
     [[ $mode == release ]] || lto=off
-    cd "$root" && env CARGO_TARGET_DIR="$1" CARGO_PROFILE_RELEASE_LTO="$lto" CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="$remap" \
+    cd "$root" && env CARGO_TARGET_DIR="$1" CARGO_PROFILE_RELEASE_LTO="$lto" \
+        CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="$remap" \
         cargo build --release --locked --target "$musl" \
         -p garboard-bus -p garboard-cni -p garboard-dns -p garboard-init -p garboard-operators \
         -p garboard-pause -p garboard-sample -p garboardctl
