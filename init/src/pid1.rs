@@ -10,24 +10,24 @@ use garboard_control::{INHIBIT_SOCKET, MachineInfo, MachinePhase, ProbeKind, Shu
 use garboard_supervisor::Supervisor;
 use garboard_supervisor::spec::{ServiceName, ServiceSpec};
 use garboard_supervisor::state::{self, Moment, ProcessEvent};
-use garboard_supervisor::status::{PublicState, ServiceStatus};
+use garboard_supervisor::status::ServiceStatus;
 use garboard_supervisor::supervisor::Actions;
 use garboard_sys::clock::boot_time;
 use garboard_sys::process::Signals;
 use nix::libc::{SIGCHLD, SIGINT, SIGPWR, SIGTERM};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
 use tokio::sync::watch::Sender as Watch;
-use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::cgroups::Tree;
 use crate::console::Console;
+use crate::ending::{Inhibitor, Phase};
 use crate::kmsg::chain;
 use crate::logs::Logs;
 use crate::notify::{Message, NotifySocket};
 use crate::requests;
 use crate::runner::{Environment, News, Runner};
-use crate::shutdown::{MAX_INHIBIT_DELAY, MAX_STOP_TIME};
 use crate::watched::{Watched, watch};
 
 /// News that may wait: a few for each of the machine's services.
@@ -41,9 +41,6 @@ const BACKGROUND: usize = 16;
 
 /// Longest sleep of the loop: the hardware watchdog is fed at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-
-/// Lines of output that are reported with a failing service.
-const LAST_LINES: usize = 8;
 
 /// What the loop is given.
 #[derive(Debug)]
@@ -90,19 +87,6 @@ enum Event {
     Tick,
 }
 
-#[derive(Debug)]
-struct Inhibitor {
-    who: String,
-    why: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Running,
-    Preparing { kind: ShutdownKind, deadline: Duration },
-    Stopping { kind: ShutdownKind, deadline: Duration },
-}
-
 /// All state of PID 1.
 pub struct Pid1 {
     pub(crate) supervisor: Supervisor,
@@ -110,14 +94,14 @@ pub struct Pid1 {
     pub(crate) logs: Logs,
     pub(crate) console: Console,
     pub(crate) machine: MachineInfo,
-    watchdog: Option<garboard_sys::watchdog::Watchdog>,
-    phase: Phase,
-    inhibitors: BTreeMap<u64, Inhibitor>,
-    next_inhibitor: u64,
-    statuses: Watch<Vec<ServiceStatus>>,
-    phases: Watch<MachinePhase>,
-    reporter: Reporter,
-    reached: fn(&mut Pid1, &str),
+    pub(crate) watchdog: Option<garboard_sys::watchdog::Watchdog>,
+    pub(crate) phase: Phase,
+    pub(crate) inhibitors: BTreeMap<u64, Inhibitor>,
+    pub(crate) next_inhibitor: u64,
+    pub(crate) statuses: Watch<Vec<ServiceStatus>>,
+    pub(crate) phases: Watch<MachinePhase>,
+    pub(crate) reporter: Reporter,
+    pub(crate) reached: fn(&mut Pid1, &str),
 }
 
 /// The loop's ears.
@@ -248,11 +232,7 @@ pub(crate) fn moment() -> Moment {
 impl Pid1 {
     fn wait(&self) -> Duration {
         let now = boot_time();
-        let own = match self.phase {
-            Phase::Running => None,
-            Phase::Preparing { deadline, .. } | Phase::Stopping { deadline, .. } => Some(deadline),
-        };
-        let next = self.supervisor.deadline().into_iter().chain(own).min();
+        let next = self.supervisor.deadline().into_iter().chain(self.phase.deadline()).min();
         next.map_or(HEARTBEAT, |at| at.saturating_sub(now).min(HEARTBEAT))
     }
 
@@ -284,7 +264,7 @@ impl Pid1 {
         self.tick();
     }
 
-    fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         let actions = self.supervisor.tick(moment());
         self.act(actions);
         if let Some(watchdog) = &self.watchdog
@@ -293,16 +273,7 @@ impl Pid1 {
             warn!(error = %chain(&error), "the hardware watchdog does not listen");
             self.watchdog = None;
         }
-        if let Phase::Preparing { kind, deadline } = self.phase {
-            if self.inhibitors.is_empty() {
-                self.stop(kind);
-            } else if deadline <= boot_time() {
-                for Inhibitor { who, why } in self.inhibitors.values() {
-                    warn!(who, why, "no longer waiting before the shutdown");
-                }
-                self.stop(kind);
-            }
-        }
+        self.tick_ending();
         self.publish();
     }
 
@@ -351,122 +322,6 @@ impl Pid1 {
         self.console.line(text);
     }
 
-    /// What is known of all services now.
-    pub(crate) fn report(&self, with_usage: bool) -> Vec<ServiceStatus> {
-        let mut statuses = self.supervisor.statuses();
-        for status in &mut statuses {
-            let failing = matches!(status.state, PublicState::BackOff { .. } | PublicState::Failed { .. });
-            if failing || status.crash_looping {
-                let lines = self.logs.tail(&status.name, LAST_LINES);
-                status.last_lines = lines.into_iter().map(|line| line.text).collect();
-            }
-            if with_usage && let Some(spec) = self.supervisor.spec(&status.name) {
-                (status.memory_bytes, status.cpu_usec) = self.runner.usage(spec);
-            }
-        }
-        statuses
-    }
-
-    /// Tells watchers and the log what has changed.
-    pub(crate) fn publish(&mut self) {
-        let statuses = self.report(false);
-        let mut reached = Vec::new();
-        self.statuses.send_if_modified(|present| {
-            if *present == statuses {
-                return false;
-            }
-            log_changes(present, &statuses);
-            let was_ready = |name: &ServiceName| present.iter().any(|status| status.name == *name && status.ready);
-            let now_ready = statuses.iter().filter(|status| status.ready && !was_ready(&status.name));
-            reached.extend(now_ready.map(|status| status.name.clone()));
-            *present = statuses;
-            true
-        });
-        for name in reached {
-            (self.reached)(self, name.as_str());
-        }
-    }
-
-    /// Begins the machine's end; a second order while inhibitors are waited for ends that wait.
-    pub(crate) fn shut_down(&mut self, kind: ShutdownKind, reason: &str) {
-        match self.phase {
-            Phase::Running => {
-                info!(?kind, reason, "shutting down");
-                self.console.line(&format!("shutting down: {reason}"));
-                let deadline = boot_time() + MAX_INHIBIT_DELAY;
-                self.phase = Phase::Preparing { kind, deadline };
-                let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-                self.phases.send_replace(MachinePhase::PreparingShutdown { kind, deadline_ms });
-                for Inhibitor { who, why } in self.inhibitors.values() {
-                    info!(who, why, "waiting before the shutdown");
-                    self.console.line(&format!("waiting for {who}: {why}"));
-                }
-                self.tick();
-            }
-            Phase::Preparing { kind, .. } => self.stop(kind),
-            Phase::Stopping { .. } => {}
-        }
-    }
-
-    fn stop(&mut self, kind: ShutdownKind) {
-        self.console.line("stopping all services");
-        self.phase = Phase::Stopping { kind, deadline: boot_time() + MAX_STOP_TIME };
-        self.phases.send_replace(MachinePhase::Stopping { kind });
-        let actions = self.supervisor.shut_down(moment());
-        self.act(actions);
-        self.publish();
-    }
-
-    /// How the machine is to end, once nothing is left to wait for.
-    fn ended(&mut self) -> Option<ShutdownKind> {
-        let Phase::Stopping { kind, deadline } = self.phase else { return None };
-        let late = deadline <= boot_time();
-        if late {
-            for status in self.supervisor.statuses().iter().filter(|status| status.pid.is_some()) {
-                warn!(service = %status.name, "a service has not ended in time");
-            }
-        }
-        if !late && !self.supervisor.is_down() {
-            return None;
-        }
-        // The last steps wait inside of the kernel; if they hang, the machine restarts all the same.
-        if let Some(watchdog) = &self.watchdog
-            && let Err(error) = watchdog.set_timeout(crate::watchdog::LAST_TIMEOUT)
-        {
-            warn!(error = %chain(&error), "the hardware watchdog may cut the shutdown short");
-        }
-        if let Some(thread) = self.logs.take_files() {
-            // Its queue is bounded and the disk may be broken: not waited for longer than a moment.
-            crate::logfile::wait(thread, Duration::from_secs(2));
-        }
-        Some(kind)
-    }
-
-    pub(crate) fn is_running(&self) -> bool {
-        self.phase == Phase::Running
-    }
-
-    pub(crate) fn inhibit(
-        &mut self,
-        who: String,
-        why: String,
-        held: oneshot::Receiver<()>,
-    ) -> Result<Duration, Refusal> {
-        if let Phase::Stopping { .. } = self.phase {
-            return Err(Refusal::ShuttingDown);
-        }
-        let number = self.next_inhibitor;
-        self.next_inhibitor += 1;
-        self.inhibitors.insert(number, Inhibitor { who, why });
-        let reporter = self.reporter.clone();
-        tokio::spawn(async move {
-            // Only its end is of interest, and it ends by being dropped.
-            let _ = held.await;
-            let _ = reporter.send(Background::Released(number)).await;
-        });
-        Ok(MAX_INHIBIT_DELAY)
-    }
-
     pub(crate) fn probe_report(
         &mut self,
         name: &ServiceName,
@@ -482,35 +337,5 @@ impl Pid1 {
         let actions = self.supervisor.process(name, run, ProcessEvent::Probed { kind, ok, message }, moment());
         self.act(actions);
         Ok(())
-    }
-}
-
-/// One line in the log for each service whose state is another one.
-fn log_changes(before: &[ServiceStatus], after: &[ServiceStatus]) {
-    for status in after {
-        let old = before.iter().find(|old| old.name == status.name);
-        if old.is_some_and(|old| old.state == status.state) {
-            continue;
-        }
-        let service = status.name.as_str();
-        match &status.state {
-            PublicState::Waiting { .. } => {
-                info!(service, "waiting for {}", status.waiting_on.join(", "));
-            }
-            PublicState::Starting => info!(service, "starting"),
-            PublicState::Running { ready: true } => info!(service, "ready"),
-            PublicState::Running { ready: false } => info!(service, pid = status.pid, "running, not ready"),
-            PublicState::Stopping { reason } => info!(service, reason, "stopping"),
-            PublicState::Finished => info!(service, "finished"),
-            PublicState::Failed { reason } => error!(service, reason, "failed"),
-            PublicState::BackOff { until_ms, reason } => {
-                if status.crash_looping {
-                    let last = status.last_lines.last().map_or("", String::as_str);
-                    error!(service, reason, restarts = status.restarts, last, "it keeps failing");
-                } else {
-                    warn!(service, reason, until_ms, "ended, to be started again");
-                }
-            }
-        }
     }
 }
