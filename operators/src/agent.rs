@@ -133,7 +133,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         applier::run(events(machine_events), machine_again, context.clone(), machine::reconcile, stop.clone()),
     );
     let cluster_again = stream::select_all([
-        distinct(statuses, |statuses| cluster::dns_is_ready(statuses)),
+        distinct(statuses, |statuses| (cluster::dns_is_ready(statuses), cluster::api_is_ready(statuses))),
         distinct(node_view, |view| (view.uid.clone(), view.pod_cidrs.clone())),
         changes(api_seen),
         changes(refusals_seen.clone()),

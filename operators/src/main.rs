@@ -10,6 +10,10 @@ use anyhow::Context;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
+/// What is logged by default. kube's own errors come back to whoever made the call, who knows whether they matter; its
+/// span names the one object of each kind that there is.
+const FILTER: &str = "info,kube_client=off,kube_runtime=warn";
+
 /// Garboard's operators.
 #[derive(Parser)]
 #[command(version)]
@@ -23,7 +27,7 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("GARBOARD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("GARBOARD_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER));
     // PID 1 puts the time before each line that it keeps.
     tracing_subscriber::fmt()
         .with_env_filter(filter)

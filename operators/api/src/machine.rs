@@ -239,9 +239,6 @@ pub struct Versions {
     /// Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<String>,
-    /// etcd.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub etcd: Option<String>,
     /// containerd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containerd: Option<String>,

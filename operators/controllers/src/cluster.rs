@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use garboard_api::cluster::ClusterStatus;
 use garboard_api::{Cluster, condition};
-use garboard_catalog::dns;
+use garboard_catalog::{dns, kube_apiserver};
 use garboard_plan::addons::NodeInput;
 use garboard_plan::cluster::{self as plan, Observed};
 use garboard_plan::pki::Authority;
 use garboard_runtime::applier::chain;
-use garboard_runtime::status::StatusError;
+use garboard_runtime::status::{ANSWER, StatusError};
 use garboard_supervisor::status::ServiceStatus;
 use kube::Client;
 use kube::runtime::controller::Action;
@@ -20,8 +20,8 @@ use crate::context::Context;
 
 /// Everything is looked at again after this time even if nothing seems to have changed.
 const RESYNC: Duration = Duration::from_secs(300);
-/// Longest time that the API server has to say its version.
-const ANSWER: Duration = Duration::from_secs(10);
+/// Longest time that the API server has for the cluster's own objects.
+const OBJECTS: Duration = Duration::from_secs(60);
 
 /// What could not be done for a cluster.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,9 @@ pub enum ClusterError {
     /// Its own objects.
     #[error(transparent)]
     Objects(#[from] AddonsError),
+    /// The API server did not answer in time.
+    #[error("the API server has not taken the cluster's objects within {} seconds", OBJECTS.as_secs())]
+    Timeout,
     /// Its status.
     #[error(transparent)]
     Status(#[from] StatusError),
@@ -41,12 +44,12 @@ pub enum ClusterError {
 pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<Action, ClusterError> {
     let client = context.api.borrow().clone();
     let (api, kept) = match &client {
-        None => (Err("the API server has not answered yet".to_owned()), Ok(0)),
+        None => (Err("the API server has not answered yet".to_owned()), Ok(())),
         Some(client) => {
             let version = version(client).await;
             let kept = match &version {
-                Ok(_) => addons::keep_dns(client, &cluster.spec, node(&context).as_ref()).await,
-                Err(_) => Ok(0),
+                Ok(_) => keep_objects(client, &cluster, &context).await,
+                Err(_) => Ok(()),
             };
             (version, kept)
         }
@@ -68,6 +71,19 @@ async fn version(client: &Client) -> Result<String, String> {
         Ok(Err(error)) => Err(chain(&error)),
         Err(_) => Err(format!("the API server has not answered within {} seconds", ANSWER.as_secs())),
     }
+}
+
+async fn keep_objects(client: &Client, cluster: &Cluster, context: &Context) -> Result<(), ClusterError> {
+    let node = node(context);
+    match tokio::time::timeout(OBJECTS, addons::keep_dns(client, &cluster.spec, node.as_ref())).await {
+        Ok(kept) => Ok(kept.map(|_| ())?),
+        Err(_) => Err(ClusterError::Timeout),
+    }
+}
+
+/// Whether the API server serves on this machine.
+pub fn api_is_ready(services: &[ServiceStatus]) -> bool {
+    services.iter().any(|status| status.name.to_string() == kube_apiserver::NAME && status.ready)
 }
 
 /// Whether cluster DNS serves on this machine.

@@ -3,7 +3,6 @@
 //! Nothing waits here: each call does what is possible now, says in the status what is not and why, and is made again
 //! when any of what it looked at changes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,15 +14,16 @@ use garboard_catalog::input::apiserver_service_address;
 use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
 use garboard_control::{ControlError, MachinePhase};
 use garboard_plan::machine::{self as plan, Observed};
-use garboard_plan::pki::{self as pki_plan, PkiInput, Problem};
+use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Step};
 use garboard_runtime::applier::chain;
-use garboard_runtime::status::StatusError;
+use garboard_runtime::status::{ANSWER, StatusError};
 use garboard_supervisor::spec::ServiceSpec;
+use garboard_supervisor::status::Change;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use serde_json::json;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::context::Context;
 use crate::network::NetworkConfig;
@@ -48,7 +48,7 @@ pub enum MachineError {
     Control(#[from] ControlError),
     /// Its node's labels.
     #[error("cannot label the node")]
-    Labels(#[source] Box<kube::Error>),
+    Labels(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Its status.
     #[error(transparent)]
     Status(#[from] StatusError),
@@ -159,9 +159,7 @@ async fn keep_certificates(
     // Keys are computed and files synced: neither belongs on the agent's only thread.
     let kept = tokio::task::spawn_blocking(move || {
         let plan = pki.reconcile(&pki_plan::desired(&input), now)?;
-        for step in &plan.steps {
-            info!(?step, "certificates");
-        }
+        plan.steps.iter().for_each(report);
         let renewal = pki_plan::next_renewal(&pki.observe()?);
         let wait = renewal.map_or(RESYNC, |renewal| renewal.duration_since(now).unwrap_or_default());
         Ok((plan.problems.iter().map(describe).collect(), wait))
@@ -170,6 +168,18 @@ async fn keep_certificates(
         Ok(kept) => kept,
         // The task neither panics nor is it cancelled while the agent lives; when the agent ends this is not seen.
         Err(_) => Ok((Vec::new(), RESYNC)),
+    }
+}
+
+fn report(step: &Step) {
+    match step {
+        Step::CreateAuthority { authority, validity: _ } => info!(authority = authority.name(), "authority made"),
+        Step::CreateKey(key) => info!(key = key.name(), "key made"),
+        Step::Issue { leaf, profile: _, validity: _, reason } => {
+            info!(certificate = leaf.name(), ?reason, "certificate issued");
+        }
+        // It follows from what was issued.
+        Step::Deploy(deployment) => debug!(?deployment, "certificates deployed"),
     }
 }
 
@@ -214,7 +224,9 @@ async fn declare_services(context: &Context, specs: Vec<ServiceSpec>) -> Result<
         return Ok(());
     }
     for result in context.control.set_services(&specs).await? {
-        info!(service = %result.name, change = ?result.change, "service declared");
+        if result.change != Change::Unchanged {
+            info!(service = %result.name, change = ?result.change, "service declared");
+        }
     }
     context.specs.send_replace(Arc::new(specs));
     Ok(())
@@ -237,8 +249,11 @@ async fn label(machine: &Machine, context: &Context) -> Result<(), MachineError>
         "metadata": { "name": name, "uid": uid, "labels": labels },
     });
     let parameters = PatchParams::apply(LABEL_MANAGER).force();
-    let applied = Api::<Node>::all(client).patch(name, &parameters, &Patch::Apply(&patch)).await;
-    applied.map_err(|error| MachineError::Labels(Box::new(error)))?;
+    let (api, patch) = (Api::<Node>::all(client), Patch::Apply(&patch));
+    match tokio::time::timeout(ANSWER, api.patch(name, &parameters, &patch)).await {
+        Ok(applied) => applied.map_err(|error| MachineError::Labels(Box::new(error)))?,
+        Err(elapsed) => return Err(MachineError::Labels(Box::new(elapsed))),
+    };
     context.labels_applied(labels.clone());
     Ok(())
 }
@@ -277,20 +292,11 @@ async fn publish(machine: &Machine, context: &Context, observed: &Observed) -> R
 }
 
 fn versions(context: &Context) -> Versions {
-    let release = release("/usr/lib/garboard/versions");
-    let get = |name: &str| release.get(name).cloned();
+    let node = context.node.borrow();
     Versions {
         garboard: context.info.version.clone(),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
-        kubernetes: get("kubernetes"),
-        etcd: get("etcd"),
-        containerd: get("containerd"),
+        kubernetes: node.kubelet_version.clone(),
+        containerd: node.containerd_version.clone(),
     }
-}
-
-/// Versions of the image's programs: lines of `name=version`, empty when the image does not tell.
-fn release(path: &str) -> BTreeMap<String, String> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let pairs = text.lines().filter_map(|line| line.split_once('='));
-    pairs.map(|(name, version)| (name.trim().to_owned(), version.trim().to_owned())).collect()
 }

@@ -24,6 +24,7 @@ use crate::backoff::Backoff;
 use crate::kind::Kind;
 use crate::ledger::{Entry, Ledger, LedgerError, digest};
 use crate::precedence::{Choice, Sync, choose, sync};
+use crate::status::ANSWER;
 
 /// A submission is answered before the next is taken, so few can wait; a full channel makes the sender wait.
 const SUBMISSIONS: usize = 4;
@@ -44,6 +45,9 @@ pub enum SubmitError {
     /// The API server refused it.
     #[error("the API server refused it")]
     Api(#[source] Box<kube::Error>),
+    /// The API server did not answer in time.
+    #[error("the API server has not answered within {} seconds", ANSWER.as_secs())]
+    Timeout,
     /// It could not be recorded.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -246,8 +250,7 @@ impl<K: Kind> Source<K> {
                 let meta = object.meta_mut();
                 (meta.uid, meta.generation, meta.creation_timestamp) = (None, None, None);
                 let parameters = PostParams { field_manager: Some("garboard".to_owned()), dry_run: false };
-                let created = self.objects()?.create(&parameters, &object).await;
-                let created = created.map_err(|error| SubmitError::Api(Box::new(error)))?;
+                let created = answered(self.objects()?.create(&parameters, &object)).await?;
                 info!(name = object.object_name(), "object created in the API");
                 self.accept(created).await
             }
@@ -288,8 +291,7 @@ impl<K: Kind> Source<K> {
         match client {
             Some(client) => {
                 let api = Api::<K>::all(client);
-                let found = api.get_opt(object.object_name()).await;
-                match found.map_err(|error| SubmitError::Api(Box::new(error)))? {
+                match answered(api.get_opt(object.object_name())).await? {
                     Some(found) => {
                         let replaced = self.replace(found, object, dry_run).await?;
                         if !dry_run {
@@ -315,8 +317,7 @@ impl<K: Kind> Source<K> {
         object.meta_mut().managed_fields = None;
         let parameters = PostParams { field_manager: Some("garboard".to_owned()), dry_run };
         let name = object.object_name().to_owned();
-        let replaced = self.objects()?.replace(&name, &parameters, &object).await;
-        replaced.map_err(|error| SubmitError::Api(Box::new(error)))
+        answered(self.objects()?.replace(&name, &parameters, &object)).await
     }
 
     fn local_digest(&self) -> Option<String> {
@@ -368,6 +369,14 @@ impl<K: Kind> Source<K> {
             Some(problem) => refusals.insert(place, problem.clone()) != Some(problem),
             None => refusals.remove(&place).is_some(),
         });
+    }
+}
+
+/// The API server's answer, if it comes in time.
+async fn answered<T>(question: impl Future<Output = Result<T, kube::Error>>) -> Result<T, SubmitError> {
+    match tokio::time::timeout(ANSWER, question).await {
+        Ok(answer) => answer.map_err(|error| SubmitError::Api(Box::new(error))),
+        Err(_) => Err(SubmitError::Timeout),
     }
 }
 

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
@@ -19,6 +20,9 @@ use crate::kind::Kind;
 
 /// The name under which the agent owns fields of objects.
 pub const FIELD_MANAGER: &str = "garboard-agent";
+
+/// Longest time that the API server has to answer: one that hangs must not hold up what the machine does.
+pub const ANSWER: Duration = Duration::from_secs(10);
 
 /// A status could not be published. Trying again later can help.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +46,14 @@ pub enum StatusError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// The API server did not answer in time.
+    #[error("the API server has not taken the status of {kind} {name} within {} seconds", ANSWER.as_secs())]
+    Timeout {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Name of the object.
+        name: String,
     },
     /// The API server did not take it.
     #[error("cannot apply the status of {kind} {name}")]
@@ -116,7 +128,11 @@ impl StatusSink {
             "status": value,
         });
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let applied = Api::<K>::all(client).patch_status(&name, &parameters, &Patch::Apply(&body)).await;
+        let api = Api::<K>::all(client);
+        let patch = Patch::Apply(&body);
+        let Ok(applied) = tokio::time::timeout(ANSWER, api.patch_status(&name, &parameters, &patch)).await else {
+            return Err(StatusError::Timeout { kind, name });
+        };
         match applied {
             Ok(_) => {
                 self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value);
