@@ -132,21 +132,28 @@ fn services(services: &[ServiceStatus], width: usize) -> Vec<String> {
         return Vec::new();
     }
     let mut lines = Vec::new();
-    let mut lacking: Vec<&ServiceStatus> = services.iter().filter(|status| !is_well(status)).collect();
+    let mut lacking: Vec<&ServiceStatus> =
+        services.iter().filter(|status| !status.ready && !has_ended(status)).collect();
     lacking.sort_by_key(|status| (!is_failing(status), !status.crash_looping));
     for status in &lacking {
         lines.extend(service(status, width));
     }
-    let well: Vec<&str> = services.iter().filter(|status| is_well(status)).map(|status| status.name.as_str()).collect();
-    if !well.is_empty() {
-        let label = format!("{} of {} services ready: ", well.len(), services.len());
-        lines.extend(wrapped(&format!("{label}{}", well.join(", ")), width, GREEN));
+    let names = |of: fn(&ServiceStatus) -> bool| -> Vec<&str> {
+        services.iter().filter(|status| of(status)).map(|status| status.name.as_str()).collect()
+    };
+    let (ready, ended) = (names(|status| status.ready), names(has_ended));
+    for (names, what, colour) in [(ready, "ready", GREEN), (ended, "ended", PLAIN)] {
+        if !names.is_empty() {
+            let text = format!("{} of {} services {what}: {}", names.len(), services.len(), names.join(", "));
+            lines.extend(wrapped(&text, width, colour));
+        }
     }
     lines
 }
 
-fn is_well(status: &ServiceStatus) -> bool {
-    status.ready || status.state == PublicState::Finished
+/// Whether it was stopped; what was meant to end, and did, is ready.
+fn has_ended(status: &ServiceStatus) -> bool {
+    status.state == PublicState::Finished && !status.ready
 }
 
 fn is_failing(status: &ServiceStatus) -> bool {
