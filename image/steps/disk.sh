@@ -30,7 +30,7 @@ build_disk() {
     mkdir -p "$work"/cache "$made"
 
     local level=3
-    [[ $mode == quick ]] || level=19
+    [[ $mode == quick ]] || level=12
     # 64 KiB clusters: larger ones make each page fault unpack more. Modules are read as a whole, once:
     # erofs-hints gives them 1 MiB. mkosi shows mkfs the folder of the partitions' definitions.
     local erofs="-zzstd,level=$level -C65536 -Eztailpacking --compress-hints=/work$root/image/mkosi.repart/erofs-hints"
