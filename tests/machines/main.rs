@@ -3,6 +3,7 @@
 //! Most scenarios start from one saved state of a machine whose node is Ready, so that the image is booted once for all of them;
 //! those whose point is booting make a machine of their own.
 
+mod docs;
 mod faults;
 mod power;
 mod ready;
@@ -15,11 +16,17 @@ use libtest_mimic::{Arguments, Trial};
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let trials: Vec<Trial> =
-        [ready::scenarios(), workloads::scenarios(), faults::scenarios(), power::scenarios(), refusal::scenarios()]
-            .into_iter()
-            .flatten()
-            .collect();
+    let trials: Vec<Trial> = [
+        docs::scenarios(),
+        ready::scenarios(),
+        workloads::scenarios(),
+        faults::scenarios(),
+        power::scenarios(),
+        refusal::scenarios(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     scene::finish();
     conclusion.exit();

@@ -1,5 +1,7 @@
 //! Client and server over a real socket, with a loop that answers as it is told.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -39,10 +39,13 @@ fn get(observed: &Observed, type_: &str) -> Observation {
     conditions(observed).into_iter().find(|each| each.type_ == type_).unwrap()
 }
 
+/// What is changed, how, and the condition and reason that tell it.
+type Case = (&'static str, fn(&mut Observed), &'static str, &'static str);
+
 #[test]
 fn a_machine_is_ready_when_every_part_is() {
     assert_eq!(get(&serving(), condition::READY).holds, Some(true));
-    let cases: [(&str, fn(&mut Observed), &str, &str); 8] = [
+    let cases: [Case; 8] = [
         ("no address", |o| o.addresses.clear(), condition::NETWORK_READY, "NoAddress"),
         ("a failed link", |o| o.network_problems.push("x".into()), condition::NETWORK_READY, "Failed"),
         ("no certificates", |o| o.certificate_problems = None, condition::CERTIFICATES_READY, "NotReached"),
