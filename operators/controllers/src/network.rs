@@ -2,7 +2,7 @@
 //!
 //! [`Network`] wakes when the declaration, a lease, or anything in the kernel's network changes, compares whole state and
 //! repairs what differs. What it reached it publishes as [`NodeAddresses`] and in the files of `/etc`. DHCP clients
-//! run as tasks of their own, one per link ([`client`]).
+//! run as tasks of their own, one per link (`client`).
 
 mod client;
 mod etc;

@@ -1,7 +1,7 @@
 //! Asks services over HTTPS whether they serve, and tells PID 1, which speaks no TLS.
 //!
 //! One task per probe: it asks while the service's process runs, as often as the probe says until it serves, then less
-//! often. It reports each change of the answer at once and an unchanged one again after [`REPEAT`], so that a restarted
+//! often. It reports each change of the answer at once and an unchanged one again after a while (`REPEAT`), so that a restarted
 //! PID 1 state or a lost report mends itself.
 //! Files are read for each question: certificates change while services run.
 
