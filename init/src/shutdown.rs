@@ -13,8 +13,9 @@ use tracing::{error, info, warn};
 use crate::cgroups::Tree;
 use crate::kmsg::chain;
 
-/// Longest time that inhibitors can hold a shutdown up; kubelet asks for its whole grace period of pods.
-pub const MAX_INHIBIT_DELAY: Duration = Duration::from_secs(120);
+/// Longest time that inhibitors can hold a shutdown up: kubelet asks for its whole grace period of pods, of which
+/// `Machine.spec.kubelet` allows half a minute less. It goes on at once when the last inhibitor has ended.
+pub const MAX_INHIBIT_DELAY: Duration = Duration::from_secs(600);
 
 /// Longest time for all services together to end, after which they are killed.
 pub const MAX_STOP_TIME: Duration = Duration::from_secs(90);

@@ -136,13 +136,13 @@ pub struct MachineKubelet {
     #[serde(default = "default_max_pods")]
     #[schemars(range(min = 1, max = 1024))]
     pub max_pods: u32,
-    /// Time that pods have to end when the machine shuts down, seconds.
+    /// Time that pods have to end when the machine shuts down, seconds: at most 570, as the machine waits ten minutes for them.
     #[serde(default = "default_shutdown_grace")]
-    #[schemars(range(min = 0, max = 3600))]
+    #[schemars(range(min = 0, max = 570))]
     pub shutdown_grace_period_seconds: u32,
     /// The last part of that time, which is kept for critical pods, seconds.
     #[serde(default = "default_shutdown_grace_critical")]
-    #[schemars(range(min = 0, max = 3600))]
+    #[schemars(range(min = 0, max = 570))]
     pub shutdown_grace_period_critical_pods_seconds: u32,
 }
 

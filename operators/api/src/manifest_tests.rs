@@ -209,7 +209,7 @@ proptest! {
     }
 
     #[test]
-    fn a_machine_survives_being_written(max_pods in 1u32..=1024, grace in 0u32..=3600, mtu in proptest::option::of(576u32..=65535)) {
+    fn a_machine_survives_being_written(max_pods in 1u32..=1024, grace in 0u32..=570, mtu in proptest::option::of(576u32..=65535)) {
         let text = machine(&format!(
             "spec: {{kubelet: {{maxPods: {max_pods}, shutdownGracePeriodSeconds: {grace}, shutdownGracePeriodCriticalPodsSeconds: 0}}, \
              network: {{links: [{{match: {{name: eth0}}, mtu: {}}}]}}}}",
