@@ -31,9 +31,8 @@ build_disk() {
 
     local level=3
     [[ $mode == quick ]] || level=12
-    # 64 KiB clusters: larger ones make each page fault unpack more. Modules are read as a whole, once:
-    # erofs-hints gives them 1 MiB. mkosi shows mkfs the folder of the partitions' definitions.
-    local erofs="-zzstd,level=$level -C65536 -Eztailpacking --compress-hints=/work$root/image/mkosi.repart/erofs-hints"
+    # 64 KiB clusters: larger ones make each page fault unpack more.
+    local erofs="-zzstd,level=$level -C65536 -Eztailpacking"
     run "building the disk image ($mode compression)" mkosi.log \
         as_root env PYTHONPATH="$mkosi" python3 -m mkosi \
         --directory "$root" \
