@@ -46,7 +46,7 @@ impl Running {
         let mut observer = running.pod("observer");
         observer["metadata"]["namespace"] = json!("kube-system");
         observer["spec"]["hostPID"] = json!(true);
-        observer["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
+        observer["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true, "runAsUser": 0 });
         running.cluster.apply(&observer.to_string())?;
         running.cluster.wait_condition(&["pod", "observer", "-n", "kube-system"], "Ready", READY_LIMIT)?;
         wait::throughout("the machine to settle", SETTLE, || Ok(()))?;

@@ -43,11 +43,11 @@ fn seen(scene: &Scene) -> Result<BTreeMap<String, Seen>> {
         .collect()
 }
 
-/// A pod that shares the machine's processes and may kill them.
+/// A pod that shares the machine's processes and may kill them, as root, which the image's own user may not.
 fn killer(image: &str) -> Value {
     let mut pod = sample_pod(image, "killer", &["sleep"]);
     pod["spec"]["hostPID"] = json!(true);
-    pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
+    pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true, "runAsUser": 0 });
     pod["metadata"]["namespace"] = json!("kube-system");
     pod
 }
@@ -60,12 +60,15 @@ fn every_service_killed_comes_back_and_disturbs_no_other(scene: &mut Scene) -> R
     scene.cluster.apply(&bystander.to_string())?;
     scene.cluster.wait_condition(&["pod", "bystander"], "Ready", POD_LIMIT)?;
 
-    for victim in seen(scene)?.into_keys() {
+    // What has ended, as the making of disks, has no process to kill.
+    let running = seen(scene)?.into_iter().filter(|(_, seen)| seen.pid != 0);
+    for victim in running.map(|(name, _)| name).collect::<Vec<_>>() {
         let before = seen(scene)?;
         let pid = before[&victim].pid.to_string();
         // The answer may be lost with the process that carried it; whether it died is seen below.
-        scene.cluster.kubectl(&["exec", "-n", "kube-system", "killer", "--", "/sample", "kill", &pid])?;
-        let after = wait::until(&format!("{victim} to be back"), BACK_LIMIT, || {
+        let said = scene.cluster.kubectl(&["exec", "-n", "kube-system", "killer", "--", "/sample", "kill", &pid])?;
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        let after = wait::until(&format!("{victim} to be back; its end said {said:?}"), BACK_LIMIT, || {
             let after = seen(scene).map_err(|error| error.to_string())?;
             match after.get(&victim) {
                 Some(now) if now.pid != before[&victim].pid && now.pid != 0 && now.ready => Ok(after),

@@ -114,8 +114,13 @@ fn cuts_at_first_boot_and_at_work_lose_nothing() -> Result<()> {
             number += 1;
         }
         scene.machine.cut_power()?;
-        scene.boot()?;
-        let there = scene.cluster.get(&["configmaps"])?;
+        scene.machine.start()?;
+        let there = wait::until("the API server to answer again", READY_LIMIT, || {
+            scene
+                .cluster
+                .get(&["configmaps"])
+                .map_err(|error| format!("{error}; the console's end:\n{}", scene.machine.console_end()))
+        })?;
         let there: BTreeSet<String> = there["items"]
             .as_array()
             .into_iter()
@@ -125,5 +130,5 @@ fn cuts_at_first_boot_and_at_work_lose_nothing() -> Result<()> {
         let lost: Vec<_> = acknowledged.difference(&there).collect();
         ensure!(lost.is_empty(), "after cut {cut}, acknowledged but gone: {lost:?}");
     }
-    Ok(())
+    scene.wait_ready()
 }

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use garboard_tests::cluster::{Cluster, READY_LIMIT};
 use garboard_tests::image::Image;
 use garboard_tests::machine::{Hardware, Machine, Ports};
@@ -124,5 +124,6 @@ pub fn finish() {
 }
 
 fn failed(error: anyhow::Error) -> Failed {
-    Failed::from(anyhow!("{error:?}").to_string())
+    // The causes without a backtrace: what failed is a machine.
+    Failed::from(format!("{error:#}"))
 }
