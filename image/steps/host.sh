@@ -49,9 +49,17 @@ need_go() {
     fi
     # Older ones cannot, but can download the module that the toolchain is.
     local module=golang.org/toolchain@v0.0.1-go$go_version.linux-amd64 folder
-    run "downloading Go $go_version" go.log env -u GOTOOLCHAIN -u GOFLAGS go mod download "$module"
     folder=$(go env GOMODCACHE)/$module
+    if [[ -d $folder ]]; then
+        PATH=$folder/bin:$PATH
+        export GOROOT=$folder
+        return
+    fi
+    run "downloading Go $go_version" go.log env -u GOTOOLCHAIN -u GOFLAGS go mod download "$module"
+    # What a newer Go does after the download: a module's archive has neither modes nor nested go.mod files.
+    chmod -R u+w "$folder"
     chmod -R u+x "$folder/bin" "$folder/pkg/tool"
+    find "$folder" -name _go.mod -execdir mv _go.mod go.mod \;
     PATH=$folder/bin:$PATH
     export GOROOT=$folder
 }
