@@ -30,7 +30,7 @@ build_disk() {
     mkdir -p "$work"/cache "$made"
 
     local level=3
-    [[ $mode == quick ]] || level=12
+    [[ $mode == quick ]] || level=19
     # 64 KiB clusters: larger ones make each page fault unpack more.
     local erofs="-zzstd,level=$level -C65536 -Eztailpacking"
     run "building the disk image ($mode compression)" mkosi.log \
