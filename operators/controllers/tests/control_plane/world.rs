@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -80,6 +80,11 @@ impl World {
     /// Empty places where the machine has its own, an address, and everything that the agent makes before it starts services.
     pub fn new() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
+        // Held open, because the clone may lie below one of the folders that are hidden now.
+        let users = ["passwd", "group"].map(|name| {
+            let image = format!("{}/../../image/mkosi.extra/final/etc/{name}", env!("CARGO_MANIFEST_DIR"));
+            (format!("/etc/{name}"), File::open(image).unwrap())
+        });
         for path in ["/run", "/tmp", "/var/lib", "/var/log"] {
             run("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", path]);
         }
@@ -103,9 +108,9 @@ impl World {
         run("ip", &["link", "set", "eth0", "up"]);
         run("ip", &["link", "set", "outside", "up"]);
         run("ip", &["route", "add", "default", "via", "192.0.2.1"]);
-        for name in ["passwd", "group"] {
-            let image = format!("{}/../../image/mkosi.extra/final/etc/{name}", env!("CARGO_MANIFEST_DIR"));
-            run("mount", &["--bind", &image, &format!("/etc/{name}")]);
+        for (path, image) in &users {
+            let held = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
+            run("mount", &["--no-canonicalize", "--bind", &held, path]);
         }
         fs::create_dir_all("/run/garboard/services").unwrap();
         let notifications = UnixDatagram::bind(NOTIFY_SOCKET).unwrap();
