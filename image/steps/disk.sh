@@ -1,7 +1,7 @@
 # The disk image: runs mkosi and names what it leaves.
 # shellcheck shell=bash disable=SC2034,SC2154 # Variables are shared with image/build and the other steps.
 
-# Goals in bytes, for the release's compression.
+# Goals in bytes; that of the root is for the release's compression.
 root_goal=120000000
 uki_goal=16000000
 
