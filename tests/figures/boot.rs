@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use garboard_tests::cluster::{Cluster, READY_LIMIT};
+use garboard_tests::cluster::READY_LIMIT;
+use garboard_tests::fresh::Fresh;
 use garboard_tests::image::Image;
-use garboard_tests::machine::{Hardware, Machine, Ports};
+use garboard_tests::machine::Hardware;
 use garboard_tests::wait;
 use serde_json::Value;
 
@@ -42,11 +43,7 @@ pub fn times(image: &Image, runs: u32, report: &mut Report) -> Result<()> {
     ];
     let mut phases: Vec<(String, Vec<f64>)> = Vec::new();
     for _ in 0..runs {
-        let directory = tempfile::tempdir().context("make a folder")?;
-        let ports = Ports::free()?;
-        let cluster = Cluster::new(image, &directory.path().join("cluster"), ports)?;
-        let mut machine = Machine::create(image, &directory.path().join("machine"), Hardware::default(), ports)?;
-        machine.set_manifests(Some(cluster.manifests()));
+        let Fresh { machine, cluster, .. } = &mut Fresh::new(image, Hardware::default())?;
         let on = Instant::now();
         machine.start()?;
         machine.wait_console("\n", READY_LIMIT)?;

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use garboard_tests::cluster::{Cluster, READY_LIMIT};
+use garboard_tests::cluster::READY_LIMIT;
+use garboard_tests::fresh::Fresh;
 use garboard_tests::image::Image;
-use garboard_tests::machine::{Hardware, Machine, Ports};
+use garboard_tests::machine::Hardware;
 use garboard_tests::wait;
 use serde_json::json;
-use tempfile::TempDir;
 
 use crate::report::{Reference, Report};
 
@@ -21,10 +21,8 @@ const OURS: &[&str] = &["garboard-init", "garboard-operators", "garboard-cni", "
 
 /// A Ready machine with a pod that sees its processes.
 pub struct Running {
-    cluster: Cluster,
+    fresh: Fresh,
     sample: String,
-    _machine: Machine,
-    _directory: TempDir,
 }
 
 impl Running {
@@ -33,22 +31,18 @@ impl Running {
     /// # Errors
     /// When it does not become Ready.
     pub fn start(image: &Image) -> Result<Self> {
-        let directory = tempfile::tempdir().context("make a folder")?;
-        let ports = Ports::free()?;
-        let cluster = Cluster::new(image, &directory.path().join("cluster"), ports)?;
-        let mut machine = Machine::create(image, &directory.path().join("machine"), Hardware::default(), ports)?;
-        machine.set_manifests(Some(cluster.manifests()));
-        machine.start()?;
-        cluster.fetch_kubeconfig(READY_LIMIT)?;
-        cluster.wait_ready(READY_LIMIT)?;
+        let mut fresh = Fresh::new(image, Hardware::default())?;
+        fresh.machine.start()?;
+        fresh.cluster.fetch_kubeconfig(READY_LIMIT)?;
+        fresh.cluster.wait_ready(READY_LIMIT)?;
         let sample = format!("garboard.dev/sample:{}", image.version()?);
-        let running = Self { cluster, sample, _machine: machine, _directory: directory };
+        let running = Self { fresh, sample };
         let mut observer = running.pod("observer");
         observer["metadata"]["namespace"] = json!("kube-system");
         observer["spec"]["hostPID"] = json!(true);
         observer["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true, "runAsUser": 0 });
-        running.cluster.apply(&observer.to_string())?;
-        running.cluster.wait_condition(&["pod", "observer", "-n", "kube-system"], "Ready", READY_LIMIT)?;
+        running.fresh.cluster.apply(&observer.to_string())?;
+        running.fresh.cluster.wait_condition(&["pod", "observer", "-n", "kube-system"], "Ready", READY_LIMIT)?;
         wait::throughout("the machine to settle", SETTLE, || Ok(()))?;
         Ok(running)
     }
@@ -108,11 +102,18 @@ impl Running {
         for (count, name) in [(1, "one"), (10, "ten")] {
             let pods: Vec<String> = (0..count).map(|i| self.pod(&format!("{name}-{i}")).to_string()).collect();
             let start = Instant::now();
-            self.cluster.apply(&pods.join("\n---\n"))?;
+            self.fresh.cluster.apply(&pods.join("\n---\n"))?;
             let ready = format!("--timeout={}s", READY_LIMIT.as_secs());
-            self.cluster.kubectl_ok(&["wait", "--for=condition=Ready", "pod", "--selector", "bench=pods", &ready])?;
+            self.fresh.cluster.kubectl_ok(&[
+                "wait",
+                "--for=condition=Ready",
+                "pod",
+                "--selector",
+                "bench=pods",
+                &ready,
+            ])?;
             report.add(format!("pods: {name} at once, created to Ready"), "s", &[start.elapsed().as_secs_f64()], None);
-            self.cluster.kubectl_ok(&[
+            self.fresh.cluster.kubectl_ok(&[
                 "delete",
                 "pod",
                 "--selector",
@@ -132,7 +133,9 @@ impl Running {
     }
 
     fn observe(&self, arguments: &[&str]) -> Result<String> {
-        self.cluster.kubectl_ok(&[&["exec", "-n", "kube-system", "observer", "--", "/sample"], arguments].concat())
+        self.fresh
+            .cluster
+            .kubectl_ok(&[&["exec", "-n", "kube-system", "observer", "--", "/sample"], arguments].concat())
     }
 
     /// All ticks and idle ticks since boot.

@@ -5,9 +5,11 @@
 //! | [`image`] | `target/image/latest` | paths of the image's files and of the host's programs |
 //! | [`machine`] | an image, a manifest | a running QEMU: console text, power, snapshots |
 //! | [`cluster`] | a machine | `kubectl`, `garboardctl`, waiting for conditions of objects |
+//! | [`fresh`] | an image | a machine that was never on, with its cluster |
 //! | [`wait`] | a condition, a limit | its value, or an error that says what was last seen |
 
 pub mod cluster;
+pub mod fresh;
 pub mod image;
 pub mod machine;
 pub mod qmp;

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use garboard_tests::cluster::{Cluster, READY_LIMIT};
+use garboard_tests::fresh::Fresh;
 use garboard_tests::image::Image;
-use garboard_tests::machine::{Hardware, Machine, Ports};
+use garboard_tests::machine::{Hardware, Machine};
 use libtest_mimic::{Failed, Trial};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -33,11 +34,7 @@ impl Scene {
     /// When the image is missing, or files cannot be made.
     pub fn new(hardware: Hardware) -> Result<Self> {
         let image = Image::latest()?;
-        let directory = tempfile::Builder::new().prefix("garboard-").tempdir().context("make a folder")?;
-        let ports = Ports::free()?;
-        let cluster = Cluster::new(&image, &directory.path().join("cluster"), ports)?;
-        let mut machine = Machine::create(&image, &directory.path().join("machine"), hardware, ports)?;
-        machine.set_manifests(Some(cluster.manifests()));
+        let Fresh { machine, cluster, directory } = Fresh::new(&image, hardware)?;
         Ok(Self { machine, cluster, _directory: directory })
     }
 
