@@ -18,6 +18,9 @@ const EAGER_PROBE: Duration = Duration::from_millis(50);
 /// Time beyond a probe's own timeout after which its answer is given up.
 const PROBE_SLACK: Duration = Duration::from_secs(1);
 
+/// A watchdog's end that is noticed this late was missed by the whole machine, as one that its hypervisor paused: not by the service.
+const STOOD_STILL: Duration = Duration::from_secs(2);
+
 /// What `event` makes of `service`, and what is to be done. Events that do not fit the state, or concern an earlier process, change
 /// nothing.
 pub fn step(spec: &ServiceSpec, mut service: Service, event: Event, moment: Moment) -> (Service, Vec<Action>) {
@@ -185,8 +188,12 @@ impl Step<'_> {
             Readiness::Ready { since } if since + stable_after(self.spec) <= now => self.service.history.failures = 0,
             Readiness::Pending { .. } | Readiness::Ready { .. } | Readiness::Lost => {}
         }
-        if running.watchdog_by.is_some_and(|by| by <= now) {
-            return self.ask_to_end(Some(running.pid), "no sign of life in time".to_owned(), Then::Policy);
+        match running.watchdog_by {
+            Some(by) if by + STOOD_STILL <= now => running.watchdog_by = self.watched_until(),
+            Some(by) if by <= now => {
+                return self.ask_to_end(Some(running.pid), "no sign of life in time".to_owned(), Then::Policy);
+            }
+            Some(_) | None => {}
         }
         for kind in [ProbeKind::Readiness, ProbeKind::Liveness] {
             let schedule = match kind {
@@ -289,13 +296,17 @@ impl Step<'_> {
         let first = matches!(running.readiness, Readiness::Pending { .. });
         running.readiness = Readiness::Ready { since: now };
         if first {
-            running.watchdog_by = self.spec.watchdog_ms.map(|ms| now + Duration::from_millis(ms));
+            running.watchdog_by = self.watched_until();
             if let Some(probe) = probe(self.spec, ProbeKind::Liveness)
                 && carried_out_here(&probe.action)
             {
                 running.liveness_probe.next = Some(Next::Ask(now + Duration::from_millis(probe.period_ms)));
             }
         }
+    }
+
+    fn watched_until(&self) -> Option<Duration> {
+        self.spec.watchdog_ms.map(|ms| self.moment.now + Duration::from_millis(ms))
     }
 
     fn notified(&mut self, mut running: Running, notification: Notification) -> ServiceState {
@@ -307,8 +318,8 @@ impl Step<'_> {
                 }
             }
             Notification::Alive => {
-                if let (Some(by), Some(ms)) = (&mut running.watchdog_by, self.spec.watchdog_ms) {
-                    *by = self.moment.now + Duration::from_millis(ms);
+                if running.watchdog_by.is_some() {
+                    running.watchdog_by = self.watched_until();
                 }
             }
             Notification::Hung => {

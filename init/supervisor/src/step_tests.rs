@@ -168,6 +168,16 @@ fn the_watchdog_is_fed_by_messages() {
 }
 
 #[test]
+fn a_machine_that_stood_still_is_no_service_that_hangs() {
+    let spec = ServiceSpec { readiness: Some(notify()), watchdog_ms: Some(100), ..service("a") };
+    let mut driver = Driver::new(spec).started(0);
+    driver.process(600, ProcessEvent::Notified(Notification::Ready));
+    assert_eq!(driver.event(120_000, Event::Tick), [], "the whole machine missed it");
+    assert_eq!(driver.event(120_100, Event::Tick).len(), 1, "it is watched again");
+    assert_eq!(driver.reason(), "no sign of life in time");
+}
+
+#[test]
 fn policies_decide_after_an_exit() {
     use RestartPolicy::{Always, Never, OnFailure};
     let good = Exit::Code(0);
