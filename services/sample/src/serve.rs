@@ -63,7 +63,7 @@ fn exchange(mut stream: TcpStream) -> std::io::Result<()> {
         // A connection that says nothing, as TCP probes make them.
         return Ok(());
     }
-    let path = head.split_whitespace().nth(1).unwrap_or("/");
+    let path = path(&head);
     let (status, body) = match path {
         "/" => ("200 OK", page(&peer.to_string())),
         "/healthz" => ("200 OK", "ok\n".to_owned()),
@@ -90,7 +90,28 @@ fn read_head(stream: &TcpStream) -> std::io::Result<String> {
     }
 }
 
+/// The path of a request's first line, without its query: the API server's proxy passes on the query of whoever asks it.
+fn path(head: &str) -> &str {
+    let target = head.split_whitespace().nth(1).unwrap_or("/");
+    target.split('?').next().unwrap_or(target)
+}
+
 fn page(client: &str) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("Garboard sample {} on {}\nclient: {client}\n", env!("CARGO_PKG_VERSION"), host.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_query_is_no_part_of_the_path() {
+        for (head, path) in [
+            ("GET / HTTP/1.1\r\n\r\n", "/"),
+            ("GET /?timeout=10s HTTP/1.1\r\n\r\n", "/"),
+            ("GET /healthz?verbose HTTP/1.1\r\n\r\n", "/healthz"),
+            ("", "/"),
+        ] {
+            assert_eq!(super::path(head), path, "{head:?}");
+        }
+    }
 }
