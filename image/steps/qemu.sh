@@ -68,7 +68,7 @@ power_on() {
     qemu-system-x86_64 "${cpu[@]}" -m "$memory" -smp "$cpus" -nodefaults -display none \
         -drive "if=pflash,format=raw,readonly=on,file=$(firmware CODE)" \
         -drive "if=pflash,format=raw,file=$machine/vars.fd" \
-        -drive "if=virtio,format=qcow2,cache=writeback,discard=unmap,file=$machine/disk.qcow2" \
+        -drive "if=virtio,format=qcow2,cache=unsafe,discard=unmap,file=$machine/disk.qcow2" \
         -netdev "user,id=n0,hostfwd=tcp:127.0.0.1:$api_port-:6443,hostfwd=tcp:127.0.0.1:$machine_port-:7443" \
         -device virtio-net-pci,netdev=n0 -device virtio-rng-pci \
         -device i6300esb -action watchdog=reset \

@@ -3,11 +3,11 @@
 //! Roles give rights away, so they need an [`administrator`]; the rest is the agent's own business. Everything is applied by
 //! server-side apply under one field manager, so what others add to an object stays.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use garboard_api::cluster::ClusterSpec;
 use garboard_plan::addons::{self as plan, FIELD_MANAGER, NodeInput, ObjectKey};
 use garboard_plan::pki::Authority;
@@ -20,6 +20,8 @@ use tracing::info;
 
 use crate::pki::{PkiError, PkiStore};
 
+/// Objects that are read or applied at the same time: what an API server that is still starting can make use of.
+const AT_ONCE: usize = 4;
 /// Life of the certificate of an [`administrator`].
 const ADMINISTRATOR_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
@@ -109,28 +111,31 @@ pub async fn keep_dns(client: &Client, cluster: &ClusterSpec, node: Option<&Node
 }
 
 async fn keep(client: &Client, desired: Vec<Value>) -> Result<usize, AddonsError> {
-    let mut live = BTreeMap::new();
-    for object in &desired {
-        let key = ObjectKey::of(object);
-        let found = api(client, &key).get_opt(&key.name).await;
-        match found.map(|object| object.map(serde_json::to_value)) {
-            Ok(Some(Ok(found))) => {
-                live.insert(key, found);
-            }
-            Ok(None | Some(Err(_))) => {}
-            Err(source) => return Err(AddonsError::Read { kind: key.kind, name: key.name, source }),
-        }
-    }
+    let keys: Vec<_> = desired.iter().map(ObjectKey::of).collect();
+    let found: Vec<_> = stream::iter(keys).map(|key| read(client, key)).buffer_unordered(AT_ONCE).try_collect().await?;
+    let live = found.into_iter().flatten().collect();
     let due = plan::due(desired, &live);
-    for object in &due {
-        let key = ObjectKey::of(object);
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        match api(client, &key).patch(&key.name, &parameters, &Patch::Apply(object)).await {
-            Ok(_) => info!(kind = key.kind, name = key.name, "object applied"),
-            Err(source) => return Err(AddonsError::Apply { kind: key.kind, name: key.name, source }),
-        }
+    let applied: Vec<_> =
+        stream::iter(due).map(|object| apply(client, object)).buffer_unordered(AT_ONCE).try_collect().await?;
+    Ok(applied.len())
+}
+
+/// The object as it is in the API, if it is there.
+async fn read(client: &Client, key: ObjectKey) -> Result<Option<(ObjectKey, Value)>, AddonsError> {
+    match api(client, &key).get_opt(&key.name).await {
+        Ok(object) => Ok(object.and_then(|object| serde_json::to_value(object).ok()).map(|found| (key, found))),
+        Err(source) => Err(AddonsError::Read { kind: key.kind, name: key.name, source }),
     }
-    Ok(due.len())
+}
+
+async fn apply(client: &Client, object: Value) -> Result<(), AddonsError> {
+    let key = ObjectKey::of(&object);
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    match api(client, &key).patch(&key.name, &parameters, &Patch::Apply(&object)).await {
+        Ok(_) => info!(kind = key.kind, name = key.name, "object applied"),
+        Err(source) => return Err(AddonsError::Apply { kind: key.kind, name: key.name, source }),
+    }
+    Ok(())
 }
 
 fn api(client: &Client, key: &ObjectKey) -> Api<DynamicObject> {

@@ -14,13 +14,14 @@ use garboard_catalog::input::apiserver_service_address;
 use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
 use garboard_control::{ControlError, MachinePhase};
 use garboard_plan::machine::{self as plan, Observed};
+use garboard_plan::node as node_plan;
 use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Step};
 use garboard_runtime::applier::chain;
 use garboard_runtime::status::{ANSWER, StatusError};
 use garboard_supervisor::spec::ServiceSpec;
 use garboard_supervisor::status::Change;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use serde_json::json;
 use tracing::{debug, info};
@@ -46,6 +47,9 @@ pub enum MachineError {
     /// PID 1 did not take the services.
     #[error("cannot declare the services")]
     Control(#[from] ControlError),
+    /// Its node's part of the pod addresses.
+    #[error("cannot claim the node's pod addresses")]
+    PodAddresses(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Its node's labels.
     #[error("cannot label the node")]
     Labels(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -66,8 +70,13 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
         Some(cluster) => converge(&machine, cluster, &context, &mut observed).await,
         None => Ok(RESYNC),
     };
+    let claimed = match &cluster {
+        Some(cluster) => claim_block(&machine, &cluster.spec, &context).await,
+        None => Ok(()),
+    };
     let labelled = label(&machine, &context).await;
     publish(&machine, &context, &observed).await?;
+    claimed?;
     labelled?;
     converged.map(Action::requeue)
 }
@@ -230,6 +239,24 @@ async fn declare_services(context: &Context, specs: Vec<ServiceSpec>) -> Result<
     }
     context.specs.send_replace(Arc::new(specs));
     Ok(())
+}
+
+/// Gives the first node of a new cluster its part of the pod addresses.
+async fn claim_block(machine: &Machine, cluster: &ClusterSpec, context: &Context) -> Result<(), MachineError> {
+    let node = context.node.borrow().clone();
+    let client = context.api.borrow().clone();
+    let (Some(client), Some(uid), true) = (client, node.uid, node.pod_cidrs.is_empty()) else { return Ok(()) };
+    let (api, name) = (Api::<Node>::all(client), machine.node_name());
+    let claim = async {
+        let nodes = api.list_metadata(&ListParams::default().limit(2)).await?.items.len();
+        let Some(block) = node_plan::first_block(cluster.pod_cidr.net(), nodes) else { return Ok(()) };
+        let patch = json!({ "metadata": { "uid": uid }, "spec": { "podCIDR": block, "podCIDRs": [block] } });
+        api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+    };
+    match tokio::time::timeout(ANSWER, claim).await {
+        Ok(claimed) => claimed.map_err(|error| MachineError::PodAddresses(Box::new(error))),
+        Err(elapsed) => Err(MachineError::PodAddresses(Box::new(elapsed))),
+    }
 }
 
 /// Puts the Machine's labels on the Node. Others' labels stay; those that the Machine no longer declares go.

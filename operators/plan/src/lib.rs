@@ -7,4 +7,5 @@ pub mod csr;
 pub mod events;
 pub mod machine;
 pub mod network;
+pub mod node;
 pub mod pki;

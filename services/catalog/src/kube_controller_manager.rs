@@ -1,6 +1,7 @@
 //! kube-controller-manager: the upstream controllers, and the signer of kubelets' serving certificates. It listens on loopback only.
 
 use garboard_supervisor::spec::{ServiceSpec, Slice};
+use ipnet::IpNet;
 
 use crate::base::{Args, blank, cgroup, comma, https, liveness, readiness, ready};
 use crate::pki::{Leaf, controller_manager as keys};
@@ -10,6 +11,11 @@ use crate::{CatalogError, CatalogInput, kube_apiserver, kubeconfig, tls, users};
 pub const NAME: &str = "kube-controller-manager";
 /// Port of health and metrics.
 pub const PORT: u16 = 10257;
+
+/// Length of the prefix of each node's part of the pod addresses.
+pub fn node_block_prefix(pods: IpNet) -> u8 {
+    pods.prefix_len().max(if pods.addr().is_ipv6() { 64 } else { 24 })
+}
 
 /// Flags that kube-controller-manager and kube-scheduler share.
 pub(crate) fn controller_args(program: &str, name: &str, port: u16, leaf: Leaf) -> Args {
@@ -43,6 +49,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
         .flag("cluster-name", "garboard")
         .flag("allocate-node-cidrs", true)
         .flag("cluster-cidr", input.cluster.pod_cidr)
+        .flag("node-cidr-mask-size", node_block_prefix(input.cluster.pod_cidr.net()))
         .flag("service-cluster-ip-range", input.cluster.service_cidr)
         .flag("cluster-signing-cert-file", leaf.ca_file())
         .flag("cluster-signing-key-file", keys::CA_KEY)
