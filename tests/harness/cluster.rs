@@ -42,6 +42,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Where its files are: manifests, keys, kubeconfig.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The manifests in one file, as the machine is given them.
     pub fn manifests(&self) -> PathBuf {
         self.directory.join("manifests.yaml")
@@ -173,6 +178,14 @@ impl Cluster {
                 None => Err("no such condition yet".to_owned()),
             }
         })
+    }
+
+    /// Waits until an object exists.
+    ///
+    /// # Errors
+    /// When it does not within `limit`.
+    pub fn wait_exists(&self, object: &[&str], limit: Duration) -> Result<()> {
+        wait::until(&object.join(" "), limit, || self.get(object).map(drop).map_err(|error| error.to_string()))
     }
 
     /// Waits until the node is Ready.

@@ -106,6 +106,11 @@ impl Machine {
         self.manifests = file;
     }
 
+    /// Gives QEMU these arguments too, from the next start on.
+    pub fn add_arguments<'a>(&mut self, arguments: impl IntoIterator<Item = &'a str>) {
+        self.hardware.extra.extend(arguments.into_iter().map(str::to_owned));
+    }
+
     /// The host's ports that lead into it.
     pub fn ports(&self) -> Ports {
         self.ports

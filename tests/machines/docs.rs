@@ -10,8 +10,7 @@ use libtest_mimic::Trial;
 use crate::scene::cold;
 
 pub fn scenarios() -> Vec<Trial> {
-    // It takes the machine in target/run and the ports that go with it, which may be in use: run by its name only.
-    vec![cold("docs::the_first_hour_works_as_written", the_first_hour_works_as_written).with_ignored_flag(true)]
+    vec![cold("docs::the_first_hour_works_as_written", the_first_hour_works_as_written)]
 }
 
 /// The heading whose commands are run, and the commands before it that start it.

@@ -9,6 +9,7 @@ mod power;
 mod ready;
 mod refusal;
 mod scene;
+mod sources;
 mod workloads;
 
 use libtest_mimic::{Arguments, Trial};
@@ -19,6 +20,7 @@ fn main() {
     let trials: Vec<Trial> = [
         docs::scenarios(),
         ready::scenarios(),
+        sources::scenarios(),
         workloads::scenarios(),
         faults::scenarios(),
         power::scenarios(),

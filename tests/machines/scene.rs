@@ -55,7 +55,8 @@ impl Scene {
         self.wait_ready()
     }
 
-    /// Waits until the machine API answers, fetches the kubeconfig and waits until the node is Ready.
+    /// Waits until the machine API answers, fetches the kubeconfig and waits until the node is Ready and takes pods, which it does only
+    /// with the upstream controllers: they make the account that pods run under.
     ///
     /// # Errors
     /// When it does not get there in time; with the console's end.
@@ -63,6 +64,7 @@ impl Scene {
         self.cluster
             .fetch_kubeconfig(READY_LIMIT)
             .and_then(|()| self.cluster.wait_ready(READY_LIMIT))
+            .and_then(|()| self.cluster.wait_exists(&["serviceaccount", "default"], READY_LIMIT))
             .with_context(|| format!("the console's end:\n{}", self.machine.console_end()))
     }
 }

@@ -65,7 +65,7 @@ fn in_client(scene: &Scene, arguments: &[&str]) -> Result<String> {
     scene.cluster.kubectl_ok(&[&["exec", "client", "--", "/sample"], arguments].concat())
 }
 
-fn a_deployment_serves_through_its_service_and_name(scene: &mut Scene) -> Result<()> {
+pub fn a_deployment_serves_through_its_service_and_name(scene: &mut Scene) -> Result<()> {
     scene.cluster.apply(&web(scene, 2)?)?;
     client(scene)?;
     scene.cluster.wait_for(&["deployment", "web"], "/status/readyReplicas", &json!(2), POD_LIMIT)?;
