@@ -1,6 +1,7 @@
 //! Figures of the built image, each beside what it is compared with: measured, never judged.
 
 mod boot;
+mod cni;
 mod report;
 mod running;
 
@@ -19,6 +20,7 @@ medians, and compare only figures of one call: hosts differ, and so does one hos
   memory    memory of everything that is not Kubernetes (proportional set size)
   idle      processor time of the machine at rest
   pods      from creating a pod to its being Ready: one, and ten at once
+  cni       attaching a pod to the network, on this host: the reference plugins beside it in the same call (needs root)
   sizes     of the image's files
 
   -o json   for programs
@@ -42,7 +44,7 @@ fn main() -> Result<()> {
                 Some(Ok(number @ 1..=100)) => runs = number,
                 other => bail!("--runs {other:?}: 1 to 100"),
             },
-            "boot" | "memory" | "idle" | "pods" | "sizes" => wanted.push(argument),
+            "boot" | "cni" | "memory" | "idle" | "pods" | "sizes" => wanted.push(argument),
             other => bail!("{other:?} is no figure\n\n{USAGE}"),
         }
     }
@@ -51,6 +53,9 @@ fn main() -> Result<()> {
     let mut report = Report::default();
     if wants("sizes") {
         boot::sizes(&image, &mut report)?;
+    }
+    if wants("cni") {
+        cni::add(&mut report)?;
     }
     if wants("boot") {
         boot::times(&image, runs, &mut report)?;
