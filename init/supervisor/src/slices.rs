@@ -64,7 +64,7 @@ pub fn slices(total: u64) -> [SlicePlan; 6] {
             memory_min: part(8, 1024),
             memory_low: part(5, 4096),
             // All others wait for the API server, at boot and later.
-            cpu_weight: 2000,
+            cpu_weight: 1000,
             io_weight: 500,
             pids_max: Some((threads / 4).max(1024)),
         },

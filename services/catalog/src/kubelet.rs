@@ -3,9 +3,7 @@
 use garboard_supervisor::spec::{ServiceSpec, Slice, Stop};
 use serde_json::{Value, json};
 
-use crate::base::{
-    Args, MIB, blank, cgroup, http, liveness, private_directory, private_file, readiness, ready, started,
-};
+use crate::base::{Args, MIB, blank, cgroup, http, liveness, private_directory, private_file, readiness, ready};
 use crate::input::dns_service_address;
 use crate::kubeconfig::pretty;
 use crate::paths::{self, service_file};
@@ -44,7 +42,8 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     spec.directories.extend([private_directory(DATA_DIR), private_directory(format!("{DATA_DIR}/pki"))]);
     spec.files = vec![private_file(config_file, pretty(&config(input))), kubeconfig::file(NAME, Leaf::Kubelet)];
     containerd::open_isolation(&mut spec.isolation);
-    spec.requires.push(started(containerd::NAME)?);
+    // It gives up when the runtime does not answer within some seconds.
+    spec.requires.push(ready(containerd::NAME)?);
     // kubelet asks logind once, at its start, for the right to delay a shutdown; without an answer pods get no time to end.
     spec.requires.push(ready(bus::NAME)?);
     spec.readiness = Some(readiness(http(HEALTH_PORT, "/healthz")));
