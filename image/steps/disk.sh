@@ -93,6 +93,11 @@ collect() {
     link_latest
 }
 
+# The root hash of the image in $output.
+root_hash() {
+    sed -n 's/^  "rootHash": "\(.*\)",$/\1/p' "$output/release.json"
+}
+
 # Makes target/image/latest the version just built.
 link_latest() {
     ln -sfn "$version" "$root/target/image/latest"
