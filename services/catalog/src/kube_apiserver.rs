@@ -81,6 +81,8 @@ fn args(input: &CatalogInput) -> Result<Args, CatalogError> {
         .flag("admission-control-config-file", admission_file())
         .flag("allow-privileged", true)
         .flag("profiling", false)
+        // At its end it would wait for whoever watches, which everybody does for as long as it is there.
+        .flag("shutdown-watch-termination-grace-period", "2s")
         .flag("etcd-servers", etcd::CLIENT_URL)
         .flag("etcd-cafile", Leaf::ApiserverEtcdClient.ca_file())
         .flag("etcd-certfile", Leaf::ApiserverEtcdClient.cert_file())
