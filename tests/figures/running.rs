@@ -35,6 +35,10 @@ impl Running {
         fresh.machine.start()?;
         fresh.cluster.fetch_kubeconfig(READY_LIMIT)?;
         fresh.cluster.wait_ready(READY_LIMIT)?;
+        // The upstream controllers make the accounts that pods run under.
+        for namespace in ["kube-system", "default"] {
+            fresh.cluster.wait_exists(&["serviceaccount", "default", "-n", namespace], READY_LIMIT)?;
+        }
         let sample = format!("garboard.dev/sample:{}", image.version()?);
         let running = Self { fresh, sample };
         let mut observer = running.pod("observer");
