@@ -24,7 +24,7 @@ input_paths=(Cargo.toml Cargo.lock mkosi.conf image init services operators)
 
 # hash_inputs MODE: all inputs of an image.
 hash_inputs() {
-    hash_of "$1 $version" "${input_paths[@]}"
+    hash_of "$1 $version $(source_date)" "${input_paths[@]}"
 }
 
 # The time that files in the image bear: that of the last commit that changed an input.

@@ -28,9 +28,9 @@ fn dependents_end_first_and_nothing_survives(mut world: World) {
     let requires = vec![Condition { service: ServiceName::try_from("a-base").unwrap(), state: Reached::Started }];
     let (base, top) = (world.path("base-ends"), world.path("top-ends"));
     let on_term = |file: &str| {
-        ["/bin/sh", "-c", &format!("trap 'date +%s%N > {file}; exit 0' TERM; while true; do sleep 0.01; done")]
-            .map(str::to_owned)
-            .to_vec()
+        let script =
+            format!("trap 'date +%s%N > {file}; exit 0' TERM; : > {file}-awaited; while true; do sleep 0.01; done");
+        ["/bin/sh", "-c", &script].map(str::to_owned).to_vec()
     };
     let specs = [
         ServiceSpec { argv: on_term(&base), ..world.service("a-base", &[]) },
@@ -39,7 +39,9 @@ fn dependents_end_first_and_nothing_survives(mut world: World) {
     ];
     world.set(&specs);
     world.wait_for("stubborn", |status| status.message == "deaf");
-    world.wait_ready("b-top");
+    for file in [&base, &top] {
+        world.until("the trap to be set", || std::path::Path::new(&format!("{file}-awaited")).exists());
+    }
     world.block(world.client().shutdown(ShutdownKind::PowerOff, "a test")).unwrap();
     assert_eq!(world.wait_end().signal(), Some(POWERED_OFF));
     let time = |path: &str| std::fs::read_to_string(path).unwrap().trim().parse::<u128>().unwrap();
