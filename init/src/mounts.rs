@@ -52,9 +52,7 @@ const MOUNTS: [Wanted; 12] = [
 ];
 
 /// Settings of the kernel, with their reasons.
-const SYSCTLS: [(&str, &str); 19] = [
-    // PID 1's own messages are few and must not be dropped. This one alone is not taken without the line's end.
-    ("kernel/printk_devkmsg", "on\n"),
+const SYSCTLS: [(&str, &str); 18] = [
     // A crashed kernel restarts the machine rather than standing still.
     ("kernel/panic", "10"),
     ("kernel/panic_on_oops", "1"),

@@ -41,6 +41,10 @@ pub fn main() {
     // Otherwise the message would go to a standard error that may not be there.
     std::panic::set_hook(Box::new(|panic| error!("PID 1 failed: {panic}")));
     mounts::set_sysctls();
+    // PID 1's own messages are few and must not be dropped.
+    if let Err(error) = garboard_sys::kmsg::unlimit_processes() {
+        warn!(error = %chain(&error), "the kernel may drop messages");
+    }
     // When memory runs out, anything else goes first. Services set their own when they start.
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         warn!(%error, "PID 1 may be killed when memory runs out");

@@ -25,6 +25,9 @@ pub enum KmsgError {
     /// The level of what goes to the consoles could not be set.
     #[error("cannot set the console's log level")]
     ConsoleLevel(#[source] io::Error),
+    /// The limit on messages of processes could not be taken away.
+    #[error("cannot take away the limit on messages of processes")]
+    Limit(#[source] io::Error),
 }
 
 /// How grave a message is (syslog(3)).
@@ -198,9 +201,10 @@ pub fn set_console_level(level: Level) -> Result<(), KmsgError> {
 /// Takes away the limit that the kernel puts on messages of processes.
 ///
 /// # Errors
-/// [`KmsgError::ConsoleLevel`].
+/// [`KmsgError::Limit`], also when the kernel's command line has fixed the limit (`printk.devkmsg=`).
 pub fn unlimit_processes() -> Result<(), KmsgError> {
-    fs::write(Path::new("/proc/sys/kernel/printk_devkmsg"), "on").map_err(KmsgError::ConsoleLevel)
+    // Unlike other settings, this one is refused without the end of the line (kernel: devkmsg_sysctl_set_loglvl).
+    fs::write(Path::new("/proc/sys/kernel/printk_devkmsg"), "on\n").map_err(KmsgError::Limit)
 }
 
 #[cfg(test)]
