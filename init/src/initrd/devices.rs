@@ -66,17 +66,26 @@ impl KernelHelper {
 
 /// The kernel's request for a module, with arguments `-q -- NAME`.
 pub fn load_for_kernel(arguments: impl Iterator<Item = String>) -> ExitCode {
+    let arguments: Vec<String> = arguments.collect();
     let Some(name) = arguments.last() else { return ExitCode::FAILURE };
-    match Modules::of_running_kernel().load_requested(&name) {
+    match Modules::of_running_kernel().load_requested(name) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The kernel asks for many names that do not exist, such as better versions of what it has.
-            if let Ok(mut log) = Writer::open("garboard-initrd") {
+            if is_news(&error, &arguments)
+                && let Ok(mut log) = Writer::open("garboard-initrd")
+            {
                 log.log(Level::Debug, &chain(&error));
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether a failed request is worth a message. The kernel asks for many names that do not exist, such as better versions
+/// of what it has, and says so by `-q` (modprobe(8)); who leaves that out wants to know.
+fn is_news(error: &ModuleError, arguments: &[String]) -> bool {
+    let quiet = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "-q");
+    !(quiet && matches!(error, ModuleError::Unknown(_)))
 }
 
 /// Waits until a disk has both partitions of the root hash and the kernel has nodes for them.
@@ -271,4 +280,25 @@ fn map_partition(name: &str, disk: &Path, start: u64, size: u64) -> Result<PathB
     let parameters = format!("{} {}", disk.display(), start / 512);
     let target = dm::Target { kind: "linear", sectors: size / 512, parameters: &parameters };
     Ok(dm::create_read_only(name, &target)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_the_kernel_tries_are_passed_over_in_silence() {
+        let unknown = || ModuleError::Unknown("nft-expr-1-masq".to_owned());
+        let broken = || ModuleError::Load { path: "a.ko".into(), source: std::io::ErrorKind::InvalidData.into() };
+        let cases = [
+            ("the kernel, no such module", unknown(), "-q -- nft-expr-1-masq", false),
+            ("the kernel, a module that does not load", broken(), "-q -- a", true),
+            ("a program, no such module", unknown(), "nft-expr-1-masq", true),
+            ("a module of that name", unknown(), "-- -q", true),
+        ];
+        for (name, error, arguments, expected) in cases {
+            let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
+            assert_eq!(is_news(&error, &arguments), expected, "{name}");
+        }
+    }
 }
