@@ -23,6 +23,7 @@ use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::{Refusals, Source};
 use garboard_runtime::status::StatusSink;
+use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +48,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("watchdog", notify::watchdog(stop.clone()));
     let (services, (statuses, phase)) = Services::new(control.clone());
     tasks.spawn("services", services.run(stop.clone()));
-    notify::ready();
+    notify::tell(NotifyState::Ready);
 
     let Found { manifests, errors } = manifests::find(&control).await;
     let identity =
@@ -67,7 +68,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let declared = [(machine.current().is_some(), "Machine"), (cluster.current().is_some(), "Cluster")];
     for (_, kind) in declared.iter().filter(|(declared, _)| !declared) {
         warn!(kind, "not declared: give the machine its manifests");
-        notify::status(&format!("no {kind} is declared"));
+        notify::tell(NotifyState::Status(&format!("no {kind} is declared")));
     }
     // A machine without a declaration has a network too: its address is what one needs to know to declare it.
     let network_declared = machine.current().map(|machine| NetworkConfig::from(&*machine));

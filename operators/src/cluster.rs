@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use kube::{Client, Config};
+use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -12,7 +13,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let config = Config::infer().await.context("read the kubeconfig")?;
     let client = Client::try_from(config).context("use the kubeconfig")?;
     info!("cluster operators");
-    notify::ready();
+    notify::tell(NotifyState::Ready);
     garboard_controllers::csr::run(client, stop).await;
     Ok(())
 }

@@ -13,8 +13,7 @@ pub mod inhibitors;
 pub mod login;
 
 use std::io;
-use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -135,14 +134,4 @@ async fn announce(manager: &InterfaceRef<Manager>, phase: &MachinePhase) {
     if let Err(error) = manager.get().await.preparing_for_shutdown_changed(emitter).await {
         warn!(%error, "cannot announce the shutdown's property");
     }
-}
-
-/// Tells the supervisor that the service is ready (sd_notify(3)); without `$NOTIFY_SOCKET` nobody waits for it.
-///
-/// # Errors
-/// When the socket cannot be written.
-pub fn notify_ready() -> io::Result<()> {
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
-    UnixDatagram::unbound()?.send_to(b"READY=1", Path::new(&socket))?;
-    Ok(())
 }

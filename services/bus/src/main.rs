@@ -1,6 +1,7 @@
 //! The D-Bus system bus of the machine.
 
-use garboard_bus::{Paths, notify_ready, run};
+use garboard_bus::{Paths, run};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -16,6 +17,6 @@ async fn main() -> anyhow::Result<()> {
         terminate.recv().await;
         stopping.cancel();
     });
-    run(Paths::default(), stop, notify_ready).await?;
+    run(Paths::default(), stop, || sd_notify::notify(&[NotifyState::Ready])).await?;
     Ok(())
 }

@@ -17,13 +17,14 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::net::{SocketFlags, accept_with};
+use sd_notify::NotifyState;
 use tracing::{debug, error, info, warn};
 
 use crate::config::{Config, ConfigError};
+use crate::conflist;
 use crate::network::{Network, NetworkError};
 use crate::spec::{CniError, Code, chain};
 use crate::wire::{self, Request, Response};
-use crate::{conflist, notify};
 
 /// Requests served at once. The kernel's own lock serialises most of an attachment; what overlaps is namespaces' teardown.
 const WORKERS: usize = 8;
@@ -129,7 +130,7 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
 
 /// Refuses new plugins and lets the running requests end.
 fn finish(paths: &Paths, active: &AtomicUsize) {
-    let _ = notify::notify("STOPPING=1");
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
     let _ = std::fs::remove_file(&paths.socket);
     let deadline = Instant::now() + STOP_GRACE;
     while active.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
@@ -201,7 +202,7 @@ impl Configurator<'_> {
         }
         if !self.ready {
             self.ready = true;
-            if let Err(error) = notify::notify("READY=1") {
+            if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
                 warn!(%error, "supervisor not notified");
             }
         }

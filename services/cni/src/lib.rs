@@ -23,7 +23,6 @@ pub mod host_ports;
 pub mod loopback;
 pub mod netlink;
 pub mod network;
-pub mod notify;
 pub mod plugin;
 pub mod spec;
 pub mod store;

@@ -33,7 +33,7 @@ fn readiness_follows_the_configuration() {
     machine.wait_ready();
     let mut buffer = [0; 64];
     let length = supervisor.recv(&mut buffer).unwrap();
-    assert_eq!(&buffer[..length], b"READY=1");
+    assert_eq!(&buffer[..length], b"READY=1\n");
     let conflist = std::fs::read_to_string(machine.path("net.d/10-garboard.conflist")).unwrap();
     let conflist: serde_json::Value = serde_json::from_str(&conflist).unwrap();
     assert_eq!(conflist["plugins"][0]["type"], "garboard");

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use hickory_server::Server;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use sd_notify::NotifyState;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,9 +27,9 @@ use crate::config::{Config, Upstreams};
 use crate::forward::{Forwarder, read_resolv_conf};
 use crate::handler::Handler;
 use crate::index::Index;
+use crate::listen;
 use crate::watch::{Follower, chain};
 use crate::zone::Zone;
-use crate::{listen, notify};
 
 /// A TCP client that is silent for this long is disconnected.
 const TCP_IDLE: Duration = Duration::from_secs(10);
@@ -70,7 +71,7 @@ pub async fn run(path: &Path) -> Result<(), DaemonError> {
         if !ready && *synced.borrow() && daemon.serving.is_some() {
             ready = true;
             info!("ready");
-            if let Err(error) = notify::notify("READY=1") {
+            if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
                 warn!(%error, "supervisor not notified");
             }
         }
@@ -225,7 +226,7 @@ impl Daemon<'_> {
     }
 
     async fn stop(&mut self) {
-        let _ = notify::notify("STOPPING=1");
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
         self.stop_serving().await;
         self.stop_following().await;
         info!("stopped");

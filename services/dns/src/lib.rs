@@ -15,6 +15,5 @@ pub mod forward;
 pub mod handler;
 pub mod index;
 pub mod listen;
-pub mod notify;
 pub mod watch;
 pub mod zone;

@@ -170,7 +170,7 @@ fn the_daemon_follows_the_cluster_and_outlives_the_api_server() {
     std::fs::write(file("kubeconfig"), kubeconfig.to_string()).unwrap();
     supervisor.set_read_timeout(Some(LIMIT)).unwrap();
     let length = supervisor.recv(&mut buffer).unwrap();
-    assert_eq!(&buffer[..length], b"READY=1");
+    assert_eq!(&buffer[..length], b"READY=1\n");
     assert_eq!(addresses(&ask(address, owner, RecordType::A)), ["10.96.0.7"]);
 
     wait_for("the watches", || api.watches() == 3);
