@@ -12,6 +12,7 @@
 //! | a verified root | [`dm`], [`verity`] |
 //! | random numbers and clocks | [`rng`], [`clock`] |
 //! | the kernel's log; consoles | [`kmsg`], [`console`] |
+//! | configuration files of daemons (feature `config`) | `config` |
 //! | links, addresses, routes (feature `netlink`); DHCP before there is an address | `netlink`, [`packet`] |
 //!
 //! Nothing here starts a thread or keeps state of its own; every call is one or a few system calls, and says so if it can wait.
@@ -19,6 +20,8 @@
 pub mod block;
 pub mod cgroup;
 pub mod clock;
+#[cfg(feature = "config")]
+pub mod config;
 pub mod console;
 pub mod dm;
 pub mod filesystem;

@@ -6,17 +6,15 @@
 //! Only `podCIDRs` is required. An empty list means that the machine has no addresses for pods yet: the daemon then waits
 //! and is not ready.
 
-use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use garboard_sys::config::{ConfigError, each};
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::netlink::link::InterfaceName;
 
-/// A configuration file is never longer, bytes.
-const MAX_BYTES: u64 = 64 * 1024;
 /// The smallest MTU that IPv6 allows (RFC 8200), bytes.
 const MTU_MIN: u32 = 1280;
 const MTU_MAX: u32 = 65_535;
@@ -46,31 +44,6 @@ pub enum BackendKind {
     Bridge,
 }
 
-/// A configuration that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("read {}", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The file is not the JSON that it should be.
-    #[error("not a configuration: {0}")]
-    Syntax(#[source] serde_json::Error),
-    /// A field has a value that cannot be used.
-    #[error("{field}: {reason}")]
-    Field {
-        /// The field, as `podCIDRs[0]`.
-        field: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Document {
@@ -92,17 +65,7 @@ impl Config {
     /// # Errors
     /// When it cannot be read or used; the error names the field.
     pub fn load(path: &Path) -> Result<Option<Self>, ConfigError> {
-        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-        let text = match std::fs::File::open(path) {
-            Ok(file) => {
-                let mut text = String::new();
-                io::Read::read_to_string(&mut io::Read::take(file, MAX_BYTES), &mut text).map_err(failed)?;
-                text
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        Self::parse(&text).map(Some)
+        garboard_sys::config::load(path, Self::parse)
     }
 
     /// Checks the text of a configuration.
@@ -110,26 +73,25 @@ impl Config {
     /// # Errors
     /// When it cannot be used; the error names the field.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let Document { pod_cidrs, cluster_cidrs, mtu, bridge, backend } =
-            serde_json::from_str(text).map_err(ConfigError::Syntax)?;
+        let Document { pod_cidrs, cluster_cidrs, mtu, bridge, backend } = serde_json::from_str(text)?;
         let pod_cidrs = networks("podCIDRs", &pod_cidrs)?;
         for (index, network) in pod_cidrs.iter().enumerate() {
             let field = format!("podCIDRs[{index}]");
             if network.max_prefix_len() - network.prefix_len() < 2 {
-                return Err(refuse(field, "has no room for a gateway and a pod"));
+                return Err(ConfigError::field(field, "has no room for a gateway and a pod"));
             }
             if pod_cidrs[..index].iter().any(|other| other.addr().is_ipv4() == network.addr().is_ipv4()) {
-                return Err(refuse(field, "is a second network of the same IP version"));
+                return Err(ConfigError::field(field, "is a second network of the same IP version"));
             }
         }
         let mtu_bytes = mtu.map(|mtu| {
             let value = mtu.as_u64().and_then(|mtu| u32::try_from(mtu).ok());
             value.filter(|mtu| (MTU_MIN..=MTU_MAX).contains(mtu)).ok_or_else(|| {
-                refuse("mtu".to_owned(), format!("{mtu} is not a whole number from {MTU_MIN} to {MTU_MAX}"))
+                ConfigError::field("mtu", format!("{mtu} is not a whole number from {MTU_MIN} to {MTU_MAX}"))
             })
         });
         let bridge = InterfaceName::try_from(bridge.unwrap_or_else(|| BRIDGE.to_owned()))
-            .map_err(|error| refuse("bridge".to_owned(), error.to_string()))?;
+            .map_err(|error| ConfigError::field("bridge", error.to_string()))?;
         Ok(Self {
             pod_cidrs,
             cluster_cidrs: networks("clusterCIDRs", &cluster_cidrs)?,
@@ -154,22 +116,14 @@ pub fn gateway(network: &IpNet) -> IpAddr {
 }
 
 fn networks(field: &str, texts: &[String]) -> Result<Vec<IpNet>, ConfigError> {
-    let check = |(index, text): (usize, &String)| {
-        let field = format!("{field}[{index}]");
-        let network: IpNet = text
-            .parse()
-            .map_err(|_| refuse(field.clone(), format!("{text:?} is not a network such as 10.244.0.0/24")))?;
-        if network.trunc() == network {
-            Ok(network)
-        } else {
-            Err(refuse(field, format!("{network} has bits beyond its prefix; {} is meant", network.trunc())))
+    let networks: Vec<IpNet> = each(field, texts, "a network such as 10.244.0.0/24")?;
+    for (index, network) in networks.iter().enumerate() {
+        if network.trunc() != *network {
+            let reason = format!("{network} has bits beyond its prefix; {} is meant", network.trunc());
+            return Err(ConfigError::field(format!("{field}[{index}]"), reason));
         }
-    };
-    texts.iter().enumerate().map(check).collect()
-}
-
-fn refuse(field: String, reason: impl Into<String>) -> ConfigError {
-    ConfigError::Field { field, reason: reason.into() }
+    }
+    Ok(networks)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use garboard_sys::config::ConfigError;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{SigSet, Signal};
@@ -20,7 +21,7 @@ use rustix::net::{SocketFlags, accept_with};
 use sd_notify::NotifyState;
 use tracing::{debug, error, info, warn};
 
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
 use crate::conflist;
 use crate::network::{Network, NetworkError};
 use crate::spec::{CniError, Code, chain};

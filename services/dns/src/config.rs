@@ -7,17 +7,14 @@
 //! `upstreams` (`["10.0.2.3:53"]`) may stand in place of `resolvConf`. An empty `listen` means that the machine has no
 //! address for pods yet.
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use garboard_sys::config::{ConfigError, each};
 use hickory_proto::rr::Name;
 use ipnet::IpNet;
 use serde::Deserialize;
-
-/// A configuration file is never longer, bytes.
-const MAX_BYTES: u64 = 64 * 1024;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,31 +42,6 @@ pub enum Upstreams {
     ResolvConf(PathBuf),
 }
 
-/// A configuration that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("read {}", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The file is not the JSON that it should be.
-    #[error("not a configuration")]
-    Syntax(#[source] serde_json::Error),
-    /// A field has a value that cannot be used.
-    #[error("{field}: {reason}")]
-    Field {
-        /// The field, as `listen[0]`.
-        field: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Document {
@@ -92,14 +64,7 @@ impl Config {
     /// # Errors
     /// When it cannot be read or used; the error names the field.
     pub fn load(path: &Path) -> Result<Option<Self>, ConfigError> {
-        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-        let mut text = String::new();
-        match std::fs::File::open(path) {
-            Ok(file) => io::Read::read_to_string(&mut io::Read::take(file, MAX_BYTES), &mut text).map_err(failed)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        Self::parse(&text).map(Some)
+        garboard_sys::config::load(path, Self::parse)
     }
 
     /// Checks the text of a configuration.
@@ -108,17 +73,19 @@ impl Config {
     /// When it cannot be used; the error names the field.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let Document { listen, domain, kubeconfig, upstreams, resolv_conf, service_cidrs, pod_cidrs } =
-            serde_json::from_str(text).map_err(ConfigError::Syntax)?;
+            serde_json::from_str(text)?;
         let upstreams = match (upstreams, resolv_conf) {
             (Some(servers), None) => Upstreams::Servers(each("upstreams", &servers, "a server such as 10.0.2.3:53")?),
             (None, Some(path)) => Upstreams::ResolvConf(path),
-            (Some(_), Some(_)) => return Err(refuse("upstreams", "stands beside resolvConf; only one may")),
-            (None, None) => return Err(refuse("upstreams", "is missing, and resolvConf too")),
+            (Some(_), Some(_)) => {
+                return Err(ConfigError::field("upstreams", "stands beside resolvConf; only one may"));
+            }
+            (None, None) => return Err(ConfigError::field("upstreams", "is missing, and resolvConf too")),
         };
         let mut name = Name::from_str(&domain)
             .ok()
             .filter(|name| name.num_labels() > 0)
-            .ok_or_else(|| refuse("domain", format!("{domain:?} is not a domain name")))?
+            .ok_or_else(|| ConfigError::field("domain", format!("{domain:?} is not a domain name")))?
             .to_lowercase();
         name.set_fqdn(true);
         Ok(Self {
@@ -130,17 +97,6 @@ impl Config {
             pod_cidrs: each("podCIDRs", &pod_cidrs, "a network such as 10.244.0.0/16")?,
         })
     }
-}
-
-fn each<T: FromStr>(field: &str, texts: &[String], wanted: &str) -> Result<Vec<T>, ConfigError> {
-    let parse = |(index, text): (usize, &String)| {
-        text.parse().map_err(|_| refuse(format!("{field}[{index}]"), format!("{text:?} is not {wanted}")))
-    };
-    texts.iter().enumerate().map(parse).collect()
-}
-
-fn refuse(field: impl Into<String>, reason: impl Into<String>) -> ConfigError {
-    ConfigError::Field { field: field.into(), reason: reason.into() }
 }
 
 #[cfg(test)]
