@@ -21,7 +21,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// Calls `reconcile` whenever an object comes, changes, is asked for again by an earlier call, or `again` says so; one
 /// call at a time. Ends when `stop` is cancelled, after a running call.
 ///
-/// A failure is logged with its causes and followed by another call after a wait that doubles.
+/// A failure is logged with its causes, once until something changes, and followed by another call after a wait that doubles.
 pub async fn run<K, Ctx, Future, Error>(
     events: impl Stream<Item = watcher::Event<K>> + Send + 'static,
     again: impl Stream<Item = ()> + Send + 'static,
@@ -48,6 +48,7 @@ pub async fn run<K, Ctx, Future, Error>(
     let queue = Box::pin(stream::select(changed, again).take_until(stop.cancelled_owned()));
     let backoff = Arc::new(Mutex::new(Backoff::new(RETRY.0, RETRY.1)));
     let succeeded = Arc::clone(&backoff);
+    let mut said = String::new();
     let policy = move |_: Arc<K>, _: &Error, _: Arc<Ctx>| {
         Action::requeue(backoff.lock().unwrap_or_else(PoisonError::into_inner).wait())
     };
@@ -61,9 +62,16 @@ pub async fn run<K, Ctx, Future, Error>(
     )
     .for_each(|outcome| {
         match outcome {
-            Ok(_) => succeeded.lock().unwrap_or_else(PoisonError::into_inner).reset(),
+            Ok(_) => {
+                succeeded.lock().unwrap_or_else(PoisonError::into_inner).reset();
+                said.clear();
+            }
             Err(controller::Error::ReconcilerFailed(failure, object)) => {
-                warn!(object = %object, error = chain(&failure), "reconcile failed");
+                let error = chain(&failure);
+                if error != said {
+                    warn!(object = %object, error, "reconcile failed");
+                    said = error;
+                }
             }
             Err(controller::Error::ObjectNotFound(object)) => debug!(object = %object, "no longer declared"),
             Err(failure) => error!(error = chain(&failure), "reconcile queue failed"),
