@@ -13,6 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("garboard-supervisor", &[]),
     ("garboard-sys", &[]),
     ("garboard-api", &[]),
+    ("garboard-api-client", &[]),
     ("garboard-pause", &[]),
     ("garboard-sample", &[]),
     ("garboard-machine-api", &[]),
@@ -20,11 +21,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("garboard-init", &["garboard-control", "garboard-supervisor", "garboard-sys"]),
     ("garboard-catalog", &["garboard-api", "garboard-supervisor"]),
     ("garboard-plan", &["garboard-api", "garboard-catalog", "garboard-supervisor"]),
-    ("garboard-runtime", &["garboard-api"]),
+    ("garboard-runtime", &["garboard-api", "garboard-api-client"]),
     (
         "garboard-controllers",
         &[
             "garboard-api",
+            "garboard-api-client",
             "garboard-catalog",
             "garboard-control",
             "garboard-machine-api",
@@ -49,7 +51,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("garboardctl", &["garboard-api", "garboard-machine-api"]),
     ("garboard-bus", &["garboard-control"]),
     ("garboard-cni", &["garboard-api", "garboard-sys"]),
-    ("garboard-dns", &["garboard-api", "garboard-sys"]),
+    ("garboard-dns", &["garboard-api", "garboard-api-client", "garboard-sys"]),
     ("garboard-tests", &[]),
 ];
 

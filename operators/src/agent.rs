@@ -114,7 +114,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("machine source", machine_source.run(stop.clone()));
     tasks.spawn("cluster source", cluster_source.run(stop.clone()));
     tasks.spawn("node", node.run(stop.clone()));
-    tasks.spawn("connect", Connect::new(pki.clone(), &paths.pki, api).run(stop.clone()));
+    tasks.spawn("connect", Connect::new(pki.clone(), api).run(stop.clone()));
     tasks.spawn(
         "probes",
         probes::run(control.clone(), Watched { specs: specs_seen, states: statuses.clone() }, stop.clone()),

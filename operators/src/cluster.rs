@@ -1,7 +1,6 @@
 //! The cluster operators: what is done once for the whole cluster.
 
-use anyhow::Context;
-use kube::{Client, Config};
+use garboard_controllers::{connect, csr};
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -10,10 +9,8 @@ use crate::notify;
 
 /// Runs until `stop`.
 pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
-    let config = Config::infer().await.context("read the kubeconfig")?;
-    let client = Client::try_from(config).context("use the kubeconfig")?;
     info!("cluster operators");
     notify::tell(NotifyState::Ready);
-    garboard_controllers::csr::run(client, stop).await;
+    csr::run(connect::operators(), stop).await;
     Ok(())
 }

@@ -5,17 +5,17 @@
 
 use std::time::{Duration, SystemTime};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use garboard_api::cluster::ClusterSpec;
+use garboard_api_client::{Identity, Outage};
 use garboard_plan::addons::{self as plan, FIELD_MANAGER, NodeInput, ObjectKey};
 use garboard_plan::pki::Authority;
+use http::Uri;
+use kube::Client;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
-use kube::{Client, Config};
 use rcgen::{KeyPair, PublicKeyData};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tracing::info;
 
 use crate::pki::{PkiError, PkiStore};
@@ -64,7 +64,7 @@ pub enum AddonsError {
 ///
 /// # Errors
 /// [`AddonsError::Administrator`] before the cluster's authority exists.
-pub fn administrator(pki: &PkiStore, server: &str, now: SystemTime) -> Result<Client, AddonsError> {
+pub fn administrator(pki: &PkiStore, server: Uri, outage: Outage, now: SystemTime) -> Result<Client, AddonsError> {
     let key = KeyPair::generate().map_err(|error| AddonsError::Identity(error.into()))?;
     let certificate = pki.sign_client(
         &key.subject_public_key_info(),
@@ -73,20 +73,10 @@ pub fn administrator(pki: &PkiStore, server: &str, now: SystemTime) -> Result<Cl
         ADMINISTRATOR_LIFETIME,
         now,
     )?;
-    let authority = pem_to_der(&pki.authority_certificate(Authority::Kubernetes)?)?;
-    let mut config = Config::new(server.parse().map_err(|error| AddonsError::Identity(Box::new(error)))?);
-    config.root_cert = Some(vec![authority]);
-    config.auth_info = serde_json::from_value(json!({
-        "client-certificate-data": STANDARD.encode(certificate),
-        "client-key-data": STANDARD.encode(key.serialize_pem()),
-    }))
-    .map_err(|error| AddonsError::Identity(error.into()))?;
-    Client::try_from(config).map_err(|error| AddonsError::Identity(error.into()))
-}
-
-fn pem_to_der(pem: &str) -> Result<Vec<u8>, AddonsError> {
-    let base64: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
-    STANDARD.decode(base64).map_err(|error| AddonsError::Identity(error.into()))
+    let authority = pki.authority_certificate(Authority::Kubernetes)?;
+    let identity = Identity::from_pem(&authority, &certificate, &key.serialize_pem())
+        .map_err(|error| AddonsError::Identity(error.into()))?;
+    Ok(garboard_api_client::client(server, identity, outage))
 }
 
 /// Keeps the roles; `client` is an [`administrator`]'s. Returns how many objects differed.

@@ -1,18 +1,17 @@
 //! Finds the API server, brings in what everybody there needs, and hands out a client of the agent's own.
 //!
-//! Roles come first, because other services wait for theirs; then the custom resource definitions. The client is made
-//! again when the agent's certificate is.
+//! Roles come first, because other services wait for theirs; then the custom resource definitions.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::LOCAL_APISERVER;
 use garboard_catalog::pki::Leaf;
 use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
 use garboard_runtime::crds::{self, CrdError};
-use kube::config::AuthInfo;
-use kube::{Client, Config};
+use http::Uri;
+use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -22,10 +21,6 @@ use crate::pki::PkiStore;
 
 /// First and longest wait between two tries: an API server that starts is waited for closely, one that is away is not.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-/// Longest time until a connection is made.
-const CONNECT: Duration = Duration::from_secs(5);
-/// Time between two looks at the agent's certificate.
-const CERTIFICATE: Duration = Duration::from_secs(60);
 
 /// The API server was not reached, or not set up.
 #[derive(Debug, thiserror::Error)]
@@ -36,15 +31,11 @@ pub enum ConnectError {
     /// The definitions could not be applied.
     #[error(transparent)]
     Definitions(#[from] CrdError),
-    /// The agent's own certificate could not be used.
-    #[error("cannot use the agent's certificate")]
-    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// The task that finds the API server.
 pub struct Connect {
     pki: PkiStore,
-    deployed: PathBuf,
     api: watch::Sender<Option<Client>>,
 }
 
@@ -55,70 +46,53 @@ impl std::fmt::Debug for Connect {
 }
 
 impl Connect {
-    /// A task that publishes its client on `api`; `deployed` is where services read their keys.
-    pub fn new(pki: PkiStore, deployed: impl Into<PathBuf>, api: watch::Sender<Option<Client>>) -> Self {
-        Self { pki, deployed: deployed.into(), api }
+    /// A task that publishes its client on `api`.
+    pub fn new(pki: PkiStore, api: watch::Sender<Option<Client>>) -> Self {
+        Self { pki, api }
     }
 
-    /// Tries until it has a client, then keeps that fresh, until `stop`. An outage later on is the business of whoever
-    /// uses the client: connections are made for each request.
+    /// Tries until the API server is set up, publishes the client, and waits for `stop`. An outage later on is the
+    /// business of whoever uses the client: connections are made when they are needed.
     pub async fn run(self, stop: CancellationToken) {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.keep() => {}
+        let outage = Outage::default();
+        if stop.run_until_cancelled(self.set_up(&outage)).await.is_some() {
+            info!("the API server is set up");
+            self.api.send_replace(Some(client(Leaf::Agent, outage)));
+            stop.cancelled().await;
         }
     }
 
-    async fn keep(&self) {
-        let folder = self.deployed.join(Leaf::Agent.name());
+    async fn set_up(&self, outage: &Outage) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut reported = String::new();
-        loop {
-            let made = modified(&folder);
-            match self.connect(&folder).await {
-                Ok(client) => {
-                    info!("the API server answers");
-                    self.api.send_replace(Some(client));
-                    backoff.reset();
-                    while modified(&folder) == made {
-                        tokio::time::sleep(CERTIFICATE).await;
-                    }
-                    info!("the agent's certificate is new");
-                }
-                Err(error) => {
-                    let error = chain(&error);
-                    if error != reported {
-                        debug!(error, "the API server is not set up yet");
-                        reported = error;
-                    }
-                    tokio::time::sleep(backoff.wait()).await;
-                }
+        while let Err(error) = self.try_set_up(outage).await {
+            let error = chain(&error);
+            if error != reported {
+                debug!(error, "the API server is not set up yet");
+                reported = error;
             }
+            tokio::time::sleep(backoff.wait()).await;
         }
     }
 
-    async fn connect(&self, folder: &Path) -> Result<Client, ConnectError> {
-        let administrator = addons::administrator(&self.pki, LOCAL_APISERVER, SystemTime::now())?;
+    async fn try_set_up(&self, outage: &Outage) -> Result<(), ConnectError> {
+        let administrator = addons::administrator(&self.pki, local(), outage.clone(), SystemTime::now())?;
         addons::keep_roles(&administrator).await?;
         crds::apply(&administrator).await?;
-        client(folder)
+        Ok(())
     }
 }
 
-fn client(folder: &Path) -> Result<Client, ConnectError> {
-    let url = LOCAL_APISERVER.parse().map_err(|error| ConnectError::Client(Box::new(error)))?;
-    let mut config = Config::new(url);
-    let file = |name: &str| folder.join(name).to_string_lossy().into_owned();
-    config.connect_timeout = Some(CONNECT);
-    config.root_cert_file = Some(folder.join("ca.crt"));
-    config.auth_info = AuthInfo {
-        client_certificate: Some(file("tls.crt")),
-        client_key: Some(file("tls.key")),
-        ..AuthInfo::default()
-    };
-    Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))
+/// A client of this machine's API server, as the bearer of `leaf`.
+fn client(leaf: Leaf, outage: Outage) -> Client {
+    garboard_api_client::client(local(), Identity::Folder(leaf.folder().into()), outage)
 }
 
-fn modified(folder: &Path) -> Option<SystemTime> {
-    folder.join("tls.crt").metadata().and_then(|metadata| metadata.modified()).ok()
+/// The client of the cluster operators.
+pub fn operators() -> Client {
+    client(Leaf::Operators, Outage::default())
+}
+
+fn local() -> Uri {
+    Uri::from_static(LOCAL_APISERVER)
 }

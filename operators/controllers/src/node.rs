@@ -1,6 +1,7 @@
 //! Follows this machine's Node in the API: its part of the pod addresses, which outlasts an outage in the ledger.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -9,7 +10,7 @@ use garboard_runtime::applier::chain;
 use garboard_runtime::ledger::{Ledger, LedgerError};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -85,12 +86,10 @@ impl NodeWatch {
             let client = api.borrow_and_update().clone();
             let follow = async {
                 if let (Some(name), Some(client)) = (&name, client) {
-                    let mut stream = watcher::watch_object(Api::<Node>::all(client), name).default_backoff().boxed();
-                    while let Some(node) = stream.next().await {
-                        match node {
-                            Ok(node) => publisher.publish(name, node),
-                            Err(error) => info!(error = chain(&error), "watch of the node interrupted"),
-                        }
+                    let watch = watcher::watch_object(Api::<Node>::all(client), name);
+                    let mut watch = pin!(garboard_api_client::uninterrupted("node", watch));
+                    while let Some(node) = watch.next().await {
+                        publisher.publish(name, node);
                     }
                 }
                 std::future::pending().await

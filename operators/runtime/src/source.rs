@@ -12,7 +12,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use garboard_api::field_error::{self, FieldError};
 use kube::api::{Api, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Client, Resource};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -121,7 +121,7 @@ impl<K> std::fmt::Debug for Source<K> {
 pub type Started<K> = (Source<K>, Declared<K>, mpsc::Receiver<watcher::Event<K>>);
 
 /// A watch of the API server: the object, or that there is none.
-type Watch<K> = BoxStream<'static, Result<Option<K>, watcher::Error>>;
+type Watch<K> = BoxStream<'static, Option<K>>;
 
 impl<K: Kind> Source<K> {
     /// Decides what counts now and returns the source, what it declares, and its watch events.
@@ -199,10 +199,7 @@ impl<K: Kind> Source<K> {
                     let _ = answer.send(outcome);
                 }
                 Ok(()) = self.api.changed() => watch = self.watch(),
-                Some(found) = next(&mut watch) => match found {
-                    Ok(found) => due = Some((Instant::now(), found)),
-                    Err(error) => info!(error = chain(&error), "watch interrupted"),
-                },
+                Some(found) = next(&mut watch) => due = Some((Instant::now(), found)),
                 () = retry => if let Some((_, found)) = due.take() {
                     match self.meet(found.clone()).await {
                         Ok(()) => backoff.reset(),
@@ -220,7 +217,8 @@ impl<K: Kind> Source<K> {
     fn watch(&mut self) -> Option<Watch<K>> {
         let client = self.api.borrow_and_update().clone()?;
         let name = self.entry.as_ref()?.object.object_name().to_owned();
-        Some(watcher::watch_object(Api::<K>::all(client), &name).default_backoff().boxed())
+        let watch = watcher::watch_object(Api::<K>::all(client), &name);
+        Some(garboard_api_client::uninterrupted(K::FILE, watch).boxed())
     }
 
     /// Comes to terms with what the API server has.
@@ -380,7 +378,7 @@ async fn answered<T>(question: impl Future<Output = Result<T, kube::Error>>) -> 
     }
 }
 
-async fn next<K>(watch: &mut Option<Watch<K>>) -> Option<Result<Option<K>, watcher::Error>> {
+async fn next<K>(watch: &mut Option<Watch<K>>) -> Option<Option<K>> {
     match watch {
         Some(watch) => watch.next().await,
         None => std::future::pending().await,

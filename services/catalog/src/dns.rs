@@ -6,10 +6,10 @@ use garboard_supervisor::spec::{ProbeAction, ServiceSpec, Slice};
 use serde_json::{Value, json};
 
 use crate::base::{MIB, blank, cgroup, private_file, readiness};
-use crate::kubeconfig::pretty;
+use crate::kubeconfig::{LOCAL_APISERVER, pretty};
 use crate::paths::{RESOLV_CONF, service_file};
 use crate::pki::Leaf;
-use crate::{CatalogError, CatalogInput, kubeconfig, users};
+use crate::{CatalogError, CatalogInput, users};
 
 /// The service's name.
 pub const NAME: &str = "dns";
@@ -26,10 +26,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     limits.memory_max = Some(256 * MIB);
 
     let mut spec = blank(NAME, users::DNS, limits, argv)?;
-    spec.files = vec![
-        private_file(service_file(NAME, "config.json"), pretty(&config(input))),
-        kubeconfig::file(NAME, Leaf::Dns),
-    ];
+    spec.files.push(private_file(service_file(NAME, "config.json"), pretty(&config(input))));
     spec.watches_files = true;
     spec.isolation.capabilities = Some(vec!["CAP_NET_BIND_SERVICE".to_owned()]);
     spec.readiness = Some(readiness(ProbeAction::Notify {}));
@@ -43,7 +40,8 @@ fn config(input: &CatalogInput) -> Value {
     json!({
         "listen": listen,
         "domain": input.cluster.dns_domain,
-        "kubeconfig": kubeconfig::path(NAME),
+        "server": LOCAL_APISERVER,
+        "identity": Leaf::Dns.folder(),
         "resolvConf": RESOLV_CONF,
         "serviceCIDRs": [input.cluster.service_cidr],
         "podCIDRs": [input.cluster.pod_cidr],

@@ -3,8 +3,7 @@
 use garboard_supervisor::spec::{ProbeAction, ServiceSpec, Slice};
 
 use crate::base::{MIB, blank, cgroup, readiness, ready};
-use crate::pki::Leaf;
-use crate::{CatalogError, CatalogInput, kube_apiserver, kubeconfig, users};
+use crate::{CatalogError, CatalogInput, kube_apiserver, users};
 
 /// The service's name.
 pub const NAME: &str = "operators";
@@ -19,8 +18,6 @@ pub fn service(_input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     limits.memory_max = Some(256 * MIB);
 
     let mut spec = blank(NAME, users::OPERATORS, limits, argv)?;
-    spec.env.insert("KUBECONFIG".to_owned(), kubeconfig::path(NAME));
-    spec.files.push(kubeconfig::file(NAME, Leaf::Operators));
     spec.requires.push(ready(kube_apiserver::NAME)?);
     spec.readiness = Some(readiness(ProbeAction::Notify {}));
     Ok(spec)

@@ -92,19 +92,24 @@ impl Leaf {
         }
     }
 
+    /// Its folder.
+    pub fn folder(self) -> String {
+        format!("{PKI_DIR}/{}", self.name())
+    }
+
     /// The certificate, PEM.
     pub fn cert_file(self) -> String {
-        format!("{PKI_DIR}/{}/tls.crt", self.name())
+        format!("{}/tls.crt", self.folder())
     }
 
     /// The key, PEM.
     pub fn key_file(self) -> String {
-        format!("{PKI_DIR}/{}/tls.key", self.name())
+        format!("{}/tls.key", self.folder())
     }
 
     /// The authority that the bearer of this certificate verifies its peers with, PEM.
     pub fn ca_file(self) -> String {
-        format!("{PKI_DIR}/{}/ca.crt", self.name())
+        format!("{}/ca.crt", self.folder())
     }
 
     /// Certificate and key, for a probe.

@@ -1,8 +1,9 @@
 //! The configuration file.
 //!
 //! ```json
-//! {"listen": ["10.244.0.1:53"], "domain": "cluster.local", "kubeconfig": "/run/garboard/services/dns/kubeconfig",
-//!  "resolvConf": "/etc/resolv.conf", "serviceCIDRs": ["10.96.0.0/12"], "podCIDRs": ["10.244.0.0/16"]}
+//! {"listen": ["10.244.0.1:53"], "domain": "cluster.local", "server": "https://127.0.0.1:6443",
+//!  "identity": "/run/garboard/pki/dns", "resolvConf": "/etc/resolv.conf", "serviceCIDRs": ["10.96.0.0/12"],
+//!  "podCIDRs": ["10.244.0.0/16"]}
 //! ```
 //! `upstreams` (`["10.0.2.3:53"]`) may stand in place of `resolvConf`. An empty `listen` means that the machine has no
 //! address for pods yet.
@@ -13,6 +14,7 @@ use std::str::FromStr;
 
 use garboard_sys::config::{ConfigError, each};
 use hickory_proto::rr::Name;
+use http::Uri;
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -23,8 +25,10 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// The cluster's domain, in lower case, fully qualified.
     pub domain: Name,
-    /// How to reach the API server.
-    pub kubeconfig: PathBuf,
+    /// The API server.
+    pub server: Uri,
+    /// The folder of the certificate for the API server.
+    pub identity: PathBuf,
     /// Whom to ask about other names.
     pub upstreams: Upstreams,
     /// The networks of Services: their reverse names are answered here.
@@ -47,7 +51,8 @@ pub enum Upstreams {
 struct Document {
     listen: Vec<String>,
     domain: String,
-    kubeconfig: PathBuf,
+    server: String,
+    identity: PathBuf,
     #[serde(default)]
     upstreams: Option<Vec<String>>,
     #[serde(default)]
@@ -72,7 +77,7 @@ impl Config {
     /// # Errors
     /// When it cannot be used; the error names the field.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let Document { listen, domain, kubeconfig, upstreams, resolv_conf, service_cidrs, pod_cidrs } =
+        let Document { listen, domain, server, identity, upstreams, resolv_conf, service_cidrs, pod_cidrs } =
             serde_json::from_str(text)?;
         let upstreams = match (upstreams, resolv_conf) {
             (Some(servers), None) => Upstreams::Servers(each("upstreams", &servers, "a server such as 10.0.2.3:53")?),
@@ -88,10 +93,18 @@ impl Config {
             .ok_or_else(|| ConfigError::field("domain", format!("{domain:?} is not a domain name")))?
             .to_lowercase();
         name.set_fqdn(true);
+        let server = server
+            .parse()
+            .ok()
+            .filter(|server: &Uri| server.scheme().is_some() && server.authority().is_some())
+            .ok_or_else(|| {
+                ConfigError::field("server", format!("{server:?} is not a URL such as https://127.0.0.1:6443"))
+            })?;
         Ok(Self {
             listen: each("listen", &listen, "an address such as 10.244.0.1:53")?,
             domain: name,
-            kubeconfig,
+            server,
+            identity,
             upstreams,
             service_cidrs: each("serviceCIDRs", &service_cidrs, "a network such as 10.96.0.0/12")?,
             pod_cidrs: each("podCIDRs", &pod_cidrs, "a network such as 10.244.0.0/16")?,
@@ -108,7 +121,8 @@ mod tests {
     #[test]
     fn a_whole_configuration_is_understood() {
         let config = Config::parse(
-            r#"{"listen": ["10.244.0.1:53", "[fd00::1]:53"], "domain": "Cluster.Local", "kubeconfig": "/k",
+            r#"{"listen": ["10.244.0.1:53", "[fd00::1]:53"], "domain": "Cluster.Local", "server": "https://[::1]:6443",
+                "identity": "/pki/dns",
                 "resolvConf": "/etc/resolv.conf", "serviceCIDRs": ["10.96.0.0/12"], "podCIDRs": ["10.244.0.0/16"]}"#,
         )
         .unwrap();
@@ -120,17 +134,18 @@ mod tests {
     #[test]
     fn each_error_names_its_field() {
         let cases = [
-            (r#""listen": ["10.244.0.1"], "domain": "d", "kubeconfig": "/k", "resolvConf": "/r""#, "listen[0]"),
-            (r#""listen": [], "domain": ".", "kubeconfig": "/k", "resolvConf": "/r""#, "domain"),
-            (r#""listen": [], "domain": "d", "kubeconfig": "/k""#, "upstreams"),
-            (r#""listen": [], "domain": "d", "kubeconfig": "/k", "resolvConf": "/r", "upstreams": []"#, "upstreams"),
-            (r#""listen": [], "domain": "d", "kubeconfig": "/k", "upstreams": ["x"]"#, "upstreams[0]"),
-            (r#""listen": [], "domain": "d", "kubeconfig": "/k", "upstreams": [], "podCIDRs": ["x"]"#, "podCIDRs[0]"),
-            (r#""listen": [], "domain": "d", "kubeconfig": "/k", "upstreams": [], "podCidrs": []"#, "podCidrs"),
-            (r#""domain": "d", "kubeconfig": "/k", "upstreams": []"#, "listen"),
+            (r#""listen": ["10.244.0.1"], "domain": "d", "server": "http://s", "upstreams": []"#, "listen[0]"),
+            (r#""listen": [], "domain": ".", "server": "http://s", "upstreams": []"#, "domain"),
+            (r#""listen": [], "domain": "d", "server": "s:6443", "upstreams": []"#, "server"),
+            (r#""listen": [], "domain": "d", "server": "http://s""#, "upstreams"),
+            (r#""listen": [], "domain": "d", "server": "http://s", "resolvConf": "/r", "upstreams": []"#, "upstreams"),
+            (r#""listen": [], "domain": "d", "server": "http://s", "upstreams": ["x"]"#, "upstreams[0]"),
+            (r#""listen": [], "domain": "d", "server": "http://s", "upstreams": [], "podCIDRs": ["x"]"#, "podCIDRs[0]"),
+            (r#""listen": [], "domain": "d", "server": "http://s", "upstreams": [], "podCidrs": []"#, "podCidrs"),
+            (r#""domain": "d", "server": "http://s", "upstreams": []"#, "listen"),
         ];
         for (fields, field) in cases {
-            let error = anyhow::Error::new(Config::parse(&format!("{{{fields}}}")).unwrap_err());
+            let error = anyhow::Error::new(Config::parse(&format!("{{{fields}, \"identity\": \"/i\"}}")).unwrap_err());
             assert!(format!("{error:#}").contains(field), "{fields}: {error:#}");
         }
     }

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use garboard_api_client::{Identity, Outage};
 use hickory_server::Server;
+use http::Uri;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use sd_notify::NotifyState;
 use tokio::io::unix::AsyncFd;
@@ -28,7 +30,7 @@ use crate::forward::{Forwarder, read_resolv_conf};
 use crate::handler::Handler;
 use crate::index::Index;
 use crate::listen;
-use crate::watch::{Follower, chain};
+use crate::watch::Follower;
 use crate::zone::Zone;
 
 /// A TCP client that is silent for this long is disconnected.
@@ -97,6 +99,13 @@ fn empty() -> Handler {
     }
 }
 
+/// The task that follows the cluster, and whom it asks in whose name.
+struct Following {
+    server: (Uri, PathBuf),
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
 struct Daemon<'a> {
     path: &'a Path,
     /// The configuration in use, and the upstream servers.
@@ -104,7 +113,7 @@ struct Daemon<'a> {
     serving: Option<Server<Handler>>,
     /// Whether it was said that the sockets cannot be opened.
     refused: bool,
-    follower: Option<(PathBuf, CancellationToken, JoinHandle<()>)>,
+    follower: Option<Following>,
     synced_sender: watch::Sender<bool>,
     handler: Handler,
 }
@@ -135,7 +144,7 @@ impl Daemon<'_> {
         if self.current.as_ref().is_some_and(|(current, upstreams)| *current == config && *upstreams == servers) {
             return self.listen();
         }
-        self.follow_cluster(&config.kubeconfig).await;
+        self.follow_cluster(&config).await;
         self.set_zone(&config);
         let forwarder = Forwarder::new(&servers, &config.listen, &config.service_cidrs);
         info!(domain = %config.domain, listen = ?config.listen, upstreams = ?forwarder.servers(), "configured");
@@ -191,23 +200,25 @@ impl Daemon<'_> {
         Ok(Some(server))
     }
 
-    async fn follow_cluster(&mut self, kubeconfig: &Path) {
-        if self.follower.as_ref().is_some_and(|(path, _, _)| path == kubeconfig) {
+    async fn follow_cluster(&mut self, config: &Config) {
+        let server = (config.server.clone(), config.identity.clone());
+        if self.follower.as_ref().is_some_and(|following| following.server == server) {
             return;
         }
         self.stop_following().await;
+        let identity = Identity::Folder(config.identity.clone());
         let follower = Follower {
             index: self.handler.index.clone(),
-            kubeconfig: kubeconfig.to_owned(),
+            client: garboard_api_client::client(config.server.clone(), identity, Outage::default()),
             synced: self.synced_sender.clone(),
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(follower.run(stop.clone()));
-        self.follower = Some((kubeconfig.to_owned(), stop, task));
+        self.follower = Some(Following { server, stop, task });
     }
 
     async fn stop_following(&mut self) {
-        if let Some((_, stop, task)) = self.follower.take() {
+        if let Some(Following { stop, task, .. }) = self.follower.take() {
             stop.cancel();
             if let Err(error) = task.await {
                 error!(%error, "the follower of the cluster ended early");
@@ -231,6 +242,11 @@ impl Daemon<'_> {
         self.stop_following().await;
         info!("stopped");
     }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Tells when one of the files that matter changes: their directories are watched, because a file that is replaced is

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use garboard_dns::daemon;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -19,9 +19,6 @@ fn main() -> anyhow::Result<()> {
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false).without_time();
     let lines = lines.with_ansi(io::stderr().is_terminal());
     tracing_subscriber::registry().with(lines).with(filter.unwrap_or_else(levels)).init();
-    rustls::crypto::ring::default_provider()
-        .install_default()
-        .map_err(|_| anyhow!("a TLS provider is installed already"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the executor")?;
     runtime.block_on(daemon::run(&path))?;
     Ok(())
@@ -29,7 +26,11 @@ fn main() -> anyhow::Result<()> {
 
 /// What libraries say at each broken connection is said by this program, once.
 fn levels() -> Targets {
-    let quiet = [("hickory_server", LevelFilter::ERROR), ("kube_client", LevelFilter::ERROR)];
+    let quiet = [
+        ("hickory_server", LevelFilter::ERROR),
+        ("kube_client", LevelFilter::OFF),
+        ("kube_runtime", LevelFilter::ERROR),
+    ];
     Targets::new().with_default(LevelFilter::INFO).with_targets(quiet)
 }
 

@@ -2,21 +2,18 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
 use hickory_proto::rr::Name;
 use k8s_openapi::api::core::v1::{self as core, Namespace};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use crate::index::{Endpoint, Index, NamedPort, Protocol, Service, ServiceKey, Slice, SliceKey};
 
@@ -24,87 +21,35 @@ use crate::index::{Endpoint, Index, NamedPort, Protocol, Service, ServiceKey, Sl
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 /// Objects in one answer of the API server while listing: few, because they are large until they are stripped.
 const PAGE_SIZE: u32 = 100;
-/// How often the identity's files are looked at, and how long a client that could not be made is waited for.
-const IDENTITY_POLL: Duration = Duration::from_secs(30);
-const RETRY: Duration = Duration::from_secs(1);
-
-/// No client could be made of a kubeconfig.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The file or one that it names cannot be read.
-    #[error("read {}", .path.display())]
-    Kubeconfig {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: kube::config::KubeconfigError,
-    },
-    /// TLS or the address is unusable.
-    #[error("make a client")]
-    Client(#[source] kube::Error),
-}
 
 /// Keeps an index like the cluster.
-#[derive(Debug)]
 pub struct Follower {
     /// The index.
     pub index: Arc<RwLock<Index>>,
-    /// How to reach the API server.
-    pub kubeconfig: PathBuf,
+    /// The API server.
+    pub client: Client,
     /// Told once, when everything has been listed.
     pub synced: watch::Sender<bool>,
 }
 
 impl Follower {
-    /// Follows until it is told to stop. A renewed client certificate is used as soon as its files change.
+    /// Follows until it is told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        let mut reported = false;
-        // Cancel-safe: dropping the watches loses nothing, the next ones list again.
-        while let Some(()) = stop.run_until_cancelled(self.follow(&mut reported)).await {}
-    }
-
-    /// Follows with one client, until its identity changes or it cannot be made.
-    async fn follow(&self, reported: &mut bool) {
-        let before = identity(&self.kubeconfig);
-        let client = match client(&self.kubeconfig).await {
-            Ok(client) => client,
-            Err(error) => {
-                if !std::mem::replace(reported, true) {
-                    warn!(error = %chain(&error), "waiting for the cluster's identity");
-                }
-                tokio::time::sleep(RETRY).await;
-                return;
-            }
-        };
-        *reported = false;
         tokio::select! {
             // None of these ends by itself; dropping them is safe.
-            () = self.follow_kind::<Namespace>(&client) => {}
-            () = self.follow_kind::<core::Service>(&client) => {}
-            () = self.follow_kind::<EndpointSlice>(&client) => {}
-            () = changed(&self.kubeconfig, before) => info!("the identity changed"),
+            () = self.follow::<Namespace>() => {}
+            () = self.follow::<core::Service>() => {}
+            () = self.follow::<EndpointSlice>() => {}
+            () = stop.cancelled() => {}
         }
     }
 
-    async fn follow_kind<K: Indexed>(&self, client: &Client) {
+    async fn follow<K: Indexed>(&self) {
         let config = watcher::Config::default().page_size(PAGE_SIZE);
-        let mut events = watcher(Api::<K>::all(client.clone()), config).default_backoff().boxed();
+        let events = watcher(Api::<K>::all(self.client.clone()), config);
+        let mut events = pin!(garboard_api_client::uninterrupted(K::NAME, events));
         let mut listed = HashSet::new();
-        let mut failing = false;
         while let Some(event) = events.next().await {
-            let event = match event {
-                Ok(event) => event,
-                Err(error) => {
-                    if !std::mem::replace(&mut failing, true) {
-                        warn!(kind = K::NAME, error = %chain(&error), "watch broken; serving what is known");
-                    }
-                    continue;
-                }
-            };
-            if std::mem::take(&mut failing) {
-                info!(kind = K::NAME, "watch works again");
-            }
             let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
             match event {
                 watcher::Event::Init => listed.clear(),
@@ -253,45 +198,6 @@ fn named_port(name: Option<&str>, protocol: Option<&str>, number: Option<i32>) -
     let name = name.filter(|name| !name.is_empty())?;
     let protocol = protocol.map_or(Some(Protocol::Tcp), Protocol::parse)?;
     Some(NamedPort { name: name.into(), protocol, number: u16::try_from(number?).ok()? })
-}
-
-async fn client(path: &Path) -> Result<Client, ClientError> {
-    let failed = |source| ClientError::Kubeconfig { path: path.to_owned(), source };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-    let options = KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?;
-    Client::try_from(config).map_err(ClientError::Client)
-}
-
-/// The kubeconfig and the files that it names, each with the time of its last change.
-fn identity(path: &Path) -> Vec<(PathBuf, Option<SystemTime>)> {
-    let named = Kubeconfig::read_from(path).ok().into_iter().flat_map(|kubeconfig| {
-        let users = kubeconfig.auth_infos.into_iter().filter_map(|user| user.auth_info);
-        let users = users.flat_map(|user| [user.client_certificate, user.client_key]);
-        let clusters = kubeconfig.clusters.into_iter().filter_map(|cluster| cluster.cluster);
-        users.chain(clusters.map(|cluster| cluster.certificate_authority)).flatten().map(PathBuf::from)
-    });
-    std::iter::once(path.to_owned())
-        .chain(named)
-        .map(|path| {
-            let changed = std::fs::metadata(&path).and_then(|metadata| metadata.modified()).ok();
-            (path, changed)
-        })
-        .collect()
-}
-
-async fn changed(path: &Path, before: Vec<(PathBuf, Option<SystemTime>)>) {
-    loop {
-        tokio::time::sleep(IDENTITY_POLL).await;
-        if identity(path) != before {
-            return;
-        }
-    }
-}
-
-/// An error and its causes in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -64,21 +64,3 @@ fn a_slice_without_a_service_has_no_records() {
     assert!(put::<EndpointSlice>(&mut index, object).is_some());
     assert_eq!(index.slices(&ServiceKey::new("ns", "")).count(), 0);
 }
-
-#[test]
-fn the_identity_names_every_file() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = |name: &str| directory.path().join(name);
-    let kubeconfig = json!({
-        "apiVersion": "v1", "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:6443", "certificate-authority": file("ca")}}],
-        "users": [{"name": "u", "user": {"client-certificate": file("crt"), "client-key": file("key")}}],
-    });
-    std::fs::write(file("kubeconfig"), kubeconfig.to_string()).unwrap();
-    std::fs::write(file("crt"), "old").unwrap();
-    let before = identity(&file("kubeconfig"));
-    assert_eq!(before.len(), 4);
-    assert_eq!(before, identity(&file("kubeconfig")));
-    std::fs::write(file("key"), "new").unwrap();
-    assert_ne!(before, identity(&file("kubeconfig")));
-}

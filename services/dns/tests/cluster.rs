@@ -151,8 +151,8 @@ fn the_daemon_follows_the_cluster_and_outlives_the_api_server() {
     api.put(services, service("web", "10.96.0.7"));
     let (address, _) = free_port();
     let config = json!({
-        "listen": [address], "domain": "cluster.local", "kubeconfig": file("kubeconfig"), "upstreams": [],
-        "serviceCIDRs": ["10.96.0.0/12"],
+        "listen": [address], "domain": "cluster.local", "upstreams": [],
+        "server": format!("http://{}", api.address), "identity": directory.path(), "serviceCIDRs": ["10.96.0.0/12"],
     });
     std::fs::write(file("config.json"), config.to_string()).unwrap();
     let _daemon = start(&file("config.json"));
@@ -161,13 +161,11 @@ fn the_daemon_follows_the_cluster_and_outlives_the_api_server() {
     assert_eq!(ask(address, owner, RecordType::A).metadata.response_code, ResponseCode::ServFail);
     let mut buffer = [0; 64];
     assert!(supervisor.recv(&mut buffer).is_err(), "not ready without the cluster");
-    let kubeconfig = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", api.address)}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-    });
-    std::fs::write(file("kubeconfig"), kubeconfig.to_string()).unwrap();
+    // The server speaks no TLS, but there is no request without an identity.
+    let key = rcgen::generate_simple_self_signed(["test".to_owned()]).unwrap();
+    std::fs::write(file("tls.key"), key.signing_key.serialize_pem()).unwrap();
+    std::fs::write(file("ca.crt"), key.cert.pem()).unwrap();
+    std::fs::write(file("tls.crt"), key.cert.pem()).unwrap();
     supervisor.set_read_timeout(Some(LIMIT)).unwrap();
     let length = supervisor.recv(&mut buffer).unwrap();
     assert_eq!(&buffer[..length], b"READY=1\n");

@@ -203,9 +203,9 @@ fn the_daemon_follows_its_configuration_and_resolv_conf() {
     };
     let config = |listen: &[SocketAddr], upstreams: &str| {
         let listen: Vec<String> = listen.iter().map(|address| format!("{:?}", address.to_string())).collect();
-        let kubeconfig = file("etc/kubeconfig");
         let listen = listen.join(",");
-        format!(r#"{{"listen": [{listen}], "domain": "cluster.local", "kubeconfig": {kubeconfig:?}, {upstreams}}}"#)
+        let server = r#""server": "https://127.0.0.1:1", "identity": "/nowhere""#;
+        format!(r#"{{"listen": [{listen}], "domain": "cluster.local", {server}, {upstreams}}}"#)
     };
     let servers = |upstream: &Upstream| format!(r#""upstreams": ["{}"]"#, upstream.address);
     let _daemon = start(&file("etc/config.json"));

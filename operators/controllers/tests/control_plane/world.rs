@@ -15,12 +15,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use garboard_api_client::{Identity, Outage};
+use garboard_catalog::kubeconfig::LOCAL_APISERVER;
 use garboard_catalog::pki::Leaf;
 use garboard_catalog::{CatalogInput, NodeFacts, input, services, users};
 use garboard_controllers::addons;
 use garboard_controllers::pki::PkiStore;
 use garboard_plan::pki::{PkiInput, desired};
 use garboard_supervisor::spec::ServiceSpec;
+use http::Uri;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject;
@@ -194,16 +197,12 @@ impl World {
 
     /// A client that may do everything.
     pub fn administrator(&self) -> kube::Client {
-        addons::administrator(&self.pki, "https://127.0.0.1:6443", SystemTime::now()).unwrap()
+        addons::administrator(&self.pki, server(), Outage::default(), SystemTime::now()).unwrap()
     }
 
     /// A client with a certificate of the machine.
     pub fn client(&self, leaf: Leaf) -> kube::Client {
-        let mut config = kube::Config::new("https://127.0.0.1:6443".parse().unwrap());
-        config.root_cert = Some(vec![certificates(&leaf.ca_file())[0].to_vec()]);
-        config.auth_info.client_certificate = Some(leaf.cert_file());
-        config.auth_info.client_key = Some(leaf.key_file());
-        kube::Client::try_from(config).unwrap()
+        garboard_api_client::client(server(), Identity::Folder(leaf.folder().into()), Outage::default())
     }
 
     /// Whether `GET` answers 200.
@@ -332,6 +331,10 @@ fn prepare(spec: &ServiceSpec) {
         fs::set_permissions(&file.path, fs::Permissions::from_mode(file.mode)).unwrap();
         chown(&file.path, Some(id(&file.owner)), Some(id(&file.owner))).unwrap();
     }
+}
+
+fn server() -> Uri {
+    Uri::from_static(LOCAL_APISERVER)
 }
 
 fn certificates(path: &str) -> Vec<CertificateDer<'static>> {
