@@ -25,12 +25,14 @@ build_programs() {
 # build_rust TARGET: all packages that have programs, static, without this host's paths in them. Cargo names the
 # sources of the workspace relative to it; were its path among the flags, each clone would build everything anew.
 build_rust() {
-    local remap lto=thin
-    remap="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$1=/target"
+    local flags lto=thin
+    flags="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$1=/target"
+    # The addresses that a program corrects when it is loaded take a hundredth of the space in this form.
+    flags+=" -C link-arg=-Wl,-z,pack-relative-relocs"
     # Optimising across crates at each link makes programs a fifth smaller and a rebuild several times slower.
     [[ $mode == release ]] || lto=off
     cd "$root" && env CARGO_TARGET_DIR="$1" CARGO_PROFILE_RELEASE_LTO="$lto" \
-        CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="$remap" \
+        CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="$flags" \
         cargo build --release --locked --target "$musl" \
         -p garboard-bus -p garboard-cni -p garboard-dns -p garboard-init -p garboard-operators \
         -p garboard-pause -p garboard-sample -p garboardctl
