@@ -60,9 +60,11 @@ impl Running {
         let mut per_program = vec![0.0; OURS.len()];
         for line in self.observe(&["processes"])?.lines() {
             let mut fields = line.split_whitespace();
-            let (Some(_pid), Some(pss_kib), Some(program)) = (fields.next(), fields.next(), fields.next()) else {
+            let (Some(pid), Some(pss_kib), Some(program)) = (fields.next(), fields.next(), fields.next()) else {
                 continue;
             };
+            // The first stage starts it as /sbin/init.
+            let program = if pid == "1" { OURS[0] } else { program };
             let Some(index) = OURS.iter().position(|ours| program.ends_with(ours)) else { continue };
             let mib = pss_kib.parse::<f64>().context("a proportional set size")? / 1024.0;
             per_program[index] += mib;
