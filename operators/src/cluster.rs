@@ -1,5 +1,9 @@
-//! The cluster operators: what is done once for the whole cluster.
+//! The cluster operators: what is done once for the whole cluster, by the machine that leads.
 
+use std::fs;
+
+use anyhow::Context;
+use garboard_controllers::leader::{self, Identity, Standing};
 use garboard_controllers::{connect, csr};
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
@@ -7,10 +11,20 @@ use tracing::info;
 
 use crate::notify;
 
-/// Runs until `stop`.
-pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
-    info!("cluster operators");
-    notify::tell(NotifyState::Ready);
-    csr::run(connect::operators(), stop).await;
+/// Identifies this start of the kernel (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Runs until `stop` on the machine of that name. A machine that stands by is as healthy as the one that leads.
+pub async fn run(machine: &str, stop: CancellationToken) -> anyhow::Result<()> {
+    let boot_id = fs::read_to_string(BOOT_ID).with_context(|| format!("read {BOOT_ID}"))?;
+    let identity = Identity::new(machine, boot_id.trim());
+    info!(%identity, "cluster operators");
+    let tell = |standing: Standing| {
+        info!(%standing, "cluster operators");
+        notify::tell(NotifyState::Ready);
+        notify::tell(NotifyState::Status(&standing.to_string()));
+    };
+    let client = connect::operators();
+    leader::lead(client.clone(), identity, tell, |stop| csr::run(client.clone(), stop), stop).await;
     Ok(())
 }

@@ -13,17 +13,17 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 const USAGE: &str = "\
-usage: garboard-operators agent|cluster|crds
+usage: garboard-operators agent|cluster MACHINE|crds
 
-  agent    keep this machine as it is declared
-  cluster  do what the cluster as a whole needs
-  crds     print the custom resource definitions as YAML";
+  agent            keep this machine as it is declared
+  cluster MACHINE  do what the cluster as a whole needs, while the machine of that name, which is this one, leads
+  crds             print the custom resource definitions as YAML";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["agent"] => run(agent::run),
-        ["cluster"] => run(cluster::run),
+        ["cluster", machine] => run(async |stop| cluster::run(machine, stop).await),
         ["crds"] => {
             print!("{}", garboard_api::crds::yaml().context("write the definitions as YAML")?);
             Ok(())

@@ -1,4 +1,4 @@
-//! Tells PID 1 that the agent serves, and that it is not hung (sd_notify(3)).
+//! Tells PID 1 that the program serves, and that it is not hung (sd_notify(3)).
 
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +12,7 @@ pub fn tell(state: NotifyState<'_>) {
     }
 }
 
-/// Says again and again that the agent's only thread is not hung, twice in the time that PID 1 waits for it.
+/// Says again and again that the program's only thread is not hung, twice in the time that PID 1 waits for it.
 pub async fn watchdog(stop: CancellationToken) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return stop.cancelled().await };
     while !stop.is_cancelled() {

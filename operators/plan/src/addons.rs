@@ -11,6 +11,8 @@ use garboard_catalog::identity;
 use garboard_catalog::input::dns_service_address;
 use serde_json::{Value, json};
 
+use crate::leader;
+
 /// The name under which Garboard owns fields of objects.
 pub const FIELD_MANAGER: &str = "garboard-agent";
 /// The Service of cluster DNS.
@@ -251,8 +253,17 @@ fn operators_rules() -> Value {
     ])
 }
 
+/// One lease. To create it no name can be demanded, as the API server decides before it knows the object.
 fn lease_rules() -> Value {
-    json!([rule("coordination.k8s.io", &["leases"], &["get", "create", "update", "patch"])])
+    json!([
+        rule("coordination.k8s.io", &["leases"], &["create"]),
+        {
+            "apiGroups": ["coordination.k8s.io"],
+            "resources": ["leases"],
+            "resourceNames": [leader::NAME],
+            "verbs": ["get", "update"],
+        },
+    ])
 }
 
 fn agent_rules() -> Value {

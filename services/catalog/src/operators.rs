@@ -12,8 +12,8 @@ pub const NAME: &str = "operators";
 ///
 /// # Errors
 /// None in practice: the names in this crate are valid.
-pub fn service(_input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
-    let argv = vec!["/usr/lib/garboard/garboard-operators".to_owned(), "cluster".to_owned()];
+pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
+    let argv = vec!["/usr/lib/garboard/garboard-operators".to_owned(), "cluster".to_owned(), input.node.name.clone()];
     let mut limits = cgroup(Slice::System, -997, 128, 4, 16);
     limits.memory_max = Some(256 * MIB);
 

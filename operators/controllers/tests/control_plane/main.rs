@@ -5,18 +5,23 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod candidate;
 mod world;
 
 use std::path::Path;
 use std::process::Command;
 
+use candidate::Candidate;
 use containerd_client::services::v1::GetImageRequest;
 use containerd_client::tonic;
 use garboard_catalog::paths::CONTAINERD_SOCKET;
 use garboard_catalog::pki::Leaf;
+use garboard_controllers::leader::Standing;
 use garboard_controllers::{addons, images};
 use garboard_plan::addons::NodeInput;
+use garboard_plan::leader;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
@@ -46,6 +51,7 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
         dns_is_reachable_as_a_service(&world, &client).await;
         own_clients_can_do_their_work_and_no_more(&world).await;
         a_node_gets_addresses_and_its_serving_certificate(&world, &client).await;
+        the_cluster_operators_lead_one_at_a_time(&world, &client).await;
         pods_of_ordinary_namespaces_keep_to_the_baseline(&world, &client).await;
         for url in ["https://127.0.0.1:10257/healthz", "https://127.0.0.1:10259/readyz"] {
             world.wait(url, || world.ready(url)).await;
@@ -175,6 +181,35 @@ async fn a_node_gets_addresses_and_its_serving_certificate(world: &World, client
     world.wait_for("the serving certificate", || async { requests.get(&name).await.ok()?.status?.certificate }).await;
 }
 
+async fn the_cluster_operators_lead_one_at_a_time(world: &World, client: &kube::Client) {
+    let first = Candidate::new(world, "node-1");
+    first.is(world, Standing::Leads).await;
+    let second = Candidate::new(world, "node-2");
+    second.is(world, Standing::StandsBy("node-1_run".to_owned())).await;
+    assert_eq!((first.at_work(), second.at_work()), (true, false));
+
+    // Whoever ends gives the lease back.
+    first.end().await;
+    second.is(world, Standing::Leads).await;
+    let third = Candidate::new(world, "node-3");
+    third.is(world, Standing::StandsBy("node-2_run".to_owned())).await;
+
+    // Whoever loses it stops and stands by; a holder that does not renew it loses it.
+    let taken = json!({ "spec": { "holderIdentity": "node-4_run" } });
+    let leases = Api::<Lease>::namespaced(client.clone(), leader::NAMESPACE);
+    leases.patch(leader::NAME, &PatchParams::default(), &Patch::Merge(taken)).await.unwrap();
+    for candidate in [&second, &third] {
+        candidate.is(world, Standing::StandsBy("node-4_run".to_owned())).await;
+        assert!(!candidate.at_work());
+    }
+    third.end().await;
+    second.is(world, Standing::Leads).await;
+    world.wait("work after a loss", || second.at_work()).await;
+    second.end().await;
+    let lease = leases.get(leader::NAME).await.unwrap().spec.unwrap();
+    assert_eq!((lease.holder_identity, lease.lease_transitions), (None, Some(2)));
+}
+
 async fn pods_of_ordinary_namespaces_keep_to_the_baseline(world: &World, client: &kube::Client) {
     let accounts = Api::<ServiceAccount>::namespaced(client.clone(), "default");
     world.wait_for("the default account", || async { accounts.get_opt("default").await.unwrap() }).await;
@@ -233,6 +268,7 @@ async fn garboards_own_daemons_serve_as_confined_as_they_are(world: &mut World) 
     assert!(answer.windows(4).any(|bytes| bytes == [10, 96, 0, 1]), "{answer:?}");
 
     world.start("operators");
+    world.wait("operators", || world.notified()).await;
     let requests = Api::<CertificateSigningRequest>::all(world.client(Leaf::Kubelet));
     let request = world::serving_request("node-1", "192.0.2.10");
     let name = requests.create(&PostParams::default(), &request).await.unwrap().metadata.name.unwrap();

@@ -1,0 +1,179 @@
+//! Does what is done once for the whole cluster, while this machine leads; the decision is
+//! [`plan::leader`](garboard_plan::leader).
+//!
+//! A lease is replaced only as it was read, so of two machines that take it at once the API server refuses one. The crates
+//! that hold leases compare the times of day of different machines, or overwrite what they did not read.
+
+use std::fmt;
+use std::time::Duration;
+
+pub use garboard_plan::leader::Identity;
+use garboard_plan::leader::{self as plan, Candidacy, DEADLINE, Loss, NAME, NAMESPACE, RENEWAL, Seen};
+use garboard_runtime::applier::chain;
+use garboard_runtime::status::ANSWER;
+use garboard_sys::clock::boot_time;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, PostParams};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+/// Time between two tries after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+/// Longest time that giving the lease back may take: without it the others wait until it expires.
+const RELEASE: Duration = Duration::from_secs(2);
+
+/// What a machine is doing about the lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It led, and does not know who does now.
+    Lost(Loss),
+    /// It stands by while that holder leads.
+    StandsBy(String),
+    /// It leads.
+    Leads,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(loss) => write!(f, "leads no longer: {loss}"),
+            Self::StandsBy(holder) => write!(f, "stands by while {holder} leads"),
+            Self::Leads => f.write_str("leads"),
+        }
+    }
+}
+
+/// Does the `duties` whenever this machine leads, until `stop` ends them, and gives the lease back.
+///
+/// When the lease is lost, the duties are dropped where they are: another machine may begin with them. `tell` is called with
+/// each new standing.
+pub async fn lead<Duties: Future<Output = ()>>(
+    client: Client,
+    identity: Identity,
+    mut tell: impl FnMut(Standing),
+    duties: impl Fn(CancellationToken) -> Duties,
+    stop: CancellationToken,
+) {
+    let mut candidate = Candidate { leases: Api::namespaced(client, NAMESPACE), identity, seen: None };
+    while let Some(renewed) = stop.run_until_cancelled(candidate.stand_by(&mut tell)).await {
+        tell(Standing::Leads);
+        tokio::select! {
+            loss = candidate.hold(renewed) => tell(Standing::Lost(loss)),
+            () = duties(stop.clone()) => return candidate.release().await,
+        }
+    }
+}
+
+struct Candidate {
+    leases: Api<Lease>,
+    identity: Identity,
+    /// The lease as it was read or written last; none when there is none.
+    seen: Option<Seen>,
+}
+
+impl Candidate {
+    /// Waits until the lease is this machine's, and returns when it was asked for.
+    async fn stand_by(&mut self, tell: &mut impl FnMut(Standing)) -> Duration {
+        let (mut leader, mut reported) = (String::new(), String::new());
+        loop {
+            let asked = boot_time();
+            let error = match timeout(ANSWER, self.try_take()).await {
+                Ok(Ok(Candidacy::Take)) => return asked,
+                Ok(Ok(Candidacy::Wait(wait))) => {
+                    let holder = self.seen.as_ref().and_then(Seen::holder);
+                    if let Some(holder) = holder.filter(|holder| *holder != leader) {
+                        holder.clone_into(&mut leader);
+                        tell(Standing::StandsBy(leader.clone()));
+                    }
+                    reported.clear();
+                    sleep(wait).await;
+                    continue;
+                }
+                Ok(Err(error)) => chain(&error),
+                Err(_) => format!("the API server has not answered within {} seconds", ANSWER.as_secs()),
+            };
+            if error != reported {
+                warn!(error, "cannot take the lease");
+                reported = error;
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    async fn try_take(&mut self) -> Result<Candidacy, kube::Error> {
+        self.read().await?;
+        let candidacy = plan::candidacy(self.seen.as_ref(), &self.identity, boot_time());
+        if candidacy == Candidacy::Take {
+            match self.write().await {
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    debug!("another was faster");
+                    self.seen = None;
+                    return Ok(Candidacy::Wait(RETRY));
+                }
+                written => written?,
+            }
+        }
+        Ok(candidacy)
+    }
+
+    /// Renews the lease, which was asked for at `renewed`, until it is lost.
+    async fn hold(&mut self, mut renewed: Duration) -> Loss {
+        let mut doubtful = false;
+        loop {
+            sleep(if doubtful { RETRY } else { RENEWAL }).await;
+            let asked = boot_time();
+            let round = async {
+                if doubtful {
+                    self.read().await?;
+                }
+                match plan::loss(self.seen.as_ref(), &self.identity, renewed, boot_time()) {
+                    Some(loss) => Ok(Some(loss)),
+                    None => self.write().await.map(|()| None),
+                }
+            };
+            match timeout((renewed + DEADLINE).saturating_sub(asked), round).await {
+                Ok(Ok(None)) => (renewed, doubtful) = (asked, false),
+                Ok(Ok(Some(loss))) => return loss,
+                Ok(Err(error)) => {
+                    if !doubtful {
+                        warn!(error = chain(&error), "the lease is not renewed");
+                    }
+                    doubtful = true;
+                }
+                Err(_) => return Loss::Late,
+            }
+        }
+    }
+
+    async fn release(self) {
+        let Some(Seen { lease, .. }) = self.seen else { return };
+        let (parameters, lease) = (PostParams::default(), plan::released(lease));
+        match timeout(RELEASE, self.leases.replace(NAME, &parameters, &lease)).await {
+            Ok(Ok(_)) => info!("the lease is given back"),
+            Ok(Err(error)) => debug!(error = chain(&error), "the lease is not given back"),
+            Err(_) => debug!("the lease is not given back in time"),
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), kube::Error> {
+        let lease = self.leases.get_opt(NAME).await?;
+        self.seen = lease.map(|lease| Seen::after(self.seen.take(), lease, boot_time()));
+        Ok(())
+    }
+
+    async fn write(&mut self) -> Result<(), kube::Error> {
+        let former = self.seen.as_ref().map(|seen| &seen.lease);
+        let lease = plan::held(former, &self.identity, MicroTime(Timestamp::now()));
+        let parameters = PostParams::default();
+        let written = match former {
+            Some(_) => self.leases.replace(NAME, &parameters, &lease).await?,
+            None => self.leases.create(&parameters, &lease).await?,
+        };
+        self.seen = Some(Seen::after(None, written, boot_time()));
+        Ok(())
+    }
+}
