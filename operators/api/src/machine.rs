@@ -41,7 +41,7 @@ pub struct MachineSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = LABEL))]
     pub hostname: Option<String>,
-    /// Links, addresses and name servers. Default: DHCPv4 on the first link with a carrier.
+    /// Links, addresses and name servers. Default: DHCPv4 on the first link with a carrier and a server.
     #[serde(default)]
     pub network: MachineNetwork,
     /// The node's settings.
@@ -53,7 +53,8 @@ pub struct MachineSpec {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MachineNetwork {
-    /// The links to configure. When empty, the first link with a carrier is configured by DHCPv4.
+    /// The links to configure. When empty, all links with a carrier ask for a lease by DHCPv4, and the first that is granted
+    /// one is used, until it loses its carrier or its lease.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub links: Vec<Link>,

@@ -112,6 +112,8 @@ pub struct Network {
     status: watch::Sender<NodeAddresses>,
     paths: NetworkPaths,
     netlink: Netlink,
+    /// Kind of virtual links that count as hardware.
+    hardware: Option<&'static str>,
     monitor: AsyncFd<Monitor>,
     clients: BTreeMap<u32, DhcpLink>,
     current: Option<u32>,
@@ -144,6 +146,7 @@ impl Network {
             status,
             paths,
             netlink,
+            hardware: None,
             monitor,
             clients: BTreeMap::new(),
             current: None,
@@ -151,6 +154,12 @@ impl Network {
             reported: Vec::new(),
         };
         Ok((network, receiver))
+    }
+
+    /// Counts virtual links of that kind as hardware, of which a network namespace has none.
+    pub fn with_hardware(mut self, kind: &'static str) -> Self {
+        self.hardware = Some(kind);
+        self
     }
 
     /// Keeps the network until `stop`; then everything stays as it is.
@@ -252,10 +261,8 @@ impl Network {
         let mut refused: Vec<plan::Step> = Vec::new();
         let mut round = 0;
         loop {
-            let observed = kernel::observe(&mut self.netlink)?;
-            let selected = plan::select(config, &observed.links, self.current);
-            self.current = selected.first().map(|selected| selected.index);
-            self.keep_clients(&selected, &observed, clients_stop);
+            let observed = kernel::observe(&mut self.netlink, self.hardware)?;
+            let selected = self.select(config, &observed, clients_stop);
             let desired = plan::desire(config, &observed.links, &selected, &self.leases());
             let mut steps = plan::plan(&desired, &observed);
             steps.retain(|step| !refused.contains(step));
@@ -271,6 +278,26 @@ impl Network {
                         refused.push(step);
                     }
                 }
+            }
+        }
+    }
+
+    /// Selects links and keeps their DHCP clients. What an earlier run of the agent was granted is known once its client
+    /// is there, and decides in turn.
+    fn select(
+        &mut self,
+        config: &plan::Config,
+        observed: &plan::Observed,
+        clients_stop: &CancellationToken,
+    ) -> Vec<plan::Selected> {
+        loop {
+            let leases = self.leases();
+            let selected = plan::select(config, &observed.links, &leases, self.current);
+            let granted = selected.iter().find(|selected| leases.contains_key(&selected.index));
+            self.current = granted.map(|selected| selected.index).or(self.current);
+            self.keep_clients(&selected, observed, clients_stop);
+            if self.leases() == leases {
+                return selected;
             }
         }
     }

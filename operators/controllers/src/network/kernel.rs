@@ -6,15 +6,15 @@ use garboard_sys::netlink::{Address, Link, Netlink, NetlinkError, PROTOCOL, Rout
 /// `IFAPROT_KERNEL_RA`: the kernel made the address from a router's advertisement.
 const KERNEL_RA: u8 = 2;
 
-/// Everything that a plan compares.
+/// Everything that a plan compares. Virtual links of the kind `hardware` count as physical.
 ///
 /// Addresses that the kernel makes of router advertisements are left out: they come, change and go with the routers, and
 /// what the cluster knows of a machine must not.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn observe(netlink: &mut Netlink) -> Result<plan::Observed, NetlinkError> {
-    let links = netlink.links()?.into_iter().map(link).collect();
+pub fn observe(netlink: &mut Netlink, hardware: Option<&str>) -> Result<plan::Observed, NetlinkError> {
+    let links = netlink.links()?.into_iter().map(|found| link(found, hardware)).collect();
     let addresses = netlink.addresses()?.into_iter().filter(|address| address.protocol != KERNEL_RA).map(|address| {
         let Address { index, address, protocol, global: _ } = address;
         (plan::Address { index, address }, protocol == PROTOCOL)
@@ -46,9 +46,10 @@ pub fn apply(netlink: &mut Netlink, step: &plan::Step) -> Result<(), NetlinkErro
     }
 }
 
-fn link(link: Link) -> plan::Link {
+fn link(link: Link, hardware: Option<&str>) -> plan::Link {
     let Link { index, name, mac, loopback, up, carrier, kind, controller, mtu, max_mtu } = link;
-    let physical = mac.is_some() && !loopback && kind.is_none() && controller.is_none();
+    let real = kind.is_none() || kind.as_deref() == hardware;
+    let physical = mac.is_some() && !loopback && real && controller.is_none();
     plan::Link { index, name, mac: mac.map(|mac| mac.0), loopback, physical, up, carrier, mtu, max_mtu }
 }
 

@@ -175,12 +175,12 @@ fn what_is_not_ours_is_untouched() {
                 addresses: vec!["192.0.2.200/24".parse().unwrap(), "2001:db8::7/64".parse().unwrap()],
                 gateways: vec![ip("192.0.2.254")],
                 mtu: None,
-                selector: Selector::Mac(scene::MAC),
+                selector: Selector::Mac([2, 0, 0, 0, 0, 9]),
             }],
             ..Config::default()
         });
-        // A veth is no physical link, so a hardware address finds none: the machine says so and keeps what is not its own.
-        scene.wait("the missing link", |node| node.waiting.iter().any(|wait| wait.contains("02:00:00:00:00:07"))).await;
+        // There is no link with that address: the machine says so and keeps what is not its own.
+        scene.wait("the missing link", |node| node.waiting.iter().any(|wait| wait.contains("02:00:00:00:00:09"))).await;
         scene.until("the lease is given back", |scene| !scene.ip("addr show dev eth0").contains(&leased)).await;
         assert!(scene.ip("addr show dev eth0").contains("203.0.113.5/24"));
         assert!(scene.ip("route show").contains("203.0.113.128/25"));
@@ -258,6 +258,59 @@ fn a_restarted_agent_that_knows_no_declaration_yet_changes_nothing() {
         assert_eq!(scene.etc("hostname"), "keel\n");
         scene.declare(dhcp());
         scene.wait("the new declaration's effect", |node| node.addresses.is_empty()).await;
+    });
+}
+
+/// How often the server was asked by `eth0` while its network was behind the other link.
+fn asked_in_vain(scene: &Scene) -> usize {
+    scene.server_log().matches("received on peer which has no address").count()
+}
+
+#[test]
+fn without_a_declaration_the_link_with_a_server_is_used() {
+    Scene::run(|mut scene| async move {
+        scene.add_link("eth1", "peer1");
+        scene.move_network("peer", "peer1");
+        scene.start(Config::default());
+        let asked = ["an address by DHCP on eth0 (discovering)", "an address by DHCP on eth1 (discovering)"];
+        scene.wait("both to be asked", |node| node.waiting == asked).await;
+        scene.serve(&["--interface=peer1"]);
+        let node = scene.wait("an address", |node| node.link.as_deref() == Some("eth1")).await;
+        assert!(scene.pool().contains(&node.addresses[0]), "{node:?}");
+        assert_eq!((node.waiting, node.problems), (vec![], vec![]), "nobody waits for the other link");
+
+        // It stays in use until another link is granted a lease.
+        scene.outside("link set dev peer1 down");
+        let gone = ["a carrier on eth1", asked[0]];
+        let without = scene.wait("the other to be asked again", |node| node.waiting == gone).await;
+        assert_eq!(without.addresses, node.addresses);
+        scene.until("its request", |scene| asked_in_vain(scene) > 0).await;
+        scene.move_network("peer1", "peer");
+        let moved = scene.wait("an address", |node| node.link.as_deref() == Some("eth0")).await;
+        assert!(scene.pool().contains(&moved.addresses[0]) && moved.addresses.len() == 1, "{moved:?}");
+        scene.until("the former is given up", |scene| !scene.ip("addr show dev eth1").contains("192.0.2.")).await;
+    });
+}
+
+#[test]
+fn without_a_declaration_a_restarted_agent_asks_on_its_link_only() {
+    Scene::run(|mut scene| async move {
+        scene.add_link("eth1", "peer1");
+        scene.move_network("peer", "peer1");
+        scene.serve(&["--interface=peer1"]);
+        scene.start(Config::default());
+        let node = scene.wait("an address", |node| !node.addresses.is_empty() && node.waiting.is_empty()).await;
+        scene.stop().await;
+        // What is still on its way ends with the server; another one has to take the lease on trust.
+        scene.stop_server();
+        let before = asked_in_vain(&scene);
+        scene.serve(&["--interface=peer1", "--dhcp-authoritative"]);
+        scene.until("it serves", |scene| scene.server_log().matches("DHCP, IP range").count() == 2).await;
+        scene.watch_removals();
+        scene.start(Config::default());
+        scene.wait("the same address", |after| after.addresses == node.addresses).await;
+        scene.until("it is confirmed", |scene| scene.server_log().matches("DHCPACK").count() >= 2).await;
+        assert_eq!((asked_in_vain(&scene), scene.removals()), (before, String::new()));
     });
 }
 

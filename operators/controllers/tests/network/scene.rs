@@ -1,4 +1,4 @@
-//! A machine (the test's own thread in fresh namespaces) and, over a veth, a network with a DHCP server.
+//! A machine (the test's own thread in fresh namespaces) and, over a veth that counts as hardware, a network with a DHCP server.
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -18,8 +18,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Hardware address of the machine's link.
-pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 const LIMIT: Duration = Duration::from_secs(60);
 
 static SCENES: AtomicU32 = AtomicU32::new(0);
@@ -86,6 +84,18 @@ impl Scene {
         self.server = Some(server);
     }
 
+    /// A further link inside, with its other end outside.
+    pub fn add_link(&self, name: &str, peer: &str) {
+        self.ip(&format!("link add {name} type veth peer name {peer} netns {}", self.outside));
+        self.outside(&format!("link set dev {peer} up"));
+    }
+
+    /// Has the server's network behind another link.
+    pub fn move_network(&self, from: &str, to: &str) {
+        self.outside(&format!("addr del 192.0.2.1/24 dev {from}"));
+        self.outside(&format!("addr add 192.0.2.1/24 dev {to}"));
+    }
+
     /// Ends dnsmasq.
     pub fn stop_server(&mut self) {
         if let Some(server) = self.server.take() {
@@ -118,6 +128,7 @@ impl Scene {
     fn start_undeclared(&mut self) {
         let paths = NetworkPaths { etc: self.path("etc"), state: self.path("state") };
         let (controller, node) = Network::new(self.config.subscribe(), paths).unwrap();
+        let controller = controller.with_hardware("veth");
         let stop = CancellationToken::new();
         let run = controller.run(stop.clone());
         let task = tokio::spawn(async move { run.await.unwrap() });

@@ -1,5 +1,6 @@
 //! Which links are configured, and how.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use garboard_api::machine::{self, LinkMatch, MachineNetwork};
@@ -7,12 +8,13 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::Link;
+use super::lease::Lease;
 
 /// What the user declares, validated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Config {
-    /// The links to configure; when empty, the first link with a carrier is configured by DHCPv4.
+    /// The links to configure; when empty, the first link with a carrier that is granted a lease by DHCPv4.
     pub links: Vec<LinkConfig>,
     /// Name servers, before those of the leases.
     pub nameservers: Vec<IpAddr>,
@@ -84,20 +86,18 @@ pub struct Selected {
     pub config: LinkConfig,
 }
 
-/// The links that the configuration is for; one that does not exist (yet) is left out, and no link is taken twice.
+/// The links that the configuration is for, given the leases by link index; one that does not exist (yet) is left out,
+/// and no link is taken twice.
 ///
-/// Without declared links it is the first physical link with a carrier, in the kernel's order. `current` is the one that
-/// was picked before: it stays while it has its carrier, and while no other has one.
-pub fn select(config: &Config, links: &[Link], current: Option<u32>) -> Vec<Selected> {
+/// Without declared links it is the physical link with a carrier and a lease: the one that had it before (`current`), else
+/// the first in the kernel's order. While there is none, all that have a carrier are asked at the same time, because a
+/// link may lead to a network without a DHCP server; the one from before keeps its lease until another has one.
+pub fn select(config: &Config, links: &[Link], leases: &BTreeMap<u32, Lease>, current: Option<u32>) -> Vec<Selected> {
     if config.links.is_empty() {
-        let candidates = || links.iter().filter(|link| link.physical);
-        let with_carrier = || candidates().filter(|link| link.carrier);
-        let current = |link: &&Link| Some(link.index) == current;
-        let picked = with_carrier()
-            .find(current)
-            .or_else(|| with_carrier().min_by_key(|link| link.index))
-            .or_else(|| candidates().find(current));
-        return picked.map(|link| Selected { index: link.index, config: by_dhcp(link) }).into_iter().collect();
+        return by_default(links, leases, current)
+            .into_iter()
+            .map(|link| Selected { index: link.index, config: by_dhcp(link) })
+            .collect();
     }
     let mut selected: Vec<Selected> = Vec::new();
     for config in &config.links {
@@ -113,6 +113,17 @@ pub fn select(config: &Config, links: &[Link], current: Option<u32>) -> Vec<Sele
         }
     }
     selected
+}
+
+fn by_default<'a>(links: &'a [Link], leases: &BTreeMap<u32, Lease>, current: Option<u32>) -> Vec<&'a Link> {
+    let mut candidates: Vec<&Link> = links.iter().filter(|link| link.physical).collect();
+    candidates.sort_by_key(|link| (Some(link.index) != current, link.index));
+    let leased = |link: &&Link| leases.contains_key(&link.index);
+    if let Some(granted) = candidates.iter().copied().find(|link| link.carrier && leased(link)) {
+        return vec![granted];
+    }
+    candidates.retain(|link| link.carrier || (Some(link.index) == current && leased(link)));
+    candidates
 }
 
 fn by_dhcp(link: &Link) -> LinkConfig {

@@ -46,22 +46,38 @@ fn lease() -> Lease {
     }
 }
 
-fn selected_indices(config: &Config, links: &[Link], current: Option<u32>) -> Vec<u32> {
-    select(config, links, current).into_iter().map(|selected| selected.index).collect()
+fn leases(indices: &[u32]) -> BTreeMap<u32, Lease> {
+    indices.iter().map(|index| (*index, lease())).collect()
+}
+
+fn selected_indices(config: &Config, links: &[Link], leased: &[u32], current: Option<u32>) -> Vec<u32> {
+    select(config, links, &leases(leased), current).into_iter().map(|selected| selected.index).collect()
 }
 
 #[test]
-fn default_is_the_first_physical_link_with_a_carrier() {
+fn default_is_the_first_physical_link_with_a_carrier_and_a_lease() {
     let virtual_link = Link { physical: false, ..link(2, "veth0", true) };
     let links = [loopback(), virtual_link, link(4, "eth1", true), link(3, "eth0", false), link(5, "eth2", true)];
+    type Case = (&'static str, &'static [u32], Option<u32>, &'static [u32]);
+    let cases: [Case; 9] = [
+        ("all with a carrier are asked", &[], None, &[4, 5]),
+        ("the one with a lease is used, and nobody else is asked", &[5], None, &[5]),
+        ("the first of those with a lease is used", &[4, 5], None, &[4]),
+        ("the one from before stays", &[4, 5], Some(5), &[5]),
+        ("without its lease it is one of those that are asked, first", &[], Some(5), &[5, 4]),
+        ("without its lease it makes room for one that has one", &[4], Some(5), &[4]),
+        ("without its carrier it keeps its lease while the others are asked", &[3], Some(3), &[3, 4, 5]),
+        ("without its carrier it makes room for one that has a lease", &[3, 5], Some(3), &[5]),
+        ("without carrier and lease it is nothing", &[], Some(3), &[4, 5]),
+    ];
     let config = Config::default();
-    assert_eq!(selected_indices(&config, &links, None), [4]);
-    assert_eq!(selected_indices(&config, &links, Some(5)), [5], "the one that has it keeps it");
-    assert_eq!(selected_indices(&config, &links, Some(3)), [4], "one without carrier makes room");
+    for (what, leased, current, expected) in cases {
+        assert_eq!(selected_indices(&config, &links, leased, current), expected, "{what}");
+    }
     let dark = links.map(|link| Link { carrier: false, ..link });
-    assert_eq!(selected_indices(&config, &dark, Some(5)), [5], "nobody else takes over");
-    assert!(selected_indices(&config, &dark, None).is_empty());
-    assert!(selected_indices(&config, &[loopback()], None).is_empty());
+    assert_eq!(selected_indices(&config, &dark, &[4, 5], Some(5)), [5], "nobody else takes over");
+    assert!(selected_indices(&config, &dark, &[4, 5], None).is_empty());
+    assert!(selected_indices(&config, &[loopback()], &[], None).is_empty());
 }
 
 #[test]
@@ -73,9 +89,9 @@ fn declared_links_are_found_by_name_or_hardware_address() {
         ..Config::default()
     };
     let name = |name: &str| Selector::Name(name.to_owned());
-    assert_eq!(selected_indices(&config(&[name("eth1"), Selector::Mac(MAC)]), &links, None), [4, 3]);
-    assert_eq!(selected_indices(&config(&[name("eth0"), Selector::Mac(MAC)]), &links, None), [3], "not twice");
-    assert!(selected_indices(&config(&[name("eth7")]), &links, None).is_empty());
+    assert_eq!(selected_indices(&config(&[name("eth1"), Selector::Mac(MAC)]), &links, &[], None), [4, 3]);
+    assert_eq!(selected_indices(&config(&[name("eth0"), Selector::Mac(MAC)]), &links, &[], None), [3], "not twice");
+    assert!(selected_indices(&config(&[name("eth7")]), &links, &[], None).is_empty());
 }
 
 #[test]
@@ -113,7 +129,7 @@ fn all_physical_links_go_up_to_find_the_carrier() {
     assert_eq!(steps, [Step::SetUp(1), Step::SetUp(2), Step::SetUp(3)]);
 
     let config = Config { links: vec![declared(Selector::Name("eth1".to_owned()))], ..Config::default() };
-    let selected = select(&config, &links, None);
+    let selected = select(&config, &links, &BTreeMap::new(), None);
     let steps = plan(&desire(&config, &links, &selected, &BTreeMap::new()), &observed);
     assert_eq!(steps, [Step::SetUp(1), Step::SetUp(3)], "undeclared links are left alone");
 }
@@ -122,7 +138,7 @@ fn all_physical_links_go_up_to_find_the_carrier() {
 fn a_lease_becomes_address_and_routes() {
     let links = [link(2, "eth0", true)];
     let config = Config::default();
-    let selected = select(&config, &links, None);
+    let selected = select(&config, &links, &BTreeMap::new(), None);
     let leases = BTreeMap::from([(2, Lease { mtu: Some(1400), ..lease() })]);
     let desired = desire(&config, &links, &selected, &leases);
     assert_eq!(desired.links, BTreeMap::from([(2, Some(1400))]));
@@ -135,7 +151,7 @@ fn a_lease_becomes_address_and_routes() {
 fn a_gateway_outside_of_the_subnet_gets_a_route_first() {
     let links = [link(2, "eth0", true)];
     let config = Config::default();
-    let selected = select(&config, &links, None);
+    let selected = select(&config, &links, &BTreeMap::new(), None);
     let cloud = Lease { address: "192.0.2.10/32".parse().unwrap(), ..lease() };
     let desired = desire(&config, &links, &selected, &BTreeMap::from([(2, cloud)]));
     let destinations: Vec<_> =
@@ -151,7 +167,7 @@ fn the_mtu_is_bounded_by_the_driver_and_the_users_wins() {
     let leases = BTreeMap::from([(2, Lease { mtu: Some(1400), ..lease() })]);
     let mut mtu_step = |mtu| {
         config.links[0].mtu = mtu;
-        let selected = select(&config, &observed.links, None);
+        let selected = select(&config, &observed.links, &BTreeMap::new(), None);
         let steps = plan(&desire(&config, &observed.links, &selected, &leases), &observed);
         steps.into_iter().find(|step| matches!(step, Step::SetMtu(..)))
     };
@@ -187,7 +203,7 @@ fn addresses_of_the_default_link_come_first() {
     };
     let names = ["eth0", "eth1"].map(|name| declared(Selector::Name(name.to_owned())));
     let config = Config { links: names.to_vec(), ..Config::default() };
-    let selected = select(&config, &observed.links, None);
+    let selected = select(&config, &observed.links, &BTreeMap::new(), None);
     let addresses: Vec<String> = node_addresses(&observed, &selected).iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["192.0.2.3", "2001:db8::3", "198.51.100.2"]);
 }
@@ -197,7 +213,7 @@ fn what_is_waited_for_is_said_in_words() {
     let phases = BTreeMap::from([(2, "discovering")]);
     let say = |config: &Config, links: &[Link]| {
         let observed = Observed { links: links.to_vec(), ..Observed::default() };
-        waiting(config, &observed, &select(config, links, None), &phases).join("; ")
+        waiting(config, &observed, &select(config, links, &BTreeMap::new(), None), &phases).join("; ")
     };
     let config = Config::default();
     assert_eq!(say(&config, &[]), "an Ethernet link: the machine shows none");
@@ -313,12 +329,20 @@ proptest! {
     }
 
     #[test]
-    fn the_default_choice_is_physical_and_stable(links in links(), current in proptest::option::of(1..5_u32)) {
+    fn the_default_choice_is_physical_and_stable(
+        links in links(),
+        leased in proptest::collection::vec(1..5_u32, 0..4),
+        current in proptest::option::of(1..5_u32),
+    ) {
         let config = Config::default();
-        let picked = selected_indices(&config, &links, current);
+        let picked = selected_indices(&config, &links, &leased, current);
         for index in &picked {
             prop_assert!(links.iter().any(|link| link.index == *index && link.physical));
         }
-        prop_assert_eq!(selected_indices(&config, &links, picked.first().copied()), picked);
+        let granted: Vec<u32> = picked.iter().copied().filter(|index| leased.contains(index)).collect();
+        prop_assert!(granted.len() <= 1, "two links with a lease would both get its address");
+        prop_assert_eq!(&granted[..], &picked[..granted.len()], "the link in use comes first, so its metric stays");
+        let current = granted.first().copied().or(current);
+        prop_assert_eq!(selected_indices(&config, &links, &leased, current), picked);
     }
 }
