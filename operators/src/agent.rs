@@ -3,7 +3,6 @@
 //! It may end at any moment and be started again: what it must remember is in the ledger, on STATE, and in PID 1, and
 //! what it finds running it leaves running.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use garboard_controllers::network::{Network, NetworkConfig, NetworkPaths};
 use garboard_controllers::node::NodeWatch;
 use garboard_controllers::pki::PkiStore;
 use garboard_controllers::probes::{self, Watched};
+use garboard_controllers::problems::Problems;
 use garboard_controllers::services::Services;
 use garboard_controllers::{cluster, console, declare, machine, preload};
 use garboard_runtime::applier;
@@ -88,7 +88,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (specs, specs_seen) = watch::channel(Arc::default());
     let (published, published_seen) = watch::channel(Published::default());
-    let (_problems, problems) = watch::channel(BTreeMap::new());
+    let (problems, problems_seen) = Problems::new();
     let context = Arc::new(Context {
         control: control.clone(),
         info,
@@ -107,19 +107,19 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         node: node_view.clone(),
         api: api_seen.clone(),
         published,
-        problems: problems.clone(),
+        problems: problems_seen.clone(),
         applied_labels: Mutex::default(),
     });
 
     tasks.spawn("machine source", machine_source.run(stop.clone()));
     tasks.spawn("cluster source", cluster_source.run(stop.clone()));
     tasks.spawn("node", node.run(stop.clone()));
-    tasks.spawn("connect", Connect::new(pki.clone(), api).run(stop.clone()));
+    tasks.spawn("connect", Connect::new(pki.clone(), api, problems.clone()).run(stop.clone()));
     tasks.spawn(
         "probes",
         probes::run(control.clone(), Watched { specs: specs_seen, states: statuses.clone() }, stop.clone()),
     );
-    tasks.spawn("images", preload::run(statuses.clone(), stop.clone()));
+    tasks.spawn("images", preload::run(statuses.clone(), problems, stop.clone()));
     let machine_again = stream::select_all([
         changes(addresses),
         changes(statuses.clone()),
@@ -147,7 +147,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("events", garboard_controllers::events::run(context.clone(), stop.clone()));
     tasks.spawn("console", console::run(context.clone(), stop.clone()));
     let (view, view_seen) = watch::channel(View::default());
-    tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems, stop.clone()));
+    tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems_seen, stop.clone()));
     let (declares, declared) = mpsc::channel(DECLARES);
     tasks.spawn("declare", declare::run(declared, machine, cluster, stop.clone()));
     let service = machine_api::Service::new(control, view_seen.clone(), pki, declares);

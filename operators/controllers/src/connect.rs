@@ -2,6 +2,7 @@
 //!
 //! Roles come first, because other services wait for theirs; then the custom resource definitions.
 
+use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use garboard_api_client::{Identity, Outage};
@@ -13,14 +14,20 @@ use garboard_runtime::crds::{self, CrdError};
 use http::Uri;
 use kube::Client;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::addons::{self, AddonsError};
 use crate::pki::PkiStore;
+use crate::problems::Problems;
 
 /// First and longest wait between two tries: an API server that starts is waited for closely, one that is away is not.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// Time for which the API server may refuse what it needs itself without anybody being told: while it starts it does.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What problems are about.
+const PART: &str = "API server";
 
 /// The API server was not reached, or not set up.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +44,7 @@ pub enum ConnectError {
 pub struct Connect {
     pki: PkiStore,
     api: watch::Sender<Option<Client>>,
+    problems: Problems,
 }
 
 impl std::fmt::Debug for Connect {
@@ -47,8 +55,8 @@ impl std::fmt::Debug for Connect {
 
 impl Connect {
     /// A task that publishes its client on `api`.
-    pub fn new(pki: PkiStore, api: watch::Sender<Option<Client>>) -> Self {
-        Self { pki, api }
+    pub fn new(pki: PkiStore, api: watch::Sender<Option<Client>>, problems: Problems) -> Self {
+        Self { pki, api, problems }
     }
 
     /// Tries until the API server is set up, publishes the client, and waits for `stop`. An outage later on is the
@@ -65,14 +73,20 @@ impl Connect {
     async fn set_up(&self, outage: &Outage) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut reported = String::new();
+        let mut refused = None;
         while let Err(error) = self.try_set_up(outage).await {
+            let answers = is_answer(&error);
             let error = chain(&error);
+            refused = answers.then(|| refused.unwrap_or_else(Instant::now));
+            let lasts = refused.is_some_and(|since| since.elapsed() >= PATIENCE);
+            self.problems.set(PART, lasts.then(|| error.clone()));
             if error != reported {
                 debug!(error, "the API server is not set up yet");
                 reported = error;
             }
             tokio::time::sleep(backoff.wait()).await;
         }
+        self.problems.set(PART, None);
     }
 
     async fn try_set_up(&self, outage: &Outage) -> Result<(), ConnectError> {
@@ -81,6 +95,11 @@ impl Connect {
         crds::apply(&administrator).await?;
         Ok(())
     }
+}
+
+/// Whether the API server has said no, and not merely nothing.
+fn is_answer(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(_))) || error.source().is_some_and(is_answer)
 }
 
 /// A client of this machine's API server, as the bearer of `leaf`.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::context::Context;
+use crate::problems;
 
 /// Shortest time between two screens: a serial line takes a second for a few of them.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -79,7 +80,7 @@ fn view(context: &Context) -> View {
 
     let mut problems: Vec<String> =
         context.refusals.borrow().iter().map(|(place, problem)| format!("{place}: {problem}")).collect();
-    problems.extend(context.problems.borrow().values().cloned());
+    problems.extend(problems::lines(&context.problems.borrow()));
     problems.extend(context.info.problems.iter().cloned());
     problems.extend(network.problems);
     let network_waiting = network.waiting.clone();

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::network::{NetworkConfig, NodeAddresses};
 use crate::node::NodeView;
 use crate::pki::PkiStore;
+use crate::problems::Listed;
 
 /// Where things lie, so that tests can have them elsewhere.
 #[derive(Clone, Debug)]
@@ -84,8 +85,8 @@ pub struct Context {
     pub api: watch::Receiver<Option<Client>>,
     /// The statuses that were published last, for the machine API and the console.
     pub published: watch::Sender<Published>,
-    /// Problems of the machine that no resource is about, by their name.
-    pub problems: watch::Receiver<BTreeMap<String, String>>,
+    /// What is wrong with parts of the machine that no resource is about.
+    pub problems: watch::Receiver<Listed>,
     /// Node labels that were applied last.
     pub applied_labels: Mutex<Option<BTreeMap<String, String>>>,
 }

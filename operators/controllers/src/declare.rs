@@ -1,7 +1,5 @@
 //! Connects the machine API with what is declared: shows it, and takes what is handed over.
 
-use std::collections::BTreeMap;
-
 use garboard_api::manifest::Manifests;
 use garboard_api::{Cluster, Machine};
 use garboard_machine_api::proto::AppliedObject;
@@ -13,19 +11,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Published;
 use crate::machine_api::{Declare, View};
+use crate::problems::{self, Listed};
 
 /// Keeps what the machine API shows, until `stop`.
 pub async fn keep_view(
     view: watch::Sender<View>,
     mut published: watch::Receiver<Published>,
     mut refusals: watch::Receiver<Refusals>,
-    mut problems: watch::Receiver<BTreeMap<String, String>>,
+    mut problems: watch::Receiver<Listed>,
     stop: CancellationToken,
 ) {
     loop {
         let Published { machine, cluster } = published.borrow_and_update().clone();
-        let both = [refusals.borrow_and_update().clone(), problems.borrow_and_update().clone()];
-        let problems_now = both.iter().flatten().map(|(place, problem)| format!("{place}: {problem}")).collect();
+        let refused = refusals.borrow_and_update().clone();
+        let refused = refused.iter().map(|(place, problem)| format!("{place}: {problem}"));
+        let problems_now = refused.chain(problems::lines(&problems.borrow_and_update())).collect();
         view.send_replace(View { machine, cluster, problems: problems_now });
         // Cancel-safe: each arm only waits.
         tokio::select! {

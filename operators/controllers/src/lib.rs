@@ -20,5 +20,6 @@ pub mod node;
 pub mod pki;
 pub mod preload;
 pub mod probes;
+pub mod problems;
 pub mod resolver;
 pub mod services;

@@ -14,19 +14,22 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::images;
+use crate::problems::Problems;
 
 /// First and longest wait after containerd refused.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// What problems are about.
+const PART: &str = "images of the release";
 
 /// Imports after each start of containerd, until `stop`. What is imported already costs a question.
-pub async fn run(statuses: watch::Receiver<Arc<Vec<ServiceStatus>>>, stop: CancellationToken) {
+pub async fn run(statuses: watch::Receiver<Arc<Vec<ServiceStatus>>>, problems: Problems, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = follow(statuses) => {}
+        () = follow(statuses, &problems) => {}
     }
 }
 
-async fn follow(mut statuses: watch::Receiver<Arc<Vec<ServiceStatus>>>) {
+async fn follow(mut statuses: watch::Receiver<Arc<Vec<ServiceStatus>>>, problems: &Problems) {
     let mut imported = None;
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     loop {
@@ -35,10 +38,13 @@ async fn follow(mut statuses: watch::Receiver<Arc<Vec<ServiceStatus>>>) {
         match images::import(Path::new(PRELOADED_IMAGES), Path::new(CONTAINERD_SOCKET)).await {
             Ok(_) => {
                 imported = pid;
+                problems.set(PART, None);
                 backoff.reset();
             }
             Err(error) => {
-                warn!(error = chain(&error), "cannot import the images");
+                let error = chain(&error);
+                warn!(error, "cannot import the images");
+                problems.set(PART, Some(error));
                 tokio::time::sleep(backoff.wait()).await;
             }
         }
