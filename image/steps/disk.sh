@@ -48,10 +48,10 @@ build_disk() {
         --extra-tree "$programs/garboard-initrd:/first-stage/init" \
         --environment SYSTEMD_REPART_MKFS_OPTIONS_EROFS="$erofs" \
         build
-    collect "$made"
+    collect "$made" "$tree"
 }
 
-# stage_tree FOLDER: the programs where the machine has them.
+# stage_tree FOLDER: the programs where the machine has them, and their versions.
 stage_tree() {
     local tree=$1 name
     rm -rf "$tree"
@@ -63,11 +63,12 @@ stage_tree() {
         install -m 0755 "$programs/garboard-$name" "$tree/usr/lib/garboard/garboard-$name"
     done
     install -m 0644 -t "$tree/usr/share/garboard/images" "$programs"/{pause,sample}.tar
+    upstream_versions | install -m 0644 /dev/stdin "$tree/usr/share/garboard/upstream.json"
 }
 
-# collect FOLDER: moves mkosi's results to $output under the project's names.
+# collect FOLDER TREE: moves mkosi's results to $output under the project's names.
 collect() {
-    local made=$1 staged=$output.new image=garboard_$version
+    local made=$1 tree=$2 staged=$output.new image=garboard_$version
     as_root chown -R "$(id -u):$(id -g)" "$made"
     rm -rf "$staged"
     mkdir -p "$staged"
@@ -79,10 +80,7 @@ collect() {
         qemu-img convert -c -o compression_type=zstd -O qcow2 "$staged/garboard.raw" "$staged/garboard.qcow2"
     python3 "$root/image/steps/release.py" --version "$version" --mode "$mode" --folder "$staged" \
         --root-hash "$(cat "$made/$image.roothash")" --packages "$made/packages.json" \
-        --upstream "kubernetes=$(module_version kubernetes k8s.io/kubernetes)" \
-        --upstream "etcd=$(module_version etcd go.etcd.io/etcd/server/v3)" \
-        --upstream "containerd=$(module_version containerd github.com/containerd/containerd/v2)" \
-        --upstream "runc=$(module_version runc github.com/opencontainers/runc)" \
+        --upstream "$tree/usr/share/garboard/upstream.json" \
         --root-goal "$root_goal" --uki-goal "$uki_goal"
     printf '%s\n' "$inputs" >"$staged/.inputs"
     rm -rf "$output"

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--folder", required=True, type=Path, help="where the artifacts are and release.json goes")
     parser.add_argument("--root-hash", required=True, help="dm-verity's root hash")
     parser.add_argument("--packages", required=True, type=Path, help="the Debian packages that files are from, JSON")
-    parser.add_argument("--upstream", action="append", default=[], metavar="NAME=VERSION")
+    parser.add_argument("--upstream", required=True, type=Path, help="the versions of upstream's programs, JSON")
     parser.add_argument("--root-goal", required=True, type=int, help="bytes")
     parser.add_argument("--uki-goal", required=True, type=int, help="bytes")
     options = parser.parse_args()
@@ -55,7 +55,7 @@ def main() -> None:
         "compression": options.mode,
         "rootHash": options.root_hash.strip(),
         "rootSize": root_size,
-        "upstream": dict(pair.split("=", 1) for pair in options.upstream),
+        "upstream": json.loads(options.upstream.read_text()),
         "artifacts": files,
         "packages": json.loads(options.packages.read_text()),
     }

@@ -29,6 +29,15 @@ module_version() {
     sed -nE "s|^(require)?[[:space:]]*$2 (v[^ ]*).*|\2|p" "$root/image/upstream/$1/go.mod" | head -n 1
 }
 
+# upstream_versions: what the modules pin, as JSON.
+upstream_versions() {
+    printf '{"kubernetes": "%s", "etcd": "%s", "containerd": "%s", "runc": "%s"}\n' \
+        "$(module_version kubernetes k8s.io/kubernetes)" \
+        "$(module_version etcd go.etcd.io/etcd/server/v3)" \
+        "$(module_version containerd github.com/containerd/containerd/v2)" \
+        "$(module_version runc github.com/opencontainers/runc)"
+}
+
 # go_build FOLDER NAME PACKAGE CGO TAGS LDFLAGS: builds one program unless the cache has it.
 go_build() {
     local folder=$1 name=$2 package=$3 cgo=$4 tags=$5 ldflags=$6 key kept

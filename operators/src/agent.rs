@@ -3,6 +3,7 @@
 //! It may end at any moment and be started again: what it must remember is in the ledger, on STATE, and in PID 1, and
 //! what it finds running it leaves running.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use garboard_controllers::pki::PkiStore;
 use garboard_controllers::probes::{self, Watched};
 use garboard_controllers::problems::Problems;
 use garboard_controllers::services::Services;
-use garboard_controllers::{cluster, console, declare, machine, preload};
+use garboard_controllers::{cluster, console, declare, machine, preload, release};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::{Refusals, Source};
@@ -89,9 +90,16 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (specs, specs_seen) = watch::channel(Arc::default());
     let (published, published_seen) = watch::channel(Published::default());
     let (problems, problems_seen) = Problems::new();
+    let versions = release::versions(&info.version, Path::new(release::UPSTREAM)).unwrap_or_else(|error| {
+        let error = applier::chain(&error);
+        warn!(error, "release");
+        problems.set("release", Some(error));
+        release::own(&info.version)
+    });
     let context = Arc::new(Context {
         control: control.clone(),
         info,
+        versions,
         fingerprint: identity.pin().to_string(),
         pki: pki.clone(),
         ledger,

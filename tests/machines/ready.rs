@@ -46,5 +46,11 @@ fn the_node_is_what_the_image_says(scene: &mut Scene) -> Result<()> {
     ensure!(info["kubeletVersion"] == "v1.37.2", "{info}");
     ensure!(info["osImage"].as_str().is_some_and(|os| os.starts_with("Garboard")), "{info}");
     ensure!(info["containerRuntimeVersion"] == "containerd://2.4.2", "{info}");
+    let machine = scene.cluster.get(&["machine", "node-1"])?;
+    let versions = &machine["status"]["versions"];
+    let same = [("kubernetes", "kubeletVersion"), ("kernel", "kernelVersion")];
+    ensure!(same.iter().all(|(ours, nodes)| versions[ours] == info[nodes]), "{versions} {info}");
+    ensure!(versions["containerd"] == "v2.4.2", "{versions}");
+    ensure!(["etcd", "runc"].iter().all(|program| versions[program].is_string()), "{versions}");
     Ok(())
 }

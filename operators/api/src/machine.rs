@@ -240,9 +240,15 @@ pub struct Versions {
     /// Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<String>,
+    /// etcd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<String>,
     /// containerd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containerd: Option<String>,
+    /// runc.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runc: Option<String>,
 }
 
 impl Machine {

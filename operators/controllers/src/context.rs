@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use garboard_api::machine::Versions;
 use garboard_api::{Cluster, Machine};
 use garboard_control::{Client as Control, MachineInfo, MachinePhase};
 use garboard_runtime::ledger::Ledger;
@@ -55,6 +56,8 @@ pub struct Context {
     pub control: Control,
     /// What PID 1 said of the machine when the agent started.
     pub info: MachineInfo,
+    /// What runs in which version.
+    pub versions: Versions,
     /// SHA-256 of the machine's public key.
     pub fingerprint: String,
     /// Keys and certificates.

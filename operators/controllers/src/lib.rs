@@ -21,5 +21,6 @@ pub mod pki;
 pub mod preload;
 pub mod probes;
 pub mod problems;
+pub mod release;
 pub mod resolver;
 pub mod services;

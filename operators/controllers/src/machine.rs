@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use garboard_api::cluster::ClusterSpec;
 use garboard_api::condition;
-use garboard_api::machine::{MachineStatus, Versions};
+use garboard_api::machine::MachineStatus;
 use garboard_api::{Cluster, Machine, validate};
 use garboard_catalog::input::apiserver_service_address;
 use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
@@ -303,7 +303,7 @@ async fn publish(machine: &Machine, context: &Context, observed: &Observed) -> R
         conditions,
         services: observed.services.iter().map(plan::summary).collect(),
         addresses: observed.addresses.clone(),
-        versions: Some(versions(context)),
+        versions: Some(context.versions.clone()),
         boot_id: Some(context.info.boot_id.clone()),
         machine_id: Some(context.info.machine_id.clone()),
         fingerprint: Some(context.fingerprint.clone()),
@@ -316,14 +316,4 @@ async fn publish(machine: &Machine, context: &Context, observed: &Observed) -> R
         differs
     });
     context.statuses.publish(machine, &status).await
-}
-
-fn versions(context: &Context) -> Versions {
-    let node = context.node.borrow();
-    Versions {
-        garboard: context.info.version.clone(),
-        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
-        kubernetes: node.kubelet_version.clone(),
-        containerd: node.containerd_version.clone(),
-    }
 }

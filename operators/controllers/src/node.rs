@@ -29,10 +29,6 @@ pub struct NodeView {
     pub pod_cidrs: Vec<IpNet>,
     /// Whether the Node says that it is ready; none when it says nothing.
     pub ready: Option<bool>,
-    /// Version of kubelet; none while the Node does not tell.
-    pub kubelet_version: Option<String>,
-    /// Version of containerd; none while the Node does not tell.
-    pub containerd_version: Option<String>,
     /// Labels of the Node.
     pub labels: BTreeMap<String, String>,
 }
@@ -143,16 +139,12 @@ fn node_name(machine: &Option<Arc<Machine>>) -> Option<String> {
 fn view(node: Node) -> NodeView {
     let spec = node.spec.unwrap_or_default();
     let cidrs = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
-    let status = node.status.unwrap_or_default();
-    let (conditions, info) = (status.conditions.unwrap_or_default(), status.node_info);
-    let runtime = info.as_ref().map(|info| info.container_runtime_version.as_str());
+    let conditions = node.status.unwrap_or_default().conditions.unwrap_or_default();
     let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
     NodeView {
         uid: node.metadata.uid,
         pod_cidrs: cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
         ready: ready.map(|condition| condition.status == "True"),
-        containerd_version: runtime.and_then(|runtime| runtime.strip_prefix("containerd://")).map(str::to_owned),
-        kubelet_version: info.map(|info| info.kubelet_version),
         labels: node.metadata.labels.unwrap_or_default(),
     }
 }
