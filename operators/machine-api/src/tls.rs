@@ -40,7 +40,7 @@ fn provider() -> Arc<CryptoProvider> {
 /// The machine's side: admits the keys that are in the list at the time of the handshake.
 pub(crate) fn server_config(identity: &Identity, access: watch::Receiver<AccessList>) -> Result<ServerConfig, Error> {
     let provider = provider();
-    let verifier = KnownClient { access, algorithms: provider.signature_verification_algorithms };
+    let verifier = KnownClient { access, signatures: Signatures::of(&provider) };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
@@ -54,7 +54,7 @@ pub(crate) fn server_config(identity: &Identity, access: watch::Receiver<AccessL
 /// The person's side: accepts the machine with this pin and no other.
 pub(crate) fn client_config(identity: &Identity, machine: Pin) -> Result<ClientConfig, Error> {
     let provider = provider();
-    let verifier = PinnedServer { pin: machine, algorithms: provider.signature_verification_algorithms };
+    let verifier = PinnedServer { pin: machine, signatures: Signatures::of(&provider) };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
@@ -74,9 +74,36 @@ fn only_certificate(intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
     }
 }
 
+/// What both sides verify alike: that the peer has signed the handshake with the key that its certificate carries.
+struct Signatures(WebPkiSupportedAlgorithms);
+
+impl Signatures {
+    fn of(provider: &CryptoProvider) -> Self {
+        Self(provider.signature_verification_algorithms)
+    }
+
+    /// Nobody speaks it here.
+    fn tls12() -> Result<HandshakeSignatureValid, Error> {
+        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn tls13(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
 struct KnownClient {
     access: watch::Receiver<AccessList>,
-    algorithms: WebPkiSupportedAlgorithms,
+    signatures: Signatures,
 }
 
 impl fmt::Debug for KnownClient {
@@ -111,7 +138,7 @@ impl ClientCertVerifier for KnownClient {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+        Signatures::tls12()
     }
 
     fn verify_tls13_signature(
@@ -120,17 +147,17 @@ impl ClientCertVerifier for KnownClient {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        self.signatures.tls13(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        self.signatures.schemes()
     }
 }
 
 struct PinnedServer {
     pin: Pin,
-    algorithms: WebPkiSupportedAlgorithms,
+    signatures: Signatures,
 }
 
 impl fmt::Debug for PinnedServer {
@@ -163,7 +190,7 @@ impl ServerCertVerifier for PinnedServer {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+        Signatures::tls12()
     }
 
     fn verify_tls13_signature(
@@ -172,10 +199,10 @@ impl ServerCertVerifier for PinnedServer {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
+        self.signatures.tls13(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        self.signatures.schemes()
     }
 }
