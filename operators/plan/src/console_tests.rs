@@ -1,26 +1,7 @@
-use garboard_supervisor::spec::ServiceName;
 use proptest::prelude::*;
 
 use super::*;
-
-fn status(name: &str, state: PublicState) -> ServiceStatus {
-    ServiceStatus {
-        name: ServiceName::try_from(name).unwrap(),
-        ready: state == PublicState::Running { ready: true },
-        state,
-        pid: None,
-        since_ms: 0,
-        restarts: 0,
-        crash_looping: false,
-        last_exit: None,
-        message: String::new(),
-        last_lines: Vec::new(),
-        waiting_on: Vec::new(),
-        memory_bytes: None,
-        cpu_usec: None,
-        spec_hash: String::new(),
-    }
-}
+use crate::testing::status;
 
 fn running(name: &str) -> ServiceStatus {
     status(name, PublicState::Running { ready: true })

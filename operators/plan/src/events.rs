@@ -56,28 +56,13 @@ pub fn refusals(before: &BTreeMap<String, String>, after: &BTreeMap<String, Stri
 
 #[cfg(test)]
 mod tests {
-    use garboard_supervisor::spec::ServiceName;
     use garboard_supervisor::status::PublicState;
 
     use super::*;
+    use crate::testing::status;
 
     fn service(restarts: u32, crash_looping: bool, ready: bool) -> ServiceStatus {
-        ServiceStatus {
-            name: ServiceName::try_from("etcd").unwrap(),
-            state: PublicState::Running { ready },
-            pid: None,
-            since_ms: 0,
-            restarts,
-            ready,
-            crash_looping,
-            last_exit: None,
-            message: String::new(),
-            last_lines: Vec::new(),
-            waiting_on: Vec::new(),
-            memory_bytes: None,
-            cpu_usec: None,
-            spec_hash: String::new(),
-        }
+        ServiceStatus { restarts, crash_looping, ..status("etcd", PublicState::Running { ready }) }
     }
 
     #[test]

@@ -10,3 +10,5 @@ pub mod machine;
 pub mod network;
 pub mod node;
 pub mod pki;
+#[cfg(test)]
+mod testing;

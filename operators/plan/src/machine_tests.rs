@@ -1,28 +1,9 @@
-use garboard_supervisor::spec::ServiceName;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-
-fn service(name: &str, state: PublicState) -> ServiceStatus {
-    ServiceStatus {
-        name: ServiceName::try_from(name).unwrap(),
-        ready: state == PublicState::Running { ready: true },
-        state,
-        pid: None,
-        since_ms: 0,
-        restarts: 0,
-        crash_looping: false,
-        last_exit: None,
-        message: String::new(),
-        last_lines: Vec::new(),
-        waiting_on: Vec::new(),
-        memory_bytes: None,
-        cpu_usec: None,
-        spec_hash: String::new(),
-    }
-}
+use crate::testing::status;
 
 fn serving() -> Observed {
     Observed {
@@ -30,7 +11,7 @@ fn serving() -> Observed {
         addresses: vec![IpAddr::from([192, 0, 2, 7])],
         certificate_problems: Some(Vec::new()),
         desired_services: Some(vec!["etcd".into(), "kubelet".into()]),
-        services: ["etcd", "kubelet"].map(|name| service(name, PublicState::Running { ready: true })).into(),
+        services: ["etcd", "kubelet"].map(|name| status(name, PublicState::Running { ready: true })).into(),
         ..Observed::default()
     }
 }
@@ -61,7 +42,7 @@ fn a_machine_is_ready_when_every_part_is() {
         (
             "a crashing service",
             |o| {
-                o.services[1] = service("kubelet", PublicState::BackOff { until_ms: 1, reason: "exit code 1".into() });
+                o.services[1] = status("kubelet", PublicState::BackOff { until_ms: 1, reason: "exit code 1".into() });
                 o.services[1].crash_looping = true;
             },
             condition::SERVICES_READY,
@@ -88,9 +69,9 @@ fn a_refused_declaration_does_not_make_a_machine_unready() {
 
 #[test]
 fn a_failing_service_is_reported_with_its_last_line() {
-    let mut status = service("etcd", PublicState::Failed { reason: "exit code 2".into() });
-    status.last_lines = vec!["one".into(), "disk full".into()];
-    let summary = summary(&status);
+    let mut etcd = status("etcd", PublicState::Failed { reason: "exit code 2".into() });
+    etcd.last_lines = vec!["one".into(), "disk full".into()];
+    let summary = summary(&etcd);
     assert_eq!(summary.message.as_deref(), Some("exit code 2; it said last: disk full"));
     assert_eq!(summary.state, "Failed");
 }
