@@ -147,8 +147,6 @@ fn services_() -> impl Strategy<Value = Vec<ServiceStatus>> {
 }
 
 proptest! {
-    // Each case renders a screen of thousands of characters.
-    #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn whatever_is_said_stays_inside_of_the_screen(
         services in services_(),
