@@ -19,7 +19,7 @@ use garboard_controllers::pki::PkiStore;
 use garboard_controllers::probes::{self, Watched};
 use garboard_controllers::problems::Problems;
 use garboard_controllers::services::Services;
-use garboard_controllers::{cluster, console, declare, machine, preload, release};
+use garboard_controllers::{cluster, console, declare, events, machine, preload, release};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::{Refusals, Source};
@@ -96,6 +96,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         problems.set("release", Some(error));
         release::own(&info.version)
     });
+    let (notables, handed) = mpsc::channel(events::HANDED);
     let context = Arc::new(Context {
         control: control.clone(),
         info,
@@ -116,6 +117,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         api: api_seen.clone(),
         published,
         problems: problems_seen.clone(),
+        notables,
         applied_labels: Mutex::default(),
     });
 
@@ -127,6 +129,15 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         "probes",
         probes::run(control.clone(), Watched { specs: specs_seen, states: statuses.clone() }, stop.clone()),
     );
+    let watched = events::Watched {
+        machine: machine.object.clone(),
+        cluster: cluster.object.clone(),
+        refusals: refusals_seen.clone(),
+        network: addresses.clone(),
+        services: statuses.clone(),
+        handed,
+    };
+    tasks.spawn("events", events::run(watched, api_seen.clone(), stop.clone()));
     tasks.spawn("images", preload::run(statuses.clone(), problems, stop.clone()));
     let machine_again = stream::select_all([
         changes(addresses),
@@ -139,7 +150,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     ]);
     tasks.spawn(
         "machine",
-        applier::run(events(machine_events), machine_again, context.clone(), machine::reconcile, stop.clone()),
+        applier::run(received(machine_events), machine_again, context.clone(), machine::reconcile, stop.clone()),
     );
     let cluster_again = stream::select_all([
         distinct(statuses, |statuses| (cluster::dns_is_ready(statuses), cluster::api_is_ready(statuses))),
@@ -149,10 +160,9 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     ]);
     tasks.spawn(
         "cluster",
-        applier::run(events(cluster_events), cluster_again, context.clone(), cluster::reconcile, stop.clone()),
+        applier::run(received(cluster_events), cluster_again, context.clone(), cluster::reconcile, stop.clone()),
     );
 
-    tasks.spawn("events", garboard_controllers::events::run(context.clone(), stop.clone()));
     tasks.spawn("console", console::run(context.clone(), stop.clone()));
     let (view, view_seen) = watch::channel(View::default());
     tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems_seen, stop.clone()));
@@ -219,6 +229,6 @@ fn distinct<T: Send + Sync + 'static, P: PartialEq + Send + Sync + 'static>(
     }))
 }
 
-fn events<T: Send + 'static>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> + Send + 'static {
+fn received<T: Send + 'static>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> + Send + 'static {
     stream::unfold(receiver, async |mut receiver| receiver.recv().await.map(|event| (event, receiver)))
 }

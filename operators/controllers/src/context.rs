@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use garboard_api::machine::Versions;
 use garboard_api::{Cluster, Machine};
 use garboard_control::{Client as Control, MachineInfo, MachinePhase};
+use garboard_plan::events::Notable;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::{Declared, Refusals};
 use garboard_runtime::status::StatusSink;
@@ -16,7 +17,7 @@ use garboard_supervisor::status::ServiceStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::network::{NetworkConfig, NodeAddresses};
 use crate::node::NodeView;
@@ -90,6 +91,8 @@ pub struct Context {
     pub published: watch::Sender<Published>,
     /// What is wrong with parts of the machine that no resource is about.
     pub problems: watch::Receiver<Listed>,
+    /// What is worth an Event and is not seen in what others publish.
+    pub notables: mpsc::Sender<Notable>,
     /// Node labels that were applied last.
     pub applied_labels: Mutex<Option<BTreeMap<String, String>>>,
 }

@@ -4,7 +4,7 @@
 //! when any of what it looked at changes.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use garboard_api::cluster::ClusterSpec;
 use garboard_api::condition;
@@ -13,6 +13,7 @@ use garboard_api::{Cluster, Machine, validate};
 use garboard_catalog::input::apiserver_service_address;
 use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
 use garboard_control::{ControlError, MachinePhase};
+use garboard_plan::events as events_plan;
 use garboard_plan::machine::{self as plan, Observed};
 use garboard_plan::node as node_plan;
 use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Step};
@@ -28,7 +29,7 @@ use tracing::{debug, info};
 
 use crate::context::Context;
 use crate::network::NetworkConfig;
-use crate::pki::{PkiError, PkiStore};
+use crate::pki::PkiError;
 
 /// Everything is looked at again after this time even if nothing seems to have changed.
 const RESYNC: Duration = Duration::from_secs(600);
@@ -132,7 +133,7 @@ async fn converge(
         return Ok(RESYNC);
     }
     let input = pki_input(machine, &cluster.spec, &observed.addresses);
-    let kept = keep_certificates(&context.pki, input, context.now()).await;
+    let kept = keep_certificates(context, input).await;
     match &kept {
         Ok((problems, _)) => observed.certificate_problems = Some(problems.clone()),
         Err(error) => observed.certificate_problems = Some(vec![chain(error)]),
@@ -159,25 +160,25 @@ fn pki_input(machine: &Machine, cluster: &ClusterSpec, addresses: &[std::net::Ip
 }
 
 /// Keeps the certificates; returns what is wrong with them and the time until the next is due.
-async fn keep_certificates(
-    pki: &PkiStore,
-    input: PkiInput,
-    now: SystemTime,
-) -> Result<(Vec<String>, Duration), PkiError> {
-    let pki = pki.clone();
+async fn keep_certificates(context: &Context, input: PkiInput) -> Result<(Vec<String>, Duration), PkiError> {
+    let (pki, now) = (context.pki.clone(), context.now());
     // Keys are computed and files synced: neither belongs on the agent's only thread.
     let kept = tokio::task::spawn_blocking(move || {
         let plan = pki.reconcile(&pki_plan::desired(&input), now)?;
-        plan.steps.iter().for_each(report);
         let renewal = pki_plan::next_renewal(&pki.observe()?);
         let wait = renewal.map_or(RESYNC, |renewal| renewal.duration_since(now).unwrap_or_default());
-        Ok((plan.problems.iter().map(describe).collect(), wait))
+        Ok::<_, PkiError>((plan, wait))
     });
-    match kept.await {
-        Ok(kept) => kept,
-        // The task neither panics nor is it cancelled while the agent lives; when the agent ends this is not seen.
-        Err(_) => Ok((Vec::new(), RESYNC)),
+    // The task neither panics nor is it cancelled while the agent lives; when the agent ends this is not seen.
+    let Ok(kept) = kept.await else { return Ok((Vec::new(), RESYNC)) };
+    let (plan, wait) = kept?;
+    plan.steps.iter().for_each(report);
+    if let Some(notable) = events_plan::certificates(&plan.steps)
+        && let Err(error) = context.notables.try_send(notable)
+    {
+        debug!(%error, "event not recorded");
     }
+    Ok((plan.problems.iter().map(describe).collect(), wait))
 }
 
 fn report(step: &Step) {

@@ -10,22 +10,29 @@ mod world;
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use candidate::Candidate;
 use containerd_client::services::v1::GetImageRequest;
 use containerd_client::tonic;
+use garboard_api::{Cluster, Machine};
 use garboard_catalog::paths::CONTAINERD_SOCKET;
 use garboard_catalog::pki::Leaf;
 use garboard_controllers::leader::Standing;
-use garboard_controllers::{addons, images};
+use garboard_controllers::network::NodeAddresses;
+use garboard_controllers::{addons, events, images};
 use garboard_plan::addons::NodeInput;
-use garboard_plan::leader;
+use garboard_plan::{events as plan_events, leader, pki};
+use garboard_runtime::crds;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use world::World;
 
 #[test]
@@ -51,6 +58,7 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
         dns_is_reachable_as_a_service(&world, &client).await;
         own_clients_can_do_their_work_and_no_more(&world).await;
         a_node_gets_addresses_and_its_serving_certificate(&world, &client).await;
+        events_tell_what_happened(&world, &client).await;
         the_cluster_operators_lead_one_at_a_time(&world, &client).await;
         pods_of_ordinary_namespaces_keep_to_the_baseline(&world, &client).await;
         for url in ["https://127.0.0.1:10257/healthz", "https://127.0.0.1:10259/readyz"] {
@@ -179,6 +187,78 @@ async fn a_node_gets_addresses_and_its_serving_certificate(world: &World, client
     }] } });
     operators.patch_approval(&name, &PatchParams::default(), &Patch::Merge(approval)).await.unwrap();
     world.wait_for("the serving certificate", || async { requests.get(&name).await.ok()?.status?.certificate }).await;
+}
+
+async fn events_tell_what_happened(world: &World, client: &kube::Client) {
+    crds::apply(client).await.unwrap();
+    let (machines, clusters) = (Api::<Machine>::all(client.clone()), Api::<Cluster>::all(client.clone()));
+    let mut machine =
+        machines.create(&PostParams::default(), &Machine::new("node-1", Default::default())).await.unwrap();
+    let mut cluster =
+        clusters.create(&PostParams::default(), &Cluster::new("cluster", Default::default())).await.unwrap();
+    let service = |crash_looping: bool| {
+        let state = json!({ "name": "running", "ready": !crash_looping });
+        let status = json!({
+            "name": "etcd", "state": state, "ready": !crash_looping, "crashLooping": crash_looping, "message": "disk full",
+            "sinceMs": 0, "restarts": 0, "specHash": "",
+        });
+        Arc::new(vec![serde_json::from_value(status).unwrap()])
+    };
+    let addresses = |last: u8| NodeAddresses { addresses: vec![[192, 0, 2, last].into()], ..NodeAddresses::default() };
+
+    // What the agent watches, with the agent's own rights.
+    let machine_object = watch::Sender::new(Some(Arc::new(machine.clone())));
+    let cluster_object = watch::Sender::new(Some(Arc::new(cluster.clone())));
+    let refusals =
+        watch::Sender::new([("Machine of the local manifest".to_owned(), "spec.hostname: no".to_owned())].into());
+    let (network, services) = (watch::Sender::new(addresses(7)), watch::Sender::new(service(false)));
+    let api = watch::Sender::new(Some(world.client(Leaf::Agent)));
+    let (handed, receiver) = mpsc::channel(events::HANDED);
+    let watched = events::Watched {
+        machine: machine_object.subscribe(),
+        cluster: cluster_object.subscribe(),
+        refusals: refusals.subscribe(),
+        network: network.subscribe(),
+        services: services.subscribe(),
+        handed: receiver,
+    };
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(events::run(watched, api.subscribe(), stop.clone()));
+    let described = |kind: &'static str, name: &'static str, what: &'static [&'static str]| async move {
+        world
+            .wait(what[0], || {
+                let text = world.kubectl(&["describe", kind, name]);
+                what.iter().all(|line| text.contains(line))
+            })
+            .await;
+    };
+    described("machine", "node-1", &["DeclarationRefused", "Machine of the local manifest: spec.hostname: no"]).await;
+
+    machine.metadata.generation = Some(2);
+    cluster.metadata.generation = Some(2);
+    machine_object.send_replace(Some(Arc::new(machine)));
+    cluster_object.send_replace(Some(Arc::new(cluster)));
+    network.send_replace(addresses(8));
+    services.send_replace(service(true));
+    let mut desired = pki::desired(&world.pki_input());
+    desired.retain(|leaf, _| *leaf == Leaf::Kubelet);
+    let steps = pki::plan(&desired, &pki::Observed::default(), SystemTime::now()).steps;
+    handed.send(plan_events::certificates(&steps).unwrap()).await.unwrap();
+    described(
+        "machine",
+        "node-1",
+        &[
+            "DeclarationAccepted",
+            "generation 2 of the declaration is in force",
+            "addresses: 192.0.2.8; before: 192.0.2.7",
+            "etcd fails again and again: disk full",
+            "new certificates: kubelet (there was none)",
+        ],
+    )
+    .await;
+    described("cluster", "cluster", &["DeclarationAccepted", "generation 2 of the declaration is in force"]).await;
+    stop.cancel();
+    task.await.unwrap();
 }
 
 async fn the_cluster_operators_lead_one_at_a_time(world: &World, client: &kube::Client) {

@@ -25,7 +25,7 @@ use garboard_plan::pki::{PkiInput, desired};
 use garboard_supervisor::spec::ServiceSpec;
 use http::Uri;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+use rcgen::{CertificateParams, DnType, KeyPair, PublicKeyData, SanType};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -141,15 +141,19 @@ impl World {
     }
 
     fn issue(&self) {
+        self.pki.reconcile(&desired(&self.pki_input()), SystemTime::now()).unwrap();
+    }
+
+    /// What the machine's certificates depend on.
+    pub fn pki_input(&self) -> PkiInput {
         let CatalogInput { cluster, node, .. } = &self.input;
-        let input = PkiInput {
+        PkiInput {
             node_name: node.name.clone(),
             node_addresses: node.addresses.clone(),
             service_addresses: Vec::from_iter(input::apiserver_service_address(cluster)),
             dns_domain: cluster.dns_domain.clone(),
             apiserver_names: cluster.cert_sans.clone(),
-        };
-        self.pki.reconcile(&desired(&input), SystemTime::now()).unwrap();
+        }
     }
 
     /// Issues every certificate again.
@@ -198,6 +202,27 @@ impl World {
     /// A client that may do everything.
     pub fn administrator(&self) -> kube::Client {
         addons::administrator(&self.pki, server(), Outage::default(), SystemTime::now()).unwrap()
+    }
+
+    /// What kubectl says to somebody who may do everything.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let (certificate, key) = ("/run/kubectl.crt", "/run/kubectl.key");
+        if !Path::new(key).exists() {
+            let pair = KeyPair::generate().unwrap();
+            let (public, hour) = (pair.subject_public_key_info(), Duration::from_secs(3600));
+            let signed = self.pki.sign_client(&public, "kubectl", "system:masters", hour, SystemTime::now()).unwrap();
+            fs::write(certificate, signed).unwrap();
+            fs::write(key, pair.serialize_pem()).unwrap();
+        }
+        let output = Command::new(format!("{PROGRAMS}/kubernetes"))
+            .arg0("kubectl")
+            .args(["--server=https://127.0.0.1:6443", &format!("--certificate-authority={}", Leaf::Agent.ca_file())])
+            .args([format!("--client-certificate={certificate}"), format!("--client-key={key}")])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// A client with a certificate of the machine.
