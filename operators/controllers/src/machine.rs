@@ -29,12 +29,11 @@ use tracing::{debug, info};
 
 use crate::context::Context;
 use crate::network::NetworkConfig;
+use crate::node;
 use crate::pki::PkiError;
 
 /// Everything is looked at again after this time even if nothing seems to have changed.
 const RESYNC: Duration = Duration::from_secs(600);
-/// The name under which the Machine's labels are owned on the Node.
-const LABEL_MANAGER: &str = "garboard-machine";
 
 /// What could not be done for a machine.
 #[derive(Debug, thiserror::Error)]
@@ -262,23 +261,15 @@ async fn claim_block(machine: &Machine, cluster: &ClusterSpec, context: &Context
 
 /// Puts the Machine's labels on the Node. Others' labels stay; those that the Machine no longer declares go.
 async fn label(machine: &Machine, context: &Context) -> Result<(), MachineError> {
-    let node = context.node.borrow().clone();
+    let view = context.node.borrow().clone();
     let client = context.api.borrow().clone();
-    let (Some(client), Some(uid)) = (client, node.uid) else { return Ok(()) };
+    let (Some(client), Some(uid)) = (client, view.uid) else { return Ok(()) };
     let labels = &machine.spec.kubelet.node_labels;
-    let lacking = labels.iter().any(|(key, value)| node.labels.get(key) != Some(value));
+    let lacking = labels.iter().any(|(key, value)| view.labels.get(key) != Some(value));
     if !lacking && !context.labels_differ(labels) {
         return Ok(());
     }
-    let name = machine.node_name();
-    let patch = json!({
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": { "name": name, "uid": uid, "labels": labels },
-    });
-    let parameters = PatchParams::apply(LABEL_MANAGER).force();
-    let (api, patch) = (Api::<Node>::all(client), Patch::Apply(&patch));
-    match tokio::time::timeout(ANSWER, api.patch(name, &parameters, &patch)).await {
+    match tokio::time::timeout(ANSWER, node::label(&client, machine.node_name(), &uid, labels)).await {
         Ok(applied) => applied.map_err(|error| MachineError::Labels(Box::new(error)))?,
         Err(elapsed) => return Err(MachineError::Labels(Box::new(elapsed))),
     };

@@ -1,4 +1,4 @@
-//! Follows this machine's Node in the API: its part of the pod addresses, which outlasts an outage in the ledger.
+//! Follows this machine's Node in the API: its part of the pod addresses, which outlasts an outage in the ledger; and labels it.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -10,15 +10,19 @@ use garboard_runtime::applier::chain;
 use garboard_runtime::ledger::{Ledger, LedgerError};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 /// Name of the ledger's file.
 const FILE: &str = "node";
+/// The name under which the Machine's labels are owned on the Node.
+const LABEL_MANAGER: &str = "garboard-machine";
 
 /// What is known of this machine's node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -130,6 +134,26 @@ impl Publisher {
     fn record(&self, name: &str, pod_cidrs: &[IpNet]) -> Result<(), LedgerError> {
         self.ledger.write(FILE, &Recorded { name: name.to_owned(), pod_cidrs: pod_cidrs.to_owned() })
     }
+}
+
+/// Gives a Node the labels that its Machine declares; those that were given before and are no longer declared go, others'
+/// stay. The UID keeps it from making a Node that is not there.
+///
+/// # Errors
+/// The API server's answer.
+pub async fn label(
+    client: &Client,
+    name: &str,
+    uid: &str,
+    labels: &BTreeMap<String, String>,
+) -> Result<(), kube::Error> {
+    let patch = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": { "name": name, "uid": uid, "labels": labels },
+    });
+    let parameters = PatchParams::apply(LABEL_MANAGER).force();
+    Api::<Node>::all(client.clone()).patch(name, &parameters, &Patch::Apply(&patch)).await.map(drop)
 }
 
 fn node_name(machine: &Option<Arc<Machine>>) -> Option<String> {

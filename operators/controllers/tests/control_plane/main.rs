@@ -21,7 +21,7 @@ use garboard_catalog::paths::CONTAINERD_SOCKET;
 use garboard_catalog::pki::Leaf;
 use garboard_controllers::leader::Standing;
 use garboard_controllers::network::NodeAddresses;
-use garboard_controllers::{addons, events, images};
+use garboard_controllers::{addons, events, images, node};
 use garboard_plan::addons::NodeInput;
 use garboard_plan::{events as plan_events, leader, pki};
 use garboard_runtime::crds;
@@ -58,6 +58,7 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
         dns_is_reachable_as_a_service(&world, &client).await;
         own_clients_can_do_their_work_and_no_more(&world).await;
         a_node_gets_addresses_and_its_serving_certificate(&world, &client).await;
+        labels_of_the_machine_come_and_go(&world, &client).await;
         events_tell_what_happened(&world, &client).await;
         the_cluster_operators_lead_one_at_a_time(&world, &client).await;
         pods_of_ordinary_namespaces_keep_to_the_baseline(&world, &client).await;
@@ -187,6 +188,22 @@ async fn a_node_gets_addresses_and_its_serving_certificate(world: &World, client
     }] } });
     operators.patch_approval(&name, &PatchParams::default(), &Patch::Merge(approval)).await.unwrap();
     world.wait_for("the serving certificate", || async { requests.get(&name).await.ok()?.status?.certificate }).await;
+}
+
+async fn labels_of_the_machine_come_and_go(world: &World, client: &kube::Client) {
+    let nodes = Api::<Node>::all(client.clone());
+    let others = json!({ "metadata": { "labels": { "example.com/others": "1" } } });
+    let uid =
+        nodes.patch("node-1", &PatchParams::default(), &Patch::Merge(others)).await.unwrap().metadata.uid.unwrap();
+    let agent = world.client(Leaf::Agent);
+    let declared =
+        |labels: &[(&str, &str)]| labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    node::label(&agent, "node-1", &uid, &declared(&[("rack", "a"), ("zone", "1")])).await.unwrap();
+    node::label(&agent, "node-1", &uid, &declared(&[("rack", "b")])).await.unwrap();
+    let labels = nodes.get("node-1").await.unwrap().metadata.labels.unwrap();
+    assert_eq!((labels.get("rack").map(String::as_str), labels.get("zone")), (Some("b"), None));
+    assert!(labels.contains_key("example.com/others") && labels.contains_key("node-role.kubernetes.io/control-plane"));
+    assert!(node::label(&agent, "node-9", &uid, &declared(&[("rack", "a")])).await.is_err(), "labels make no node");
 }
 
 async fn events_tell_what_happened(world: &World, client: &kube::Client) {
