@@ -15,7 +15,7 @@
 //! | configuration files of daemons (feature `config`) | `config` |
 //! | links, addresses, routes (feature `netlink`); DHCP before there is an address | `netlink`, [`packet`] |
 //!
-//! Nothing here starts a thread or keeps state of its own; every call is one or a few system calls, and says so if it can wait.
+//! Nothing here leaves a thread or keeps state of its own; every call is one or a few system calls, and says so if it can wait.
 
 pub mod block;
 pub mod cgroup;

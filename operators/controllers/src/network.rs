@@ -21,7 +21,6 @@ use garboard_plan::network as plan;
 use garboard_plan::network::lease::Lease;
 use garboard_sys::netlink::{Monitor, Netlink, NetlinkError};
 use serde::{Deserialize, Serialize};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -94,16 +93,12 @@ pub enum NetworkError {
     /// No connection to the kernel.
     #[error("cannot reach the kernel's network")]
     Netlink(#[from] NetlinkError),
-    /// Its notifications cannot be waited for.
-    #[error("cannot monitor the kernel's network")]
-    Monitor(#[source] io::Error),
     /// Whoever declares the network is gone.
     #[error("nobody declares the network any more")]
     Undeclared,
 }
 
 /// The task that keeps the network as declared.
-#[derive(Debug)]
 pub struct Network {
     config: watch::Receiver<NetworkConfig>,
     /// What counts: what was declared last, also if that was to an earlier run.
@@ -111,10 +106,9 @@ pub struct Network {
     hostname: watch::Sender<String>,
     status: watch::Sender<NodeAddresses>,
     paths: NetworkPaths,
-    netlink: Netlink,
     /// Kind of virtual links that count as hardware.
     hardware: Option<&'static str>,
-    monitor: AsyncFd<Monitor>,
+    monitor: Monitor,
     clients: BTreeMap<u32, DhcpLink>,
     current: Option<u32>,
     changed: Arc<Notify>,
@@ -134,8 +128,7 @@ impl Network {
         config: watch::Receiver<NetworkConfig>,
         paths: NetworkPaths,
     ) -> Result<(Self, watch::Receiver<NodeAddresses>), NetworkError> {
-        let monitor = Monitor::open()?.into_async().map_err(NetworkError::Monitor)?;
-        let netlink = Netlink::open()?;
+        let monitor = Monitor::open()?;
         let (status, receiver) = watch::channel(NodeAddresses::default());
         let declared = load(&paths.state.join(DECLARED)).unwrap_or_else(|| config.borrow().clone());
         let hostname = watch::Sender::new(declared.hostname.clone());
@@ -145,7 +138,6 @@ impl Network {
             declared,
             status,
             paths,
-            netlink,
             hardware: None,
             monitor,
             clients: BTreeMap::new(),
@@ -172,7 +164,7 @@ impl Network {
         let clients_stop = stop.child_token();
         let _ends_clients = clients_stop.clone().drop_guard();
         loop {
-            let complete = self.reconcile(&clients_stop);
+            let complete = self.reconcile(&clients_stop).await;
             let looked = Instant::now();
             let retry = async { if complete { std::future::pending().await } else { tokio::time::sleep(RETRY).await } };
             // All arms are cancel-safe: they wait, and what they wait for stays until it is taken.
@@ -184,10 +176,8 @@ impl Network {
                     self.config.mark_changed();
                 }
                 () = self.changed.notified() => {}
-                ready = self.monitor.readable_mut() => {
-                    let mut ready = ready.map_err(NetworkError::Monitor)?;
-                    ready.get_inner_mut().drain().map_err(NetworkError::Monitor)?;
-                    ready.clear_ready();
+                changed = self.monitor.changed() => {
+                    changed?;
                     tokio::time::sleep_until(looked + PAUSE).await;
                 }
                 () = retry => {}
@@ -196,7 +186,7 @@ impl Network {
     }
 
     /// Compares everything and repairs what differs. Says whether nothing failed.
-    fn reconcile(&mut self, clients_stop: &CancellationToken) -> bool {
+    async fn reconcile(&mut self, clients_stop: &CancellationToken) -> bool {
         let mut problems = Vec::new();
         if self.config.has_changed().unwrap_or(false) {
             self.declared = self.config.borrow_and_update().clone();
@@ -206,7 +196,7 @@ impl Network {
         }
         let config = self.declared.clone();
         self.apply_hostname(&config.hostname, &mut problems);
-        let outcome = self.converge(&config.network, clients_stop, &mut problems);
+        let outcome = self.converge(&config.network, clients_stop, &mut problems).await;
         match outcome {
             Ok(mut node) => {
                 node.problems.clone_from(&problems);
@@ -252,16 +242,18 @@ impl Network {
         });
     }
 
-    fn converge(
+    async fn converge(
         &mut self,
         config: &plan::Config,
         clients_stop: &CancellationToken,
         problems: &mut Vec<String>,
     ) -> Result<NodeAddresses, NetlinkError> {
+        // A new one each time, so that one that failed is not kept.
+        let mut netlink = Netlink::open()?;
         let mut refused: Vec<plan::Step> = Vec::new();
         let mut round = 0;
         loop {
-            let observed = kernel::observe(&mut self.netlink, self.hardware)?;
+            let observed = kernel::observe(&mut netlink, self.hardware).await?;
             let selected = self.select(config, &observed, clients_stop);
             let desired = plan::desire(config, &observed.links, &selected, &self.leases());
             let mut steps = plan::plan(&desired, &observed);
@@ -271,7 +263,7 @@ impl Network {
                 return Ok(self.describe(config, &observed, &selected));
             }
             for step in steps {
-                match kernel::apply(&mut self.netlink, &step) {
+                match kernel::apply(&mut netlink, &step).await {
                     Ok(()) => info!(step = %step, "changed"),
                     Err(error) => {
                         problems.push(describe(&error));

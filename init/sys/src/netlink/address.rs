@@ -1,11 +1,10 @@
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use rtnetlink::AddressMessageBuilder;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 
-use super::{CREATE, Netlink, NetlinkError};
+use super::{Netlink, NetlinkError};
 
 /// An address of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,8 +15,8 @@ pub struct Address {
     pub address: IpNet,
     /// Who made it (`IFA_PROTO`, 0 when unknown); [`super::PROTOCOL`] for ours. Kernels before 5.18 show 0.
     pub protocol: u8,
-    /// Whether it is usable beyond the link (not link-local, not loopback).
-    pub global: bool,
+    /// Known to be nobody else's: an IPv6 address that is used without asking the neighbours first (`IFA_F_NODAD`).
+    pub unique: bool,
 }
 
 impl Netlink {
@@ -25,66 +24,52 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
-        let mut addresses = Vec::new();
-        self.dump("list addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default()), |message| {
-            if let RouteNetlinkMessage::NewAddress(message) = message {
-                addresses.extend(Address::read(&message));
-            }
-        })?;
-        Ok(addresses)
+    pub async fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
+        let addresses = self.handle.address().get().execute();
+        self.list("list addresses", addresses, Address::read).await
     }
 
     /// Adds an address to a link. The kernel adds the route of its subnet.
     ///
     /// # Errors
-    /// When the link is gone or has the address ([`NetlinkError::is_existing`]), or the kernel refuses it.
-    pub fn add_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
-        let mut message = address.message();
-        if let IpNet::V4(net) = address.address
-            && net.prefix_len() < 31
-        {
-            message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
-        }
-        message.attributes.push(AddressAttribute::Protocol(address.protocol.into()));
-        let operation = format!("add address {} to link {}", address.address, address.index);
-        self.execute(&operation, RouteNetlinkMessage::NewAddress(message), CREATE)
+    /// When the link is gone or has the address, or the kernel refuses it.
+    pub async fn add_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
+        let Address { index, address, protocol, unique } = *address;
+        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len());
+        let message = request.message_mut();
+        message.attributes.push(AddressAttribute::Protocol(protocol.into()));
+        message.header.flags.set(AddressHeaderFlags::Nodad, unique);
+        self.ask(format!("add address {address} to link {index}"), request.execute()).await
     }
 
     /// Removes an address from a link.
     ///
     /// # Errors
     /// When there is no such address ([`NetlinkError::is_missing`]).
-    pub fn remove_address(&mut self, address: &Address) -> Result<(), NetlinkError> {
-        let operation = format!("remove address {} from link {}", address.address, address.index);
-        self.execute(&operation, RouteNetlinkMessage::DelAddress(address.message()), 0)
+    pub async fn remove_address(&mut self, index: u32, address: IpNet) -> Result<(), NetlinkError> {
+        let message = match address {
+            IpNet::V4(net) => {
+                AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(net.addr(), net.prefix_len()).build()
+            }
+            IpNet::V6(net) => {
+                AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(net.addr(), net.prefix_len()).build()
+            }
+        };
+        let request = self.handle.address().del(message);
+        self.ask(format!("remove address {address} from link {index}"), request.execute()).await
     }
 }
 
 impl Address {
-    fn message(&self) -> AddressMessage {
-        let address = self.address.addr();
-        let mut message = AddressMessage::default();
-        message.header.index = self.index;
-        message.header.prefix_len = self.address.prefix_len();
-        message.header.family = match address {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
-        };
-        message.attributes.push(AddressAttribute::Local(address));
-        message.attributes.push(AddressAttribute::Address(address));
-        message
-    }
-
-    fn read(message: &AddressMessage) -> Option<Self> {
+    fn read(message: AddressMessage) -> Option<Self> {
         let mut local = None;
         let mut peer = None;
         let mut protocol = 0;
-        for attribute in &message.attributes {
+        for attribute in message.attributes {
             match attribute {
-                AddressAttribute::Local(address) => local = Some(*address),
-                AddressAttribute::Address(address) => peer = Some(*address),
-                AddressAttribute::Protocol(value) => protocol = u8::from(*value),
+                AddressAttribute::Local(address) => local = Some(address),
+                AddressAttribute::Address(address) => peer = Some(address),
+                AddressAttribute::Protocol(value) => protocol = value.into(),
                 _ => {}
             }
         }
@@ -94,7 +79,7 @@ impl Address {
             index: message.header.index,
             address: IpNet::new(address, message.header.prefix_len).ok()?,
             protocol,
-            global: message.header.scope == AddressScope::Universe,
+            unique: message.header.flags.contains(AddressHeaderFlags::Nodad),
         })
     }
 }

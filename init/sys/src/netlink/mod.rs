@@ -1,28 +1,39 @@
 //! Links, addresses and routes over rtnetlink.
 //!
-//! [`Netlink`] asks and changes; [`Monitor`] says that something changed. Requests are answered by the kernel in
-//! microseconds and never wait for hardware, so the calls are plain blocking calls.
+//! [`Netlink`] asks and changes, one request after the other; [`Monitor`] says that something changed. Both need a tokio
+//! runtime with I/O and time. They read and write their sockets while they are waited for, and have no task that does so
+//! besides: a socket is closed with its owner, not later, and a network namespace lives no longer than it should. What nobody
+//! waits for stays in the kernel's bounded buffer instead of a channel that grows.
+//!
+//! Each has a socket of its own, because a notification bears the number of the request that caused it, in whatever process:
+//! on one socket it could be taken for the answer to a request of ours with that number, and end a list early.
+//!
+//! The kernel carries a request out while it is sent, on the calling thread: within microseconds once it has the lock of its
+//! network configuration.
 
 mod address;
 mod link;
+mod mac;
 mod monitor;
 mod route;
 
-use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::thread;
+use std::time::Duration;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_route::RouteNetlinkMessage;
+use futures::{Stream, TryStreamExt};
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendmsg, socket,
-};
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::packet_core::{ErrorMessage, NlasIterator};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::AsyncSocket;
+use tokio::runtime;
 
 pub use address::Address;
-pub use link::{Link, MacAddress};
-pub use monitor::{Change, Monitor};
+pub use link::{BridgePort, Link, VethPair};
+pub use mac::{InvalidMacAddress, MacAddress};
+pub use monitor::Monitor;
 pub use route::Route;
 
 /// Mark of addresses and routes that Garboard made: their `IFA_PROTO` and `rtm_protocol`.
@@ -30,9 +41,15 @@ pub use route::Route;
 /// A number that neither `rtnetlink.h` nor a known routing daemon uses.
 pub const PROTOCOL: u8 = 103;
 
-/// The kernel fills at most this much of a dump into one datagram (`NLMSG_GOODSIZE` is smaller, `min_dump_alloc`
-/// may be larger on machines with many virtual functions).
-const BUFFER_BYTES: usize = 32 * 1024;
+/// An answer comes once the kernel has the lock of its network configuration, which a driver can hold for seconds; a longer
+/// silence means that it was dropped.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// `NLMSGERR_ATTR_MSG`: why the kernel refuses, in words.
+const REASON: u16 = 1;
+/// `struct nlmsghdr`, bytes.
+const HEADER_BYTES: usize = 16;
+
+type Connection = rtnetlink::proto::Connection<RouteNetlinkMessage>;
 
 /// A request over rtnetlink that failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,147 +57,138 @@ pub enum NetlinkError {
     /// The socket could not be made.
     #[error("cannot open a netlink socket")]
     Open(#[source] io::Error),
-    /// The request could not be sent or its answer not be read.
-    #[error("cannot exchange netlink messages to {operation}")]
-    Exchange {
+    /// A network namespace could not be entered.
+    #[error("cannot enter a network namespace")]
+    Enter(#[source] io::Error),
+    /// The kernel did not answer.
+    #[error("the kernel does not answer the request to {operation}")]
+    Unanswered {
         /// What was asked.
         operation: String,
-        /// What the socket said.
-        #[source]
-        source: io::Error,
     },
-    /// The answer was not understood.
-    #[error("cannot decode the kernel's answer to {operation}: {message}")]
-    Decode {
+    /// The kernel answered with something else.
+    #[error("the kernel answers the request to {operation} by a message of type {kind}")]
+    Unexpected {
         /// What was asked.
         operation: String,
-        /// What is wrong with it.
-        message: String,
+        /// `nlmsg_type` of the answer.
+        kind: u16,
     },
     /// The kernel refused.
-    #[error("the kernel refuses to {operation}")]
+    #[error("the kernel refuses to {operation}{}", .reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default())]
     Refused {
         /// What was asked.
         operation: String,
+        /// The kernel's explanation, when it gave one.
+        reason: Option<String>,
         /// The kernel's error.
         #[source]
         source: io::Error,
     },
+    /// The socket of a [`Monitor`] failed.
+    #[error("cannot read the kernel's notifications")]
+    Notifications,
 }
 
 impl NetlinkError {
-    /// The kernel's error number if the kernel refused.
-    pub fn refused(&self) -> Option<i32> {
-        match self {
-            Self::Refused { source, .. } => source.raw_os_error(),
-            Self::Open(_) | Self::Exchange { .. } | Self::Decode { .. } => None,
+    fn new(operation: String, error: rtnetlink::Error) -> Self {
+        match error {
+            rtnetlink::Error::NetlinkError(refusal) => {
+                Self::Refused { operation, reason: reason(&refusal), source: refusal.to_io() }
+            }
+            rtnetlink::Error::UnexpectedMessage(answer) => {
+                Self::Unexpected { operation, kind: answer.header.message_type }
+            }
+            // The socket failed; the rest is about arguments that nothing here has.
+            _ => Self::Unanswered { operation },
         }
-    }
-
-    /// Whether the object already exists.
-    pub fn is_existing(&self) -> bool {
-        self.refused() == Some(Errno::EEXIST as i32)
     }
 
     /// Whether the object (or its link) does not exist.
     pub fn is_missing(&self) -> bool {
+        let Self::Refused { source, .. } = self else { return false };
         [Errno::ENODEV, Errno::ESRCH, Errno::EADDRNOTAVAIL, Errno::ENOENT]
             .iter()
-            .any(|errno| self.refused() == Some(*errno as i32))
+            .any(|errno| source.raw_os_error() == Some(*errno as i32))
     }
 }
 
-/// A connection to rtnetlink in the network namespace of the thread that opened it.
-#[derive(Debug)]
-pub struct Netlink {
-    socket: OwnedFd,
-    sequence: u32,
-    buffer: Vec<u8>,
+/// The kernel's explanation of a refusal: an attribute behind the header of the request.
+fn reason(refusal: &ErrorMessage) -> Option<String> {
+    let attributes = refusal.header.get(HEADER_BYTES..)?;
+    let reason = NlasIterator::new(attributes).flatten().find(|attribute| attribute.kind() == REASON)?;
+    Some(String::from_utf8_lossy(reason.value()).trim_end_matches('\0').to_owned())
 }
 
-/// Make the object; never change one that is there, for it may be somebody else's.
-const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// A connection to rtnetlink in the network namespace of the thread that opened it.
+///
+/// A call that is given up in the middle may or may not have taken effect; the connection stays usable.
+pub struct Netlink {
+    connection: Connection,
+    handle: rtnetlink::Handle,
+}
 
 impl Netlink {
     /// Opens a connection in the calling thread's network namespace.
     ///
     /// # Errors
     /// When the socket cannot be made.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O.
     pub fn open() -> Result<Self, NetlinkError> {
-        let socket = open(0, SockFlag::SOCK_CLOEXEC).map_err(NetlinkError::Open)?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER_BYTES] })
+        let (mut connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Open)?;
+        let socket = connection.socket_mut().socket_mut();
+        // Without these a refusal repeats the whole request and gives no reason.
+        socket.set_ext_ack(true).and_then(|()| socket.set_cap_ack(true)).map_err(NetlinkError::Open)?;
+        Ok(Self { connection, handle })
     }
 
-    /// Sends a request that is answered by an acknowledgement.
-    fn execute(&mut self, operation: &str, message: RouteNetlinkMessage, flags: u16) -> Result<(), NetlinkError> {
-        self.exchange(operation, message, NLM_F_ACK | flags, |_| ())
+    /// Opens a connection in another network namespace. The thread that enters it ends there, so that no thread is ever left
+    /// in a namespace that is not its own.
+    ///
+    /// # Errors
+    /// When it is no network namespace, or the socket cannot be made.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O.
+    pub fn open_in(namespace: BorrowedFd<'_>) -> Result<Self, NetlinkError> {
+        let runtime = runtime::Handle::current();
+        let enter = || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| NetlinkError::Enter(errno.into()))?;
+            let _entered = runtime.enter();
+            Self::open()
+        };
+        let opened = thread::scope(|scope| scope.spawn(enter).join());
+        opened.unwrap_or_else(|_| Err(NetlinkError::Enter(io::Error::other("the thread that enters it panicked"))))
     }
 
-    /// Sends a dump request and hands every message of the answer to `each`.
-    fn dump(
+    /// Asks the kernel and waits for its answer.
+    async fn ask<T>(
         &mut self,
-        operation: &str,
-        message: RouteNetlinkMessage,
-        each: impl FnMut(RouteNetlinkMessage),
-    ) -> Result<(), NetlinkError> {
-        self.exchange(operation, message, NLM_F_DUMP, each)
-    }
-
-    fn exchange(
-        &mut self,
-        operation: &str,
-        message: RouteNetlinkMessage,
-        flags: u16,
-        mut each: impl FnMut(RouteNetlinkMessage),
-    ) -> Result<(), NetlinkError> {
-        let exchange = |source: io::Error| NetlinkError::Exchange { operation: operation.to_owned(), source };
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.header.sequence_number = self.sequence;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        let kernel = NetlinkAddr::new(0, 0);
-        sendmsg(self.socket.as_raw_fd(), &[IoSlice::new(&bytes)], &[], MsgFlags::empty(), Some(&kernel))
-            .map_err(|errno| exchange(errno.into()))?;
-
-        loop {
-            let received = match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                Err(Errno::EINTR) => continue,
-                other => other.map_err(|errno| exchange(errno.into()))?,
-            };
-            if received > self.buffer.len() {
-                return Err(exchange(io::Error::other("an answer is larger than the buffer")));
+        operation: impl Into<String>,
+        request: impl Future<Output = Result<T, rtnetlink::Error>>,
+    ) -> Result<T, NetlinkError> {
+        let answer = async {
+            tokio::select! {
+                answer = request => answer,
+                () = &mut self.connection => Err(rtnetlink::Error::RequestFailed),
             }
-            let mut rest = self.buffer.get(..received).unwrap_or_default();
-            while !rest.is_empty() {
-                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|error| {
-                    NetlinkError::Decode { operation: operation.to_owned(), message: error.to_string() }
-                })?;
-                // A length of 0 would loop for ever; lengths are padded to 4 bytes in the stream.
-                let length = (message.header.length.max(16) as usize).next_multiple_of(4);
-                rest = rest.get(length..).unwrap_or_default();
-                if message.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
-                    NetlinkPayload::Error(error) => {
-                        let source = error.to_io();
-                        return Err(NetlinkError::Refused { operation: operation.to_owned(), source });
-                    }
-                    NetlinkPayload::InnerMessage(inner) => each(inner),
-                    _ => {}
-                }
-            }
+        };
+        match tokio::time::timeout(ANSWER_LIMIT, answer).await {
+            Ok(answer) => answer.map_err(|error| NetlinkError::new(operation.into(), error)),
+            Err(_) => Err(NetlinkError::Unanswered { operation: operation.into() }),
         }
     }
-}
 
-fn open(groups: u32, flags: SockFlag) -> io::Result<OwnedFd> {
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-    Ok(socket)
+    /// Asks the kernel for objects.
+    async fn list<M, T>(
+        &mut self,
+        operation: impl Into<String>,
+        messages: impl Stream<Item = Result<M, rtnetlink::Error>>,
+        read: impl Fn(M) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let messages: Vec<M> = self.ask(operation, messages.try_collect()).await?;
+        Ok(messages.into_iter().filter_map(read).collect())
+    }
 }

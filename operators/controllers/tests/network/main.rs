@@ -191,7 +191,7 @@ fn what_is_not_ours_is_untouched() {
 fn addresses_from_router_advertisements_are_the_kernels_own() {
     Scene::run(|mut scene| async move {
         scene.serve(&[]);
-        scene.add_address("2001:db8::aa/64", KERNEL_RA);
+        scene.add_address("2001:db8::aa/64", KERNEL_RA).await;
         scene.start(dhcp());
         let node = scene.wait("an address", |node| !node.addresses.is_empty()).await;
         assert!(scene.pool().contains(&node.addresses[0]) && node.addresses.len() == 1, "{node:?}");

@@ -183,11 +183,11 @@ impl Scene {
     }
 
     /// Adds an address to `eth0` with a mark of its maker, which older `ip` cannot give.
-    pub fn add_address(&self, address: &str, protocol: u8) {
+    pub async fn add_address(&self, address: &str, protocol: u8) {
         let mut netlink = Netlink::open().unwrap();
-        let index = netlink.links().unwrap().into_iter().find(|link| link.name == "eth0").unwrap().index;
-        let address = Address { index, address: address.parse().unwrap(), protocol, global: true };
-        netlink.add_address(&address).unwrap();
+        let index = netlink.link("eth0").await.unwrap().unwrap().index;
+        let address = Address { index, address: address.parse().unwrap(), protocol, unique: false };
+        netlink.add_address(&address).await.unwrap();
     }
 
     /// A file of `/etc` as the controller wrote it.
