@@ -3,9 +3,10 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use garboard_sys::netlink::MacAddress;
 use serde::{Deserialize, Serialize};
 
-use crate::netlink::link::{InterfaceName, Mac};
+use crate::interface::InterfaceName;
 
 /// The longest container identifier that is accepted; runtimes use 64 characters.
 const CONTAINER_ID_MAX: usize = 128;
@@ -123,7 +124,7 @@ pub struct Attachment {
     /// This machine's end of the veth pair.
     pub host_link: InterfaceName,
     /// The pod's hardware address.
-    pub mac: Mac,
+    pub mac: MacAddress,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
     /// Its host ports.
@@ -132,12 +133,12 @@ pub struct Attachment {
 
 /// A locally administered hardware address that belongs to an address, so that a neighbour's memory of an address that
 /// went from one pod to another is still right.
-pub fn mac_of(address: IpAddr) -> Mac {
+pub fn mac_of(address: IpAddr) -> MacAddress {
     let [.., a, b, c, d] = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),
     };
-    Mac([0x0a, 0x58, a, b, c, d])
+    MacAddress([0x0a, 0x58, a, b, c, d])
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use garboard_sys::config::{ConfigError, each};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::netlink::link::InterfaceName;
+use crate::interface::InterfaceName;
 
 /// The smallest MTU that IPv6 allows (RFC 8200), bytes.
 const MTU_MIN: u32 = 1280;

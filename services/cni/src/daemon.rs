@@ -1,8 +1,8 @@
 //! The daemon: waits for its configuration, keeps the network as it says, serves plugins.
 //!
 //! Tasks: the main thread waits for signals and changes of the configuration; a fixed number of workers each take a plugin from
-//! the socket, do what it asks and answer. Every call to the kernel is over in milliseconds, so threads that block are
-//! simpler here than an executor, and as many requests run at once.
+//! the socket, do what it asks and answer. The kernel does what it is asked while it is asked, within milliseconds that block the
+//! thread, so each worker has a small runtime of its own instead of a share of one, and as many requests run at once.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::net::{SocketFlags, accept_with};
 use sd_notify::NotifyState;
+use tokio::runtime::{self, Runtime};
 use tracing::{debug, error, info, warn};
 
 use crate::config::Config;
@@ -97,17 +98,20 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
     signals.thread_block().map_err(failed("block signals"))?;
     let stop = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(failed("watch signals"))?;
     let changes = watch(&paths.config)?;
-    let network = Arc::new(Network::open(&paths.state)?);
+    let runtime = start_runtime()?;
+    let network = Arc::new(runtime.block_on(Network::open(&paths.state))?);
     let listener = Arc::new(wire::serve(&paths.socket).map_err(failed("listen for plugins"))?);
     let active = Arc::new(AtomicUsize::new(0));
     for worker in 0..WORKERS {
         let (network, listener, active) = (network.clone(), listener.clone(), active.clone());
+        let runtime = start_runtime()?;
         thread::Builder::new()
             .name(format!("worker-{worker}"))
-            .spawn(move || serve(&network, &listener, &active))
+            .spawn(move || serve(&runtime, &network, &listener, &active))
             .map_err(failed("start a worker"))?;
     }
-    let mut configurator = Configurator { paths, network: &network, current: None, retry: None, ready: false };
+    let mut configurator =
+        Configurator { paths, runtime: &runtime, network: &network, current: None, retry: None, ready: false };
     loop {
         let wait = configurator.reconcile();
         let timeout = wait.map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
@@ -127,6 +131,10 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
     }
     finish(paths, &active);
     Ok(())
+}
+
+fn start_runtime() -> Result<Runtime, DaemonError> {
+    runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start a runtime"))
 }
 
 /// Refuses new plugins and lets the running requests end.
@@ -152,6 +160,7 @@ fn watch(file: &std::path::Path) -> Result<Inotify, DaemonError> {
 /// Makes the network what the configuration file says.
 struct Configurator<'a> {
     paths: &'a Paths,
+    runtime: &'a Runtime,
     network: &'a Network,
     /// The configuration in use.
     current: Option<Config>,
@@ -188,12 +197,12 @@ impl Configurator<'_> {
         if self.current.as_ref() == Some(&config) {
             return Ok(());
         }
-        if let Err(error) = self.network.configure(config.clone()) {
+        if let Err(error) = self.runtime.block_on(self.network.configure(config.clone())) {
             report("pod network not set up", &error);
             return Err(Some(self.backoff()));
         }
         self.current = Some(config);
-        if self.network.status().is_err() {
+        if self.runtime.block_on(self.network.status()).is_err() {
             return Ok(());
         }
         if let Err(source) = conflist::write(&self.paths.networks) {
@@ -222,7 +231,7 @@ fn report(what: &str, error: &dyn std::error::Error) {
 }
 
 /// A worker: one plugin after the other, for ever.
-fn serve(network: &Network, listener: &OwnedFd, active: &AtomicUsize) {
+fn serve(runtime: &Runtime, network: &Network, listener: &OwnedFd, active: &AtomicUsize) {
     loop {
         let plugin = match accept_with(listener, SocketFlags::CLOEXEC) {
             Ok(plugin) => plugin,
@@ -234,33 +243,33 @@ fn serve(network: &Network, listener: &OwnedFd, active: &AtomicUsize) {
             }
         };
         active.fetch_add(1, Ordering::AcqRel);
-        if let Err(error) = converse(network, &plugin) {
+        if let Err(error) = converse(runtime, network, &plugin) {
             debug!(%error, "plugin gone");
         }
         active.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-fn converse(network: &Network, plugin: &OwnedFd) -> io::Result<()> {
+fn converse(runtime: &Runtime, network: &Network, plugin: &OwnedFd) -> io::Result<()> {
     wire::set_deadline(plugin, REQUEST_LIMIT)?;
     let (request, netns) = wire::receive::<Request>(plugin)?;
-    let response = handle(network, request, netns).unwrap_or_else(|error| {
+    let response = runtime.block_on(handle(network, request, netns)).unwrap_or_else(|error| {
         warn!(code = error.code as u32, %error, "request failed");
         Response::Failed(error)
     });
     wire::send(plugin, &response, None)
 }
 
-fn handle(network: &Network, request: Request, netns: Option<OwnedFd>) -> Result<Response, CniError> {
+async fn handle(network: &Network, request: Request, netns: Option<OwnedFd>) -> Result<Response, CniError> {
     let netns = || netns.ok_or_else(|| CniError::new(Code::InvalidNetns, "the request carries no network namespace"));
     match request {
         Request::Add { id, network: name, pod, ports } => {
-            network.add(&id, name, pod, ports, &netns()?).map(Response::Attached)
+            network.add(&id, name, pod, ports, &netns()?).await.map(Response::Attached)
         }
-        Request::Del { id } => network.del(&id).map(|()| Response::Done),
-        Request::Ports { id, ports } => network.set_ports(&id, ports).map(|()| Response::Done),
-        Request::Check { id } => network.check(&id, &netns()?).map(|()| Response::Done),
-        Request::Status => network.status().map(|()| Response::Done),
-        Request::Gc { network: name, valid } => network.gc(&name, &valid).map(|()| Response::Done),
+        Request::Del { id } => network.del(&id).await.map(|()| Response::Done),
+        Request::Ports { id, ports } => network.set_ports(&id, ports).await.map(|()| Response::Done),
+        Request::Check { id } => network.check(&id, &netns()?).await.map(|()| Response::Done),
+        Request::Status => network.status().await.map(|()| Response::Done),
+        Request::Gc { network: name, valid } => network.gc(&name, &valid).await.map(|()| Response::Done),
     }
 }

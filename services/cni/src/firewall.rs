@@ -11,10 +11,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::attachment::Attachment;
 use crate::config::Config;
 use crate::host_ports;
-use crate::netlink::link::InterfaceName;
-use crate::netlink::nft::{self, Chain, Datatype, Hook, Set, Table};
-use crate::netlink::nft_expression::{Expression, Field, Verdict};
-use crate::netlink::{Connection, Family, NetlinkError};
+use crate::interface::InterfaceName;
+use crate::netfilter::nft::{self, Chain, Datatype, Hook, Set, Table};
+use crate::netfilter::nft_expression::{Expression, Field, Verdict};
+use crate::netfilter::{Connection, NetfilterError};
 
 /// Name of the table.
 pub const TABLE: &str = "garboard-cni";
@@ -282,8 +282,8 @@ fn leaving(config: &Config, v: &Version) -> Vec<Vec<Expression>> {
 ///
 /// # Errors
 /// When the kernel refuses; the old table is then still there.
-pub fn replace(table: &Table) -> Result<(), NetlinkError> {
-    Connection::open(Family::Netfilter)?.run(&nft::transaction(|batch| nft::replace(batch, table)))
+pub fn replace(table: &Table) -> Result<(), NetfilterError> {
+    Connection::open()?.run(&nft::transaction(|batch| nft::replace(batch, table)))
 }
 
 #[cfg(test)]

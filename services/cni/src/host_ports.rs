@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use nix::errno::Errno;
 use tracing::{debug, warn};
 
 use crate::attachment::{Attachment, PortMapping, Protocol};
 use crate::firewall::{TABLE, Version, octets};
-use crate::netlink::conntrack::{self, Flow};
-use crate::netlink::nft::{self, Element};
-use crate::netlink::{Batch, Connection, Family, NetlinkError};
+use crate::netfilter::conntrack::{self, Flow};
+use crate::netfilter::nft::{self, Element};
+use crate::netfilter::{Batch, Connection, NetfilterError};
 
 /// The elements that one attachment's host ports need, by set.
 pub(crate) fn elements<'a>(attachment: &'a Attachment) -> impl Iterator<Item = (&'static str, Element)> + 'a {
@@ -50,12 +49,12 @@ fn padded(port: u16) -> [u8; 4] {
 ///
 /// # Errors
 /// When the kernel refuses; none is open then.
-pub fn open(attachment: &Attachment) -> Result<(), NetlinkError> {
+pub fn open(attachment: &Attachment) -> Result<(), NetfilterError> {
     if attachment.ports.is_empty() {
         return Ok(());
     }
     let batch = nft::transaction(|batch| each_set(attachment, batch, nft::add_elements));
-    let connection = Connection::open(Family::Netfilter)?;
+    let connection = Connection::open()?;
     connection.run(&batch)?;
     let ports: Vec<u16> = udp_ports(attachment).collect();
     forget_flows(&connection, &ports, |flow| ports.contains(&flow.destination_port));
@@ -83,14 +82,14 @@ fn forget_flows(connection: &Connection, udp_ports: &[u16], outdated: impl Fn(&F
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn close(attachment: &Attachment) -> Result<(), NetlinkError> {
+pub fn close(attachment: &Attachment) -> Result<(), NetfilterError> {
     if attachment.ports.is_empty() {
         return Ok(());
     }
-    let connection = Connection::open(Family::Netfilter)?;
+    let connection = Connection::open()?;
     match connection.run(&nft::transaction(|batch| each_set(attachment, batch, nft::delete_elements))) {
         // One was not there, so none is gone: remove those that are, one by one.
-        Err(error) if error.errno() == Some(Errno::ENOENT) => close_each(&connection, attachment)?,
+        Err(error) if error.is_missing() => close_each(&connection, attachment)?,
         other => other?,
     }
     let ports: Vec<u16> = udp_ports(attachment).collect();
@@ -100,11 +99,11 @@ pub fn close(attachment: &Attachment) -> Result<(), NetlinkError> {
     Ok(())
 }
 
-fn close_each(connection: &Connection, attachment: &Attachment) -> Result<(), NetlinkError> {
+fn close_each(connection: &Connection, attachment: &Attachment) -> Result<(), NetfilterError> {
     for (set, element) in elements(attachment) {
         let batch = nft::transaction(|batch| nft::delete_elements(batch, TABLE, set, &[element]));
         match connection.run(&batch) {
-            Err(error) if error.errno() != Some(Errno::ENOENT) => return Err(error),
+            Err(error) if !error.is_missing() => return Err(error),
             _ => {}
         }
     }
@@ -115,11 +114,11 @@ fn close_each(connection: &Connection, attachment: &Attachment) -> Result<(), Ne
 ///
 /// # Errors
 /// When the table cannot be read.
-pub fn are_open(attachment: &Attachment) -> Result<bool, NetlinkError> {
+pub fn are_open(attachment: &Attachment) -> Result<bool, NetfilterError> {
     if attachment.ports.is_empty() {
         return Ok(true);
     }
-    let connection = Connection::open(Family::Netfilter)?;
+    let connection = Connection::open()?;
     let mut present = BTreeMap::new();
     for (set, element) in elements(attachment) {
         if !present.contains_key(set) {

@@ -2,32 +2,36 @@
 
 use std::os::fd::BorrowedFd;
 
-use nix::sched::{CloneFlags, setns};
+use garboard_sys::netlink::{Netlink, NetlinkError};
+use tokio::runtime;
 
-use crate::netlink::{Batch, Connection, Family, NetlinkError, link};
 use crate::spec::{AddResult, CniError, Code, Dns, Interface, IpConfig, Version, ip_version};
 
 /// The interface's name in every namespace.
 const LOOPBACK: &str = "lo";
 
-/// Switches the loopback interface on, or (`check`) tells whether it is on. The calling thread stays in the namespace.
+/// Switches the loopback interface on, or (`check`) tells whether it is on.
 ///
 /// # Errors
 /// When the namespace cannot be entered, or the kernel refuses, or the interface is off.
 pub fn run(netns: BorrowedFd<'_>, check: bool) -> Result<(), CniError> {
-    setns(netns, CloneFlags::CLONE_NEWNET)
-        .map_err(|errno| CniError::caused(Code::InvalidNetns, "enter the network namespace", &errno))?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CniError::caused(Code::Io, "start a runtime", &error))?;
+    runtime.block_on(switch_on(netns, check))
+}
+
+async fn switch_on(netns: BorrowedFd<'_>, check: bool) -> Result<(), CniError> {
+    let opened = Netlink::open_in(netns);
+    let mut netlink =
+        opened.map_err(|error| CniError::caused(Code::InvalidNetns, "enter the network namespace", &error))?;
     let kernel = |error: NetlinkError| CniError::caused(Code::Kernel, "configure the loopback interface", &error);
-    let connection = Connection::open(Family::Route).map_err(kernel)?;
-    let loopback = link::find(&connection, LOOPBACK).map_err(kernel)?;
+    let loopback = netlink.link(LOOPBACK).await.map_err(kernel)?;
     let loopback =
         loopback.ok_or_else(|| CniError::new(Code::InvalidNetns, "the namespace has no loopback interface"))?;
     if check {
         return if loopback.up { Ok(()) } else { Err(CniError::new(Code::Changed, "the loopback interface is off")) };
     }
-    let mut batch = Batch::new();
-    link::set_up(&mut batch, loopback.index, LOOPBACK);
-    connection.run(&batch).map_err(kernel)
+    netlink.set_up(loopback.index).await.map_err(kernel)
 }
 
 /// What ADD returns.

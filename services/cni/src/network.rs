@@ -3,13 +3,17 @@
 //! Inputs are the configuration and the runtime's requests; outputs are links, addresses, routes, the firewall's table and
 //! a reservation on disk for each attachment. A reservation is written before the kernel is asked for anything and removed
 //! after the kernel has given everything back, so that a crash at any point leaves nothing that is not found again.
+//!
+//! What is asynchronous waits for other requests and for rtnetlink only. Files and the firewall's table are written on the
+//! way, which blocks the thread for a moment, so each request is meant to have a thread of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::{Notify, RwLock, RwLockReadGuard};
 use tracing::{info, warn};
 
 use crate::allocator::Allocator;
@@ -17,8 +21,8 @@ use crate::attachment::{Attachment, AttachmentId, PortMapping, mac_of};
 use crate::backend::bridge::gateway_of;
 use crate::backend::{self, Backend, BackendError};
 use crate::config::Config;
-use crate::netlink::NetlinkError;
-use crate::netlink::link::InterfaceName;
+use crate::interface::InterfaceName;
+use crate::netfilter::NetfilterError;
 use crate::spec::{CniError, Code, chain};
 use crate::store::{Store, StoreError};
 use crate::wire::Attached;
@@ -32,7 +36,7 @@ pub enum NetworkError {
     Backend(#[from] BackendError),
     /// The firewall.
     #[error("set up the firewall")]
-    Firewall(#[source] NetlinkError),
+    Firewall(#[source] NetfilterError),
     /// Reservations.
     #[error("read the reservations")]
     Store(#[from] StoreError),
@@ -68,7 +72,7 @@ pub struct Network {
     /// Requests hold it for reading, a change of the configuration for writing; the error tells why it is not set up.
     live: RwLock<Result<Live, String>>,
     reservations: Mutex<Reservations>,
-    freed: Condvar,
+    freed: Notify,
 }
 
 /// Poisoning means that another request panicked; what the lock guards is still consistent, because every change of it is
@@ -82,25 +86,25 @@ impl Network {
     ///
     /// # Errors
     /// When reservations or links cannot be read.
-    pub fn open(directory: &Path) -> Result<Self, NetworkError> {
+    pub async fn open(directory: &Path) -> Result<Self, NetworkError> {
         let store = Store::open(directory)?;
         let (attachments, damaged) = store.load()?;
         for path in damaged {
             warn!(path = %path.display(), "removing a file that is no reservation");
             let _ = std::fs::remove_file(path);
         }
-        let links: BTreeSet<String> = backend::host_links()?.into_iter().collect();
+        let links: BTreeSet<String> = backend::host_links().await?.into_iter().collect();
         let (kept, gone): (Vec<_>, Vec<_>) =
             attachments.into_iter().partition(|attachment| links.contains(attachment.host_link.as_str()));
         for attachment in gone {
             warn!(attachment = %attachment.id, "forgetting a reservation whose link is gone");
             // A crash between the making of a link and its marking leaves one that is not in the list.
-            backend::detach(attachment.host_link.as_str())?;
+            backend::detach(attachment.host_link.as_str()).await?;
             store.remove(&attachment.id)?;
         }
         for link in links.iter().filter(|link| kept.iter().all(|kept| kept.host_link.as_str() != *link)) {
             warn!(%link, "removing a link that has no reservation");
-            backend::detach(link)?;
+            backend::detach(link).await?;
         }
         info!(attachments = kept.len(), "reservations read");
         let attachments = kept.into_iter().map(|attachment| (attachment.id.clone(), attachment)).collect();
@@ -109,7 +113,7 @@ impl Network {
             store,
             live: RwLock::new(Err("it has no configuration yet".to_owned())),
             reservations: Mutex::new(reservations),
-            freed: Condvar::new(),
+            freed: Notify::new(),
         })
     }
 
@@ -118,10 +122,9 @@ impl Network {
     ///
     /// # Errors
     /// When the kernel refuses; what was set up before stays in use, or, when nothing was, the reason is told to runtimes.
-    pub fn configure(&self, config: Config) -> Result<(), NetworkError> {
-        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
-        let result = self.prepare(&live, config);
-        match result {
+    pub async fn configure(&self, config: Config) -> Result<(), NetworkError> {
+        let mut live = self.live.write().await;
+        match self.prepare(&live, config).await {
             Ok(prepared) => {
                 *live = prepared;
                 Ok(())
@@ -135,19 +138,20 @@ impl Network {
         }
     }
 
-    fn prepare(&self, live: &Result<Live, String>, config: Config) -> Result<Result<Live, String>, NetworkError> {
+    async fn prepare(&self, live: &Result<Live, String>, config: Config) -> Result<Result<Live, String>, NetworkError> {
         if let Ok(Live { config: old, .. }) = live
             && old.bridge != config.bridge
         {
             return Err(NetworkError::BridgeRenamed { from: old.bridge.clone(), to: config.bridge });
         }
-        let mut reservations = lock(&self.reservations);
-        let attachments: Vec<Attachment> = reservations.attachments.values().cloned().collect();
-        let backend = Backend::prepare(&config, &attachments)?;
+        // They stay what they are while no request holds `live`.
+        let attachments: Vec<Attachment> = lock(&self.reservations).attachments.values().cloned().collect();
+        let backend = Backend::prepare(&config, &attachments).await?;
         let table = firewall::table(&config, attachments.iter());
         firewall::replace(&table).map_err(NetworkError::Firewall)?;
         let taken = || attachments.iter().flat_map(|attachment| attachment.addresses.iter().copied());
-        reservations.allocators = config.pod_cidrs.iter().map(|&network| Allocator::new(network, taken())).collect();
+        let allocators = config.pod_cidrs.iter().map(|&network| Allocator::new(network, taken())).collect();
+        lock(&self.reservations).allocators = allocators;
         if config.pod_cidrs.is_empty() {
             return Ok(Err("the machine has no addresses for pods yet (podCIDRs is empty)".to_owned()));
         }
@@ -159,12 +163,12 @@ impl Network {
     ///
     /// # Errors
     /// The reason why not.
-    pub fn status(&self) -> Result<(), CniError> {
-        self.live(Code::NotAvailable).map(|_| ())
+    pub async fn status(&self) -> Result<(), CniError> {
+        self.live(Code::NotAvailable).await.map(|_| ())
     }
 
-    fn live(&self, code: Code) -> Result<RwLockReadGuard<'_, Result<Live, String>>, CniError> {
-        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+    async fn live(&self, code: Code) -> Result<RwLockReadGuard<'_, Result<Live, String>>, CniError> {
+        let live = self.live.read().await;
         if let Err(reason) = &*live {
             return Err(CniError {
                 code,
@@ -179,7 +183,7 @@ impl Network {
     ///
     /// # Errors
     /// When it is attached already, no address or host port is free, or the kernel refuses; nothing is left then.
-    pub fn add(
+    pub async fn add(
         &self,
         id: &AttachmentId,
         network: String,
@@ -187,20 +191,14 @@ impl Network {
         ports: Vec<PortMapping>,
         netns: &OwnedFd,
     ) -> Result<Attached, CniError> {
-        let guard = self.live(Code::TryAgainLater)?;
+        let guard = self.live(Code::TryAgainLater).await?;
         let Ok(live) = &*guard else {
             return Err(CniError::new(Code::TryAgainLater, "the pod network is not ready"));
         };
-        let _turn = self.turn(id);
+        let _turn = self.turn(id).await;
         let attachment = self.reserve(id, network, pod, ports)?;
-        let made = self
-            .store
-            .save(&attachment)
-            .map_err(|error| CniError::caused(Code::Io, "write the reservation", &error))
-            .and_then(|()| live.backend.attach(&attachment, netns.as_fd()).map_err(|error| kernel("attach", &error)))
-            .and_then(|()| host_ports::open(&attachment).map_err(|error| kernel("open the host ports", &error)));
-        if let Err(error) = made {
-            if let Err(undo) = self.give_back(&attachment) {
+        if let Err(error) = self.give(&live.backend, &attachment, netns).await {
+            if let Err(undo) = self.give_back(&attachment).await {
                 warn!(attachment = %id, error = %undo, "cannot undo a failed attachment");
             }
             return Err(error);
@@ -217,17 +215,17 @@ impl Network {
     ///
     /// # Errors
     /// When the kernel refuses; the reservation stays then.
-    pub fn del(&self, id: &AttachmentId) -> Result<(), CniError> {
-        let _unchanged = self.live.read().unwrap_or_else(PoisonError::into_inner);
-        let _turn = self.turn(id);
+    pub async fn del(&self, id: &AttachmentId) -> Result<(), CniError> {
+        let _unchanged = self.live.read().await;
+        let _turn = self.turn(id).await;
         let attachment = lock(&self.reservations).attachments.get(id).cloned();
         match attachment {
             Some(attachment) => {
-                self.give_back(&attachment)?;
+                self.give_back(&attachment).await?;
                 info!(attachment = %id, "detached");
                 Ok(())
             }
-            None => backend::detach(&id.host_link()).map_err(|error| kernel("detach", &error)),
+            None => backend::detach(&id.host_link()).await.map_err(|error| kernel("detach", &error)),
         }
     }
 
@@ -235,9 +233,9 @@ impl Network {
     ///
     /// # Errors
     /// When it is not attached, another pod has a port, or the kernel refuses.
-    pub fn set_ports(&self, id: &AttachmentId, ports: Vec<PortMapping>) -> Result<(), CniError> {
-        let _unchanged = self.live(Code::TryAgainLater)?;
-        let _turn = self.turn(id);
+    pub async fn set_ports(&self, id: &AttachmentId, ports: Vec<PortMapping>) -> Result<(), CniError> {
+        let _unchanged = self.live(Code::TryAgainLater).await?;
+        let _turn = self.turn(id).await;
         let (before, after) = {
             let mut reservations = lock(&self.reservations);
             reservations.refuse_clashes(id, &ports)?;
@@ -255,12 +253,12 @@ impl Network {
     ///
     /// # Errors
     /// When they differ, or the kernel refuses to say.
-    pub fn check(&self, id: &AttachmentId, netns: &OwnedFd) -> Result<(), CniError> {
-        let guard = self.live(Code::TryAgainLater)?;
+    pub async fn check(&self, id: &AttachmentId, netns: &OwnedFd) -> Result<(), CniError> {
+        let guard = self.live(Code::TryAgainLater).await?;
         let Ok(live) = &*guard else { return Err(unknown(id)) };
-        let _turn = self.turn(id);
+        let _turn = self.turn(id).await;
         let attachment = lock(&self.reservations).attachments.get(id).cloned().ok_or_else(|| unknown(id))?;
-        live.backend.check(&attachment, netns.as_fd()).map_err(|error| kernel("check", &error))?;
+        live.backend.check(&attachment, netns.as_fd()).await.map_err(|error| kernel("check", &error))?;
         match host_ports::are_open(&attachment) {
             Ok(true) => Ok(()),
             Ok(false) => Err(CniError::new(Code::Changed, "a host port is not open")),
@@ -272,7 +270,7 @@ impl Network {
     ///
     /// # Errors
     /// The first that could not be detached; the others are tried all the same.
-    pub fn gc(&self, network: &str, valid: &[AttachmentId]) -> Result<(), CniError> {
+    pub async fn gc(&self, network: &str, valid: &[AttachmentId]) -> Result<(), CniError> {
         let stale: Vec<AttachmentId> = lock(&self.reservations)
             .attachments
             .values()
@@ -282,7 +280,7 @@ impl Network {
         let mut result = Ok(());
         for id in stale {
             warn!(attachment = %id, "detaching what the runtime no longer knows");
-            result = result.and(self.del(&id));
+            result = result.and(self.del(&id).await);
         }
         result
     }
@@ -308,10 +306,17 @@ impl Network {
         Ok(attachment)
     }
 
+    /// Has the kernel make what was reserved for an attachment.
+    async fn give(&self, backend: &Backend, attachment: &Attachment, netns: &OwnedFd) -> Result<(), CniError> {
+        self.store.save(attachment).map_err(|error| CniError::caused(Code::Io, "write the reservation", &error))?;
+        backend.attach(attachment, netns.as_fd()).await.map_err(|error| kernel("attach", &error))?;
+        host_ports::open(attachment).map_err(|error| kernel("open the host ports", &error))
+    }
+
     /// Takes back what an attachment was given. The addresses are free only when nothing of it is left.
-    fn give_back(&self, attachment: &Attachment) -> Result<(), CniError> {
+    async fn give_back(&self, attachment: &Attachment) -> Result<(), CniError> {
         let ports = host_ports::close(attachment).map_err(|error| kernel("close the host ports", &error));
-        let link = backend::detach(attachment.host_link.as_str()).map_err(|error| kernel("detach", &error));
+        let link = backend::detach(attachment.host_link.as_str()).await.map_err(|error| kernel("detach", &error));
         ports.and(link)?;
         self.store
             .remove(&attachment.id)
@@ -325,12 +330,15 @@ impl Network {
     }
 
     /// Waits until no other request works on the same attachment.
-    fn turn(&self, id: &AttachmentId) -> Turn<'_> {
-        let mut reservations = lock(&self.reservations);
-        while !reservations.busy.insert(id.clone()) {
-            reservations = self.freed.wait(reservations).unwrap_or_else(PoisonError::into_inner);
+    async fn turn(&self, id: &AttachmentId) -> Turn<'_> {
+        loop {
+            // It sees every turn that ends from here on.
+            let freed = self.freed.notified();
+            if lock(&self.reservations).busy.insert(id.clone()) {
+                return Turn { network: self, id: id.clone() };
+            }
+            freed.await;
         }
-        Turn { network: self, id: id.clone() }
     }
 }
 
@@ -343,7 +351,7 @@ struct Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         lock(&self.network.reservations).busy.remove(&self.id);
-        self.network.freed.notify_all();
+        self.network.freed.notify_waiters();
     }
 }
 

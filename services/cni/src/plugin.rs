@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::attachment::{AttachmentId, ContainerId, PortMapping, Protocol};
+use crate::interface::InterfaceName;
 use crate::loopback;
-use crate::netlink::link::InterfaceName;
 use crate::spec::{
     AddResult, CniError, Code, Command, Dns, Interface, IpConfig, NetworkConfig, Route, RuntimePort, Version,
     ip_version,

@@ -95,7 +95,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use crate::attachment::{ContainerId, mac_of};
-    use crate::netlink::link::InterfaceName;
+    use crate::interface::InterfaceName;
 
     use super::*;
 

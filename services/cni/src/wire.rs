@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use garboard_sys::netlink::MacAddress;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -18,7 +19,6 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::attachment::{AttachmentId, PortMapping};
-use crate::netlink::link::Mac;
 use crate::spec::CniError;
 
 /// Where the daemon listens.
@@ -89,7 +89,7 @@ pub struct Attached {
     /// This machine's end of the veth pair.
     pub host_link: String,
     /// The pod's hardware address.
-    pub mac: Mac,
+    pub mac: MacAddress,
     /// The largest packet, bytes.
     pub mtu_bytes: u32,
     /// The pod's addresses, each with its gateway.

@@ -5,7 +5,6 @@ mod support;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use garboard_cni::netlink::{Batch, addr, link};
 use serde_json::{Value, json};
 use support::{Machine, Netns, Pod};
 
@@ -61,7 +60,7 @@ fn the_result_of_add_is_in_the_words_of_the_version_that_was_asked_for() {
     let added = machine.for_pod("ADD", &old, &config).ok().json();
     assert_eq!(added["ips"][0]["version"], "4");
     assert_eq!(added["interfaces"][1].get("mtu"), None);
-    let mtu = pod.netns.netlink(|connection| link::find(connection, "eth0").unwrap().unwrap().mtu_bytes);
+    let mtu = pod.netns.netlink(async |netlink| netlink.link("eth0").await.unwrap().unwrap().mtu);
     assert_eq!(mtu, 1400);
 }
 
@@ -71,19 +70,17 @@ fn check_finds_each_change() {
     type Change = fn(&Machine, &Pod, &Value);
     let changes: [(&str, Change); 4] = [
         ("address taken away", |_, pod, _| {
-            pod.netns.netlink(|connection| {
-                let interface = link::find(connection, "eth0").unwrap().unwrap();
-                let address = addr::list(connection).unwrap().into_iter().find(|a| a.link == interface.index).unwrap();
-                let mut batch = Batch::new();
-                addr::delete(&mut batch, address.link, address.address);
-                connection.run(&batch).unwrap();
+            pod.netns.netlink(async |netlink| {
+                let index = support::index(netlink, "eth0").await;
+                let addresses = netlink.addresses().await.unwrap();
+                let address = addresses.iter().find(|address| address.index == index).unwrap().address;
+                netlink.remove_address(index, address).await.unwrap();
             });
         }),
         ("link deleted", |machine, _, added| {
-            machine.netns.netlink(|connection| {
-                let mut batch = Batch::new();
-                link::delete(&mut batch, added["interfaces"][0]["name"].as_str().unwrap());
-                connection.run(&batch).unwrap();
+            machine.netns.netlink(async |netlink| {
+                let index = support::index(netlink, added["interfaces"][0]["name"].as_str().unwrap()).await;
+                netlink.remove_link(index).await.unwrap();
             });
         }),
         ("another namespace", |_, pod, _| {
@@ -92,8 +89,8 @@ fn check_finds_each_change() {
         }),
         ("host port closed", |machine, _, _| {
             machine.netns.run(|| {
-                use garboard_cni::netlink::{Connection, Family, nft};
-                let connection = Connection::open(Family::Netfilter).unwrap();
+                use garboard_cni::netfilter::{Connection, nft};
+                let connection = Connection::open().unwrap();
                 let elements = nft::elements(&connection, "garboard-cni", "host-ports4").unwrap();
                 let delete = nft::transaction(|b| nft::delete_elements(b, "garboard-cni", "host-ports4", &elements));
                 connection.run(&delete).unwrap();

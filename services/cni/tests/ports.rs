@@ -4,9 +4,13 @@ mod support;
 
 use std::net::UdpSocket;
 
-use garboard_cni::netlink::{Batch, Connection, Family, addr, link, nft, route};
+use garboard_cni::netfilter::{Connection, nft};
+use garboard_sys::netlink::MacAddress;
 use serde_json::{Value, json};
 use support::{Machine, Netns, Pod};
+
+/// The hardware address of somebody else's bridge.
+const FOREIGN: MacAddress = MacAddress([2, 0, 0, 0, 0, 9]);
 
 fn port(host: u16, container: u16, protocol: &str) -> Value {
     json!({"hostPort": host, "containerPort": container, "protocol": protocol})
@@ -116,14 +120,10 @@ fn pods_leave_the_cluster_with_the_machines_address_and_stay_in_it_with_their_ow
     let pod = Pod::new();
     let address = machine.add(&pod).address();
     // The neighbour is a machine of the cluster by its second address and knows the way back for that one.
-    outside.netlink(|connection| {
-        let interface = link::find(connection, "eth0").unwrap().unwrap();
-        let mut batch = Batch::new();
-        addr::add(&mut batch, interface.index, "198.51.100.2/32".parse().unwrap());
-        let destination = "10.244.0.0/24".parse().unwrap();
-        let gateway = Some([192, 0, 2, 1].into());
-        route::add(&mut batch, &route::Route { destination, gateway, link: interface.index });
-        connection.run(&batch).unwrap();
+    outside.netlink(async |netlink| {
+        let index = support::index(netlink, "eth0").await;
+        netlink.add_address(&support::address(index, "198.51.100.2/32")).await.unwrap();
+        netlink.add_route(&support::route(index, "10.244.0.0/24", [192, 0, 2, 1])).await.unwrap();
     });
     outside.tcp_mirror("0.0.0.0:80");
     outside.udp_mirror("0.0.0.0:80");
@@ -141,15 +141,10 @@ fn a_pod_does_not_reach_the_machines_loopback() {
     machine.netns.tcp_mirror("127.0.0.1:10250");
     assert_eq!(machine.netns.tcp("127.0.0.1:10250").unwrap(), "127.0.0.1");
     // A pod that is allowed to may send loopback's packets by its own interface.
-    pod.netns.netlink(|connection| {
-        let interface = link::find(connection, "eth0").unwrap().unwrap();
-        let lo = link::find(connection, "lo").unwrap().unwrap();
-        let mut batch = Batch::new();
-        addr::delete(&mut batch, lo.index, "127.0.0.1/8".parse().unwrap());
-        let gateway = Some([10, 244, 0, 1].into());
-        let destination = "127.0.0.1/32".parse().unwrap();
-        route::add(&mut batch, &route::Route { destination, gateway, link: interface.index });
-        connection.run(&batch).unwrap();
+    pod.netns.netlink(async |netlink| {
+        let index = support::index(netlink, "eth0").await;
+        netlink.remove_address(support::LOOPBACK, "127.0.0.1/8".parse().unwrap()).await.unwrap();
+        netlink.add_route(&support::route(index, "127.0.0.1/32", [10, 244, 0, 1])).await.unwrap();
     });
     pod.netns.run(|| std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap());
     assert!(pod.netns.tcp("127.0.0.1:10250").is_err());
@@ -168,25 +163,21 @@ fn tables_and_links_of_others_are_not_touched() {
             // Adding the table with the exclusive flag is refused as long as it is there.
             let mut again = foreign.clone();
             again.chains[0].name = "another";
-            Connection::open(Family::Netfilter).unwrap().run(&nft::transaction(|b| nft::delete_table(b, "foreign")))
+            Connection::open().unwrap().run(&nft::transaction(|b| nft::delete_table(b, "foreign")))
         })
     };
     machine.netns.run(|| {
-        let connection = Connection::open(Family::Netfilter).unwrap();
+        let connection = Connection::open().unwrap();
         connection.run(&nft::transaction(|batch| nft::replace(batch, &foreign))).unwrap();
     });
-    machine.netns.netlink(|connection| {
-        let mut batch = Batch::new();
-        link::add_bridge(&mut batch, &support::name("gb1"), garboard_cni::netlink::link::Mac([2, 0, 0, 0, 0, 9]), 1500);
-        connection.run(&batch).unwrap();
-    });
+    machine.netns.netlink(async |netlink| netlink.add_bridge("gb1", FOREIGN, 1500).await.unwrap());
     machine.configure(&json!({"podCIDRs": ["10.244.0.0/24"]}));
     machine.run_daemon();
     machine.wait_ready();
     let pod = Pod::new();
     machine.add_with_ports(&pod, &[port(80, 80, "tcp")]);
     machine.del(&pod).ok();
-    assert!(machine.netns.netlink(|connection| link::find(connection, "gb1").unwrap()).is_some());
+    assert!(machine.netns.netlink(async |netlink| netlink.link("gb1").await.unwrap()).is_some());
     // Deleting succeeds only when it is still there.
     exists(&machine.netns).unwrap();
     assert!(exists(&machine.netns).unwrap_err().is_missing());
@@ -195,11 +186,7 @@ fn tables_and_links_of_others_are_not_touched() {
 #[test]
 fn a_bridge_of_somebody_else_is_refused() {
     let mut machine = Machine::prepare();
-    machine.netns.netlink(|connection| {
-        let mut batch = Batch::new();
-        link::add_bridge(&mut batch, &support::name("gb0"), garboard_cni::netlink::link::Mac([2, 0, 0, 0, 0, 9]), 1500);
-        connection.run(&batch).unwrap();
-    });
+    machine.netns.netlink(async |netlink| netlink.add_bridge("gb0", FOREIGN, 1500).await.unwrap());
     machine.configure(&json!({"podCIDRs": ["10.244.0.0/24"]}));
     machine.run_daemon();
     support::wait_for("the reason in STATUS", || {

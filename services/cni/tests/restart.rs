@@ -5,7 +5,7 @@ mod support;
 use std::os::unix::net::UnixDatagram;
 
 use garboard_cni::attachment::mac_of;
-use garboard_cni::netlink::{Batch, addr, link, nft};
+use garboard_cni::netfilter::{Connection, nft};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use support::{Machine, Pod, wait_for};
@@ -93,22 +93,19 @@ fn what_a_crash_left_is_cleaned_at_start() {
     machine.stop(Signal::SIGKILL);
     std::fs::remove_file(machine.path(&format!("state/{}@eth0", unreserved.id))).unwrap();
     std::fs::write(machine.path("state/.new-x@eth0"), "half").unwrap();
-    machine.netns.netlink(|connection| {
-        let mut batch = Batch::new();
-        link::delete(&mut batch, results[2].json()["interfaces"][0]["name"].as_str().unwrap());
-        connection.run(&batch).unwrap();
+    machine.netns.netlink(async |netlink| {
+        let index = support::index(netlink, results[2].json()["interfaces"][0]["name"].as_str().unwrap()).await;
+        netlink.remove_link(index).await.unwrap();
     });
     // Somebody emptied the firewall, and took the bridge's address.
     machine.netns.run(|| {
-        use garboard_cni::netlink::{Connection, Family};
-        let connection = Connection::open(Family::Netfilter).unwrap();
+        let connection = Connection::open().unwrap();
         connection.run(&nft::transaction(|batch| nft::delete_table(batch, "garboard-cni"))).unwrap();
-        let connection = Connection::open(Family::Route).unwrap();
-        let bridge = link::find(&connection, "gb0").unwrap().unwrap();
+    });
+    machine.netns.netlink(async |netlink| {
+        let bridge = netlink.link("gb0").await.unwrap().unwrap();
         assert_eq!(bridge.mac, Some(mac_of([10, 244, 0, 1].into())));
-        let mut batch = Batch::new();
-        addr::delete(&mut batch, bridge.index, "10.244.0.1/24".parse().unwrap());
-        connection.run(&batch).unwrap();
+        netlink.remove_address(bridge.index, "10.244.0.1/24".parse().unwrap()).await.unwrap();
     });
     machine.run_daemon();
     machine.wait_ready();

@@ -10,20 +10,23 @@
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
-use std::thread;
 
+use garboard_sys::netlink::{Address, BridgePort, Link, MacAddress, Netlink, NetlinkError, Route, VethPair};
 use ipnet::IpNet;
-use nix::sched::{CloneFlags, setns};
 
 use super::{BackendError, MARK};
 use crate::attachment::{Attachment, mac_of};
 use crate::config::{Config, gateway};
-use crate::netlink::link::{InterfaceName, Link, Mac, VethPair};
-use crate::netlink::route::Route;
-use crate::netlink::{Batch, Connection, Family, NetlinkError, addr, link, route};
+use crate::interface::InterfaceName;
 
 /// What a pod gets when no default route tells the machine's own, bytes.
 const MTU_ETHERNET: u32 = 1500;
+/// How this machine's ends behave as ports of the bridge; see the head of this file.
+const PORT: BridgePort = BridgePort { hairpin: true, isolated: true };
+/// `RTPROT_STATIC`: nothing here bears the node agent's own mark, for it removes what bears that and is not declared.
+const STATIC: u8 = 4;
+/// The longest alias of a link (`IFALIASZ` without its NUL), bytes.
+const ALIAS_MAX: usize = 255;
 
 /// The bridge of this machine's pods.
 #[derive(Debug)]
@@ -40,20 +43,21 @@ impl Bridge {
     ///
     /// # Errors
     /// When the kernel refuses, or the name is taken by a link that is not ours.
-    pub fn prepare(config: &Config, attachments: &[Attachment]) -> Result<Self, BackendError> {
-        let connection = Connection::open(Family::Route)?;
+    pub async fn prepare(config: &Config, attachments: &[Attachment]) -> Result<Self, BackendError> {
+        let mut netlink = Netlink::open()?;
         let mtu_bytes = match config.mtu_bytes {
             Some(mtu_bytes) => mtu_bytes,
-            None => default_route_mtu(&connection)?.unwrap_or(MTU_ETHERNET),
+            None => default_route_mtu(&mut netlink).await?.unwrap_or(MTU_ETHERNET),
         };
-        let mac = config.pod_cidrs.first().map_or(Mac([0x0a, 0x58, 0, 0, 0, 1]), |network| mac_of(gateway(network)));
-        let bridge = create_bridge(&connection, &config.bridge, mac, mtu_bytes)?;
+        let first = config.pod_cidrs.first();
+        let mac = first.map_or(MacAddress([0x0a, 0x58, 0, 0, 0, 1]), |network| mac_of(gateway(network)));
+        let bridge = create_bridge(&mut netlink, &config.bridge, mac, mtu_bytes).await?;
         for (path, value) in settings(config) {
             ensure_setting(&path, value)?;
         }
         switch_bridge_netfilter_off()?;
-        configure_bridge(&connection, &bridge, mac, mtu_bytes)?;
-        ensure_addresses(&connection, &bridge, config, attachments)?;
+        configure_bridge(&mut netlink, &bridge, mac, mtu_bytes).await?;
+        ensure_addresses(&mut netlink, &bridge, config, attachments).await?;
         Ok(Self { name: config.bridge.clone(), index: bridge.index, mtu_bytes, networks: config.pod_cidrs.clone() })
     }
 
@@ -66,79 +70,78 @@ impl Bridge {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), BackendError> {
+    pub async fn attach(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), BackendError> {
         // The module may have been loaded since.
         switch_bridge_netfilter_off()?;
-        let alias = alias(attachment);
         let pair = VethPair {
-            host: &attachment.host_link,
-            alias: &alias,
+            name: attachment.host_link.as_str(),
+            alias: &alias(attachment),
             bridge: self.index,
-            pod: &attachment.id.interface,
-            pod_mac: attachment.mac,
-            pod_netns: netns,
-            mtu_bytes: self.mtu_bytes,
+            port: PORT,
+            peer: attachment.id.interface.as_str(),
+            peer_mac: attachment.mac,
+            peer_namespace: netns,
+            mtu: self.mtu_bytes,
         };
-        let mut batch = Batch::new();
-        link::add_veth(&mut batch, &pair);
-        Connection::open(Family::Route)?.run(&batch)?;
-        let connection = enter(netns)?;
-        let interface = find(&connection, attachment.id.interface.as_str())?;
-        let mut batch = Batch::new();
-        link::set_up(&mut batch, interface.index, &interface.name);
-        for &address in &attachment.addresses {
-            addr::add(&mut batch, interface.index, alone(address));
+        Netlink::open()?.add_veth(&pair).await?;
+        let mut netlink = Netlink::open_in(netns)?;
+        let interface = find(&mut netlink, attachment.id.interface.as_str()).await?;
+        netlink.set_up(interface.index).await?;
+        for &pod in &attachment.addresses {
+            netlink.add_address(&address(interface.index, alone(pod))).await?;
         }
         for route in self.routes(attachment, interface.index) {
-            route::add(&mut batch, &route);
+            netlink.add_route(&route).await?;
         }
-        Ok(connection.run(&batch)?)
+        Ok(())
     }
 
     /// Compares both ends of the pair, the pod's addresses and routes.
     ///
     /// # Errors
     /// When something differs, or the kernel refuses to say.
-    pub fn check(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), BackendError> {
+    pub async fn check(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), BackendError> {
         let changed = |what: String| Err(BackendError::Changed(what));
-        let connection = Connection::open(Family::Route)?;
-        let host = find(&connection, attachment.host_link.as_str())?;
-        if host.master != Some(self.index) {
+        let mut netlink = Netlink::open()?;
+        let host = find(&mut netlink, attachment.host_link.as_str()).await?;
+        if host.controller != Some(self.index) {
             return changed(format!("{} is not a port of {}", host.name, self.name));
         }
         if !host.up {
             return changed(format!("{} is off", host.name));
         }
-        if link::port_mode(&connection, &host.name)? != Some((true, true)) {
+        if host.port != Some(PORT) {
             return changed(format!("{} is not an isolated port with hairpin mode", host.name));
         }
-        let connection = enter(netns)?;
-        let interface = find(&connection, attachment.id.interface.as_str())?;
+        let mut netlink = Netlink::open_in(netns)?;
+        let interface = find(&mut netlink, attachment.id.interface.as_str()).await?;
         if interface.mac != Some(attachment.mac) || !interface.up {
             return changed(format!("{} has another hardware address or is off", interface.name));
         }
-        let addresses = addr::list(&connection)?;
-        for &address in &attachment.addresses {
-            if !addresses.contains(&addr::Address { link: interface.index, address: alone(address) }) {
-                return changed(format!("{} lacks address {address}", interface.name));
-            }
+        let addresses = netlink.addresses().await?;
+        let lacks = |pod: &IpAddr| {
+            !addresses.iter().any(|present| present.index == interface.index && present.address == alone(*pod))
+        };
+        if let Some(address) = attachment.addresses.iter().copied().find(lacks) {
+            return changed(format!("{} lacks address {address}", interface.name));
         }
-        let present = route::list(&connection)?;
-        match self.routes(attachment, interface.index).find(|route| !present.contains(route)) {
+        let routes = netlink.routes().await?;
+        // The kernel gives an IPv6 route another metric.
+        let way = |route: &Route| (route.destination, route.gateway, route.index);
+        let is_missing = |route: &Route| !routes.iter().any(|present| way(present) == way(route));
+        match self.routes(attachment, interface.index).find(is_missing) {
             Some(missing) => changed(format!("the route to {} is missing", missing.destination)),
             None => Ok(()),
         }
     }
 
     /// The routes of a pod: its gateway on the link, and everything else behind it.
-    fn routes<'a>(&'a self, attachment: &'a Attachment, link: u32) -> impl Iterator<Item = Route> + 'a {
+    fn routes<'a>(&'a self, attachment: &'a Attachment, index: u32) -> impl Iterator<Item = Route> + 'a {
+        let route = move |destination, gateway| Route { destination, gateway, index, metric: 0, protocol: STATIC };
         attachment.addresses.iter().filter_map(|address| gateway_of(&self.networks, *address)).flat_map(
             move |gateway| {
                 let everywhere = if gateway.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
-                [
-                    Route { destination: alone(gateway), gateway: None, link },
-                    Route { destination: IpNet::new_assert(everywhere, 0), gateway: Some(gateway), link },
-                ]
+                [route(alone(gateway), None), route(IpNet::new_assert(everywhere, 0), Some(gateway))]
             },
         )
     }
@@ -153,16 +156,14 @@ pub fn gateway_of(networks: &[IpNet], address: IpAddr) -> Option<IpAddr> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn detach(host_link: &str) -> Result<(), BackendError> {
-    let connection = Connection::open(Family::Route)?;
-    let Some(link) = link::find(&connection, host_link)? else { return Ok(()) };
+pub async fn detach(host_link: &str) -> Result<(), BackendError> {
+    let mut netlink = Netlink::open()?;
+    let Some(link) = netlink.link(host_link).await? else { return Ok(()) };
     // A crash between the making of a pair and its marking leaves it without alias.
     if link.alias.as_deref().is_some_and(|alias| !alias.starts_with(MARK)) {
         return Err(BackendError::Foreign(link.name));
     }
-    let mut batch = Batch::new();
-    link::delete(&mut batch, host_link);
-    match connection.run(&batch) {
+    match netlink.remove_link(link.index).await {
         Err(error) if !error.is_missing() => Err(error.into()),
         _ => Ok(()),
     }
@@ -172,14 +173,16 @@ pub fn detach(host_link: &str) -> Result<(), BackendError> {
 ///
 /// # Errors
 /// When the kernel refuses to list them.
-pub fn host_links() -> Result<Vec<String>, BackendError> {
+pub async fn host_links() -> Result<Vec<String>, BackendError> {
     let marked = |link: &Link| link.alias.as_deref().is_some_and(|alias| alias.starts_with(&format!("{MARK}:")));
-    let links = link::list(&Connection::open(Family::Route)?)?;
+    let links = Netlink::open()?.links().await?;
     Ok(links.into_iter().filter(marked).map(|link| link.name).collect())
 }
 
+/// The mark of a pod's interface, as the kernel keeps it.
 fn alias(attachment: &Attachment) -> String {
-    link::alias(&format!("{MARK}:{} {}", attachment.id, attachment.pod.as_deref().unwrap_or_default()))
+    let text = format!("{MARK}:{} {}", attachment.id, attachment.pod.as_deref().unwrap_or_default());
+    text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(ALIAS_MAX).collect()
 }
 
 /// The address without a network: /32 or /128.
@@ -187,73 +190,66 @@ fn alone(address: IpAddr) -> IpNet {
     IpNet::from(address)
 }
 
-fn find(connection: &Connection, name: &str) -> Result<Link, BackendError> {
-    link::find(connection, name)?.ok_or_else(|| BackendError::Changed(format!("link {name} is missing")))
+/// An address that nobody else has, for it was given out here.
+fn address(index: u32, address: IpNet) -> Address {
+    Address { index, address, protocol: 0, unique: true }
 }
 
-/// A connection to another namespace's kernel. The thread that enters it ends there, so no thread is ever left in a pod.
-fn enter(netns: BorrowedFd<'_>) -> Result<Connection, BackendError> {
-    let entered = thread::scope(|scope| {
-        let open = || {
-            setns(netns, CloneFlags::CLONE_NEWNET).map_err(BackendError::Enter)?;
-            Ok(Connection::open(Family::Route)?)
-        };
-        scope.spawn(open).join()
-    });
-    entered.unwrap_or(Err(BackendError::Enter(nix::errno::Errno::ECANCELED)))
+async fn find(netlink: &mut Netlink, name: &str) -> Result<Link, BackendError> {
+    netlink.link(name).await?.ok_or_else(|| BackendError::Changed(format!("link {name} is missing")))
 }
 
 /// The bridge, made when it is missing and then still off: its settings come first.
-fn create_bridge(
-    connection: &Connection,
+async fn create_bridge(
+    netlink: &mut Netlink,
     name: &InterfaceName,
-    mac: Mac,
+    mac: MacAddress,
     mtu_bytes: u32,
 ) -> Result<Link, BackendError> {
-    match link::find(connection, name.as_str())? {
+    match netlink.link(name.as_str()).await? {
         // A crash between making and marking leaves a bridge with our hardware address only.
         Some(found) if found.alias.as_deref() == Some(MARK) || found.mac == Some(mac) => return Ok(found),
         Some(_) => return Err(BackendError::Foreign(name.to_string())),
         None => {}
     }
-    let mut batch = Batch::new();
-    link::add_bridge(&mut batch, name, mac, mtu_bytes);
-    connection.run(&batch)?;
-    find(connection, name.as_str())
+    netlink.add_bridge(name.as_str(), mac, mtu_bytes).await?;
+    find(netlink, name.as_str()).await
 }
 
 /// Marks the bridge, corrects what differs and switches it on.
-fn configure_bridge(connection: &Connection, bridge: &Link, mac: Mac, mtu_bytes: u32) -> Result<(), BackendError> {
+async fn configure_bridge(
+    netlink: &mut Netlink,
+    bridge: &Link,
+    mac: MacAddress,
+    mtu_bytes: u32,
+) -> Result<(), NetlinkError> {
     let right = bridge.alias.as_deref() == Some(MARK) && bridge.mac == Some(mac) && bridge.up;
-    if right && bridge.mtu_bytes == mtu_bytes {
+    if right && bridge.mtu == mtu_bytes {
         return Ok(());
     }
-    let mut batch = Batch::new();
-    link::configure(&mut batch, bridge.index, &bridge.name, MARK, Some(mac), Some(mtu_bytes));
-    Ok(connection.run(&batch)?)
+    netlink.configure(bridge.index, MARK, mac, mtu_bytes).await
 }
 
-fn ensure_addresses(
-    connection: &Connection,
+async fn ensure_addresses(
+    netlink: &mut Netlink,
     bridge: &Link,
     config: &Config,
     attachments: &[Attachment],
 ) -> Result<(), NetlinkError> {
-    let present: Vec<IpNet> = addr::list(connection)?
-        .into_iter()
-        .filter(|address| address.link == bridge.index && !is_link_local(address.address.addr()))
+    let addresses = netlink.addresses().await?.into_iter();
+    let present: Vec<IpNet> = addresses
+        .filter(|address| address.index == bridge.index && !is_link_local(address.address.addr()))
         .map(|address| address.address)
         .collect();
     let needed: Vec<IpNet> = config.gateways().collect();
     let in_use = |network: &IpNet| attachments.iter().flat_map(|a| &a.addresses).any(|pod| network.contains(pod));
-    let mut batch = Batch::new();
     for gateway in needed.iter().filter(|gateway| !present.contains(gateway)) {
-        addr::add(&mut batch, bridge.index, *gateway);
+        netlink.add_address(&address(bridge.index, *gateway)).await?;
     }
     for gateway in present.iter().filter(|gateway| !needed.contains(gateway) && !in_use(gateway)) {
-        addr::delete(&mut batch, bridge.index, *gateway);
+        netlink.remove_address(bridge.index, *gateway).await?;
     }
-    if batch.is_empty() { Ok(()) } else { connection.run(&batch) }
+    Ok(())
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -264,11 +260,11 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 /// The largest packet of the link with the default route.
-fn default_route_mtu(connection: &Connection) -> Result<Option<u32>, NetlinkError> {
-    let default = route::list(connection)?.into_iter().find(|route| route.destination.prefix_len() == 0);
+async fn default_route_mtu(netlink: &mut Netlink) -> Result<Option<u32>, NetlinkError> {
+    let default = netlink.routes().await?.into_iter().find(|route| route.destination.prefix_len() == 0);
     let Some(default) = default else { return Ok(None) };
-    let links = link::list(connection)?;
-    Ok(links.into_iter().find(|link| link.index == default.link).map(|link| link.mtu_bytes))
+    let links = netlink.links().await?;
+    Ok(links.into_iter().find(|link| link.index == default.index).map(|link| link.mtu))
 }
 
 /// Kernel settings under /proc/sys/net, and why.

@@ -5,9 +5,10 @@ pub mod bridge;
 
 use std::os::fd::BorrowedFd;
 
+use garboard_sys::netlink::NetlinkError;
+
 use crate::attachment::Attachment;
 use crate::config::{BackendKind, Config};
-use crate::netlink::NetlinkError;
 use bridge::Bridge;
 
 /// Links that this program made have an alias that begins with this.
@@ -31,9 +32,6 @@ pub enum BackendError {
         #[source]
         source: std::io::Error,
     },
-    /// The pod's network namespace could not be entered.
-    #[error("enter the pod's network namespace")]
-    Enter(#[source] nix::errno::Errno),
     /// Something is not as it was left.
     #[error("{0}")]
     Changed(String),
@@ -52,9 +50,9 @@ impl Backend {
     ///
     /// # Errors
     /// When the kernel refuses, or a link of that name is somebody else's.
-    pub fn prepare(config: &Config, attachments: &[Attachment]) -> Result<Self, BackendError> {
+    pub async fn prepare(config: &Config, attachments: &[Attachment]) -> Result<Self, BackendError> {
         match config.backend {
-            BackendKind::Bridge => Bridge::prepare(config, attachments).map(Self::Bridge),
+            BackendKind::Bridge => Bridge::prepare(config, attachments).await.map(Self::Bridge),
         }
     }
 
@@ -69,9 +67,9 @@ impl Backend {
     ///
     /// # Errors
     /// When the kernel refuses; what was made by then is left for [`detach`].
-    pub fn attach(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), BackendError> {
+    pub async fn attach(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), BackendError> {
         match self {
-            Self::Bridge(bridge) => bridge.attach(attachment, netns),
+            Self::Bridge(bridge) => bridge.attach(attachment, netns).await,
         }
     }
 
@@ -79,9 +77,9 @@ impl Backend {
     ///
     /// # Errors
     /// When they differ, or the kernel refuses to say.
-    pub fn check(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), BackendError> {
+    pub async fn check(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), BackendError> {
         match self {
-            Self::Bridge(bridge) => bridge.check(attachment, netns),
+            Self::Bridge(bridge) => bridge.check(attachment, netns).await,
         }
     }
 }

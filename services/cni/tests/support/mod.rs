@@ -14,17 +14,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use garboard_cni::attachment::mac_of;
-use garboard_cni::netlink::link::{InterfaceName, VethPair};
-use garboard_cni::netlink::route::Route;
-use garboard_cni::netlink::{Batch, Connection, Family, addr, link, route};
+use garboard_sys::netlink::{Address, BridgePort, Netlink, Route, VethPair};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use tokio::runtime::{self, Runtime};
 
 pub const LIMIT: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(2);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_garboard-cni");
+/// Index of `lo` in every network namespace.
+pub const LOOPBACK: u32 = 1;
 
 /// A network namespace that lives as long as this value.
 pub struct Netns(OwnedFd);
@@ -33,12 +34,11 @@ impl Netns {
     pub fn new() -> Self {
         let opened = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            let mut batch = Batch::new();
-            link::set_up(&mut batch, 1, "lo");
-            Connection::open(Family::Route).unwrap().run(&batch).unwrap();
             File::open("/proc/thread-self/ns/net").unwrap()
         });
-        Self(opened.join().unwrap().into())
+        let netns = Self(opened.join().unwrap().into());
+        netns.netlink(async |netlink| netlink.set_up(LOOPBACK).await.unwrap());
+        netns
     }
 
     pub fn path(&self) -> String {
@@ -60,8 +60,9 @@ impl Netns {
         })
     }
 
-    pub fn netlink<T: Send>(&self, inside: impl FnOnce(&Connection) -> T + Send) -> T {
-        self.run(|| inside(&Connection::open(Family::Route).unwrap()))
+    /// Runs something with the kernel's links, addresses and routes inside.
+    pub fn netlink<T>(&self, inside: impl AsyncFnOnce(&mut Netlink) -> T) -> T {
+        runtime().block_on(async { inside(&mut Netlink::open_in(self.0.as_fd()).unwrap()).await })
     }
 
     /// A TCP server that tells each client the address it sees.
@@ -144,8 +145,20 @@ impl Netns {
     }
 }
 
-pub fn name(name: &str) -> InterfaceName {
-    InterfaceName::try_from(name.to_owned()).unwrap()
+fn runtime() -> Runtime {
+    runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+pub async fn index(netlink: &mut Netlink, name: &str) -> u32 {
+    netlink.link(name).await.unwrap().unwrap_or_else(|| panic!("no link {name}")).index
+}
+
+pub fn address(index: u32, address: &str) -> Address {
+    Address { index, address: address.parse().unwrap(), protocol: 0, unique: true }
+}
+
+pub fn route(index: u32, destination: &str, gateway: [u8; 4]) -> Route {
+    Route { destination: destination.parse().unwrap(), gateway: Some(gateway.into()), index, metric: 0, protocol: 0 }
 }
 
 static NEXT_POD: AtomicU32 = AtomicU32::new(1);
@@ -318,36 +331,28 @@ impl Machine {
     /// 192.0.2.1.
     pub fn outside(&self) -> Netns {
         let outside = Netns::new();
-        self.netns.netlink(|connection| {
-            let mut batch = Batch::new();
-            link::add_bridge(&mut batch, &name("out0"), mac_of([192, 0, 2, 1].into()), 1500);
-            connection.run(&batch).unwrap();
-            let bridge = link::find(connection, "out0").unwrap().unwrap();
-            let mut batch = Batch::new();
-            link::set_up(&mut batch, bridge.index, "out0");
-            addr::add(&mut batch, bridge.index, "192.0.2.1/24".parse().unwrap());
-            link::add_veth(
-                &mut batch,
-                &VethPair {
-                    host: &name("outside"),
-                    alias: "outside",
-                    bridge: bridge.index,
-                    pod: &name("eth0"),
-                    pod_mac: mac_of([192, 0, 2, 2].into()),
-                    pod_netns: outside.fd().as_fd(),
-                    mtu_bytes: 1500,
-                },
-            );
-            let destination = "0.0.0.0/0".parse().unwrap();
-            route::add(&mut batch, &Route { destination, gateway: Some([192, 0, 2, 2].into()), link: bridge.index });
-            connection.run(&batch).unwrap();
+        self.netns.netlink(async |netlink| {
+            netlink.add_bridge("out0", mac_of([192, 0, 2, 1].into()), 1500).await.unwrap();
+            let bridge = index(netlink, "out0").await;
+            netlink.set_up(bridge).await.unwrap();
+            netlink.add_address(&address(bridge, "192.0.2.1/24")).await.unwrap();
+            let pair = VethPair {
+                name: "outside",
+                alias: "outside",
+                bridge,
+                port: BridgePort { hairpin: false, isolated: false },
+                peer: "eth0",
+                peer_mac: mac_of([192, 0, 2, 2].into()),
+                peer_namespace: outside.fd().as_fd(),
+                mtu: 1500,
+            };
+            netlink.add_veth(&pair).await.unwrap();
+            netlink.add_route(&route(bridge, "0.0.0.0/0", [192, 0, 2, 2])).await.unwrap();
         });
-        outside.netlink(|connection| {
-            let interface = link::find(connection, "eth0").unwrap().unwrap();
-            let mut batch = Batch::new();
-            link::set_up(&mut batch, interface.index, "eth0");
-            addr::add(&mut batch, interface.index, "192.0.2.2/24".parse().unwrap());
-            connection.run(&batch).unwrap();
+        outside.netlink(async |netlink| {
+            let interface = index(netlink, "eth0").await;
+            netlink.set_up(interface).await.unwrap();
+            netlink.add_address(&address(interface, "192.0.2.2/24")).await.unwrap();
         });
         outside
     }
@@ -358,7 +363,7 @@ impl Machine {
 
     /// The ends of pods' interfaces on this machine.
     pub fn host_links(&self) -> usize {
-        self.netns.run(|| garboard_cni::backend::host_links().unwrap().len())
+        self.netns.run(|| runtime().block_on(garboard_cni::backend::host_links()).unwrap().len())
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_bindings::utils::{finalize_nested_header, find_attr, push_header, push_nested_header};
 
-use super::{Batch, Connection, NetlinkError};
+use super::{Batch, Connection, NetfilterError};
 
 /// `NFNL_SUBSYS_CTNETLINK` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
 const CT_GET: u16 = 1 << 8 | 1;
@@ -37,7 +37,7 @@ pub struct Flow {
 ///
 /// # Errors
 /// When the kernel refuses to list them, as it does without `nf_conntrack_netlink`. Flows that end meanwhile are no error.
-pub fn forget(connection: &Connection, outdated: impl Fn(&Flow) -> bool) -> Result<usize, NetlinkError> {
+pub fn forget(connection: &Connection, outdated: impl Fn(&Flow) -> bool) -> Result<usize, NetfilterError> {
     let mut flows = Vec::new();
     connection.dump(
         CT_GET,

@@ -1,21 +1,16 @@
-//! Netlink: one blocking socket, messages in batches, and the few objects that a pod network is made of.
+//! nftables and connection tracking over netlink: one blocking socket, and messages in batches.
 //!
 //! Requests are encoded by `netlink-bindings`; this module adds the message headers, waits for one acknowledgement per
 //! message and turns refusals into errors that carry the kernel's own words (extended acknowledgements).
 
-pub mod addr;
 pub mod conntrack;
-pub mod link;
 pub mod nft;
 pub mod nft_expression;
-pub mod route;
 
 use std::io;
 use std::time::Duration;
 
-use netlink_bindings::consts::{
-    NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_REQUEST,
-};
+use netlink_bindings::consts::{NETLINK_NETFILTER, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_bindings::utils::{align, find_attr};
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
@@ -37,7 +32,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request that the kernel refused, or a socket that failed.
 #[derive(Debug, thiserror::Error)]
-pub enum NetlinkError {
+pub enum NetfilterError {
     /// The socket could not be opened, written or read.
     #[error("netlink {operation}")]
     Socket {
@@ -62,33 +57,11 @@ pub enum NetlinkError {
     Malformed(&'static str),
 }
 
-impl NetlinkError {
-    /// The error number of a refusal.
-    pub fn errno(&self) -> Option<Errno> {
-        match self {
-            Self::Refused { errno, .. } => Some(*errno),
-            Self::Socket { .. } | Self::Malformed(_) => None,
-        }
-    }
-
-    /// Whether the kernel said that the object exists already.
-    pub fn is_exists(&self) -> bool {
-        self.errno() == Some(Errno::EEXIST)
-    }
-
+impl NetfilterError {
     /// Whether the kernel said that the object does not exist.
     pub fn is_missing(&self) -> bool {
-        matches!(self.errno(), Some(Errno::ENODEV | Errno::ENOENT | Errno::ESRCH | Errno::EADDRNOTAVAIL))
+        matches!(self, Self::Refused { errno: Errno::ENOENT, .. })
     }
-}
-
-/// Which netlink family a connection speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// Links, addresses and routes.
-    Route,
-    /// nftables and connection tracking.
-    Netfilter,
 }
 
 /// Messages that are sent together and answered one by one, in order.
@@ -112,11 +85,6 @@ impl Batch {
     /// An empty batch.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Whether it holds no message.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     /// Adds a message of `kind` (the `nlmsg_type`) whose payload `encode` appends; `flags` are added to REQUEST and ACK;
@@ -159,13 +127,9 @@ impl Connection {
     ///
     /// # Errors
     /// When the kernel refuses the socket or its options.
-    pub fn open(family: Family) -> Result<Self, NetlinkError> {
-        let failed = |operation| move |source| NetlinkError::Socket { operation, source };
-        let protocol = match family {
-            Family::Route => NETLINK_ROUTE,
-            Family::Netfilter => NETLINK_NETFILTER,
-        };
-        let mut socket = Socket::new(protocol as isize).map_err(failed("open"))?;
+    pub fn open() -> Result<Self, NetfilterError> {
+        let failed = |operation| move |source| NetfilterError::Socket { operation, source };
+        let mut socket = Socket::new(NETLINK_NETFILTER as isize).map_err(failed("open"))?;
         socket.bind_auto().map_err(failed("bind"))?;
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed("connect"))?;
         // Without these an error repeats the whole request and gives no reason.
@@ -176,22 +140,22 @@ impl Connection {
         Ok(Self { socket })
     }
 
-    /// Sends a batch and waits for every answer. For `Route` the messages take effect one by one and all are tried; for
-    /// `Netfilter` the batch is a transaction when it was made by [`nft::transaction`].
+    /// Sends a batch and waits for every answer. What was made by [`nft::transaction`] takes effect whole or not at all, the
+    /// messages of another batch one by one, and all are tried.
     ///
     /// # Errors
     /// The first refusal.
-    pub fn run(&self, batch: &Batch) -> Result<(), NetlinkError> {
+    pub fn run(&self, batch: &Batch) -> Result<(), NetfilterError> {
         for (entry, answer) in batch.entries.iter().zip(self.answers(batch)?) {
             if let Err((errno, message)) = answer {
-                return Err(NetlinkError::Refused { what: entry.what.clone(), errno, message });
+                return Err(NetfilterError::Refused { what: entry.what.clone(), errno, message });
             }
         }
         Ok(())
     }
 
     /// Sends a batch and returns the answer to each message.
-    fn answers(&self, batch: &Batch) -> Result<Vec<Answer>, NetlinkError> {
+    fn answers(&self, batch: &Batch) -> Result<Vec<Answer>, NetfilterError> {
         self.send(&batch.buffer)?;
         let mut answers: Vec<Option<Answer>> =
             batch.entries.iter().map(|entry| (!entry.acknowledged).then_some(Ok(()))).collect();
@@ -220,8 +184,8 @@ impl Connection {
         kind: u16,
         what: &str,
         encode: impl FnOnce(&mut Vec<u8>),
-        mut each: impl FnMut(&[u8]) -> Result<(), NetlinkError>,
-    ) -> Result<(), NetlinkError> {
+        mut each: impl FnMut(&[u8]) -> Result<(), NetfilterError>,
+    ) -> Result<(), NetfilterError> {
         let mut batch = Batch::new();
         batch.push_message(kind, NLM_F_DUMP, encode);
         self.send(&batch.buffer)?;
@@ -233,7 +197,7 @@ impl Connection {
                     NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => {
                         let refused =
-                            |(errno, message)| NetlinkError::Refused { what: what.to_owned(), errno, message };
+                            |(errno, message)| NetfilterError::Refused { what: what.to_owned(), errno, message };
                         return decode_error(&message)?.map_err(refused);
                     }
                     _ => each(message.payload)?,
@@ -242,46 +206,18 @@ impl Connection {
         }
     }
 
-    /// Sends one request that is answered by one object; `None` when there is no such object.
-    ///
-    /// # Errors
-    /// When the kernel refuses the request for another reason.
-    pub fn get<T>(
-        &self,
-        kind: u16,
-        what: &str,
-        encode: impl FnOnce(&mut Vec<u8>),
-        decode: impl FnOnce(&[u8]) -> Result<T, NetlinkError>,
-    ) -> Result<Option<T>, NetlinkError> {
-        let mut batch = Batch::new();
-        batch.push_message(kind, 0, encode);
-        self.send(&batch.buffer)?;
-        let datagram = self.receive()?;
-        let message = Messages(&datagram).next().ok_or(NetlinkError::Malformed("empty answer"))??;
-        if message.kind != NLMSG_ERROR {
-            return decode(message.payload).map(Some);
-        }
-        match decode_error(&message)? {
-            Ok(()) => Ok(None),
-            Err((errno, message)) => {
-                let error = NetlinkError::Refused { what: what.to_owned(), errno, message };
-                if error.is_missing() { Ok(None) } else { Err(error) }
-            }
-        }
-    }
-
-    fn send(&self, buffer: &[u8]) -> Result<(), NetlinkError> {
-        self.socket.send(buffer, 0).map_err(|source| NetlinkError::Socket { operation: "send", source })?;
+    fn send(&self, buffer: &[u8]) -> Result<(), NetfilterError> {
+        self.socket.send(buffer, 0).map_err(|source| NetfilterError::Socket { operation: "send", source })?;
         Ok(())
     }
 
-    fn receive(&self) -> Result<Vec<u8>, NetlinkError> {
+    fn receive(&self) -> Result<Vec<u8>, NetfilterError> {
         loop {
             let mut buffer = Vec::with_capacity(RECEIVE_BYTES);
             match self.socket.recv(&mut buffer, 0) {
                 Ok(_) => return Ok(buffer),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(NetlinkError::Socket { operation: "receive", source }),
+                Err(source) => return Err(NetfilterError::Socket { operation: "receive", source }),
             }
         }
     }
@@ -298,7 +234,7 @@ struct Message<'a> {
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
-    type Item = Result<Message<'a>, NetlinkError>;
+    type Item = Result<Message<'a>, NetfilterError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.0.is_empty() {
@@ -310,7 +246,7 @@ impl<'a> Iterator for Messages<'a> {
         let length = word(0) as usize;
         if length < HEADER_LEN || length > self.0.len() {
             self.0 = &[];
-            return Some(Err(NetlinkError::Malformed("message length")));
+            return Some(Err(NetfilterError::Malformed("message length")));
         }
         let payload = &self.0[HEADER_LEN..length];
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -318,8 +254,8 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-fn decode_error(message: &Message<'_>) -> Result<Answer, NetlinkError> {
-    let (code, _) = message.payload.split_first_chunk::<4>().ok_or(NetlinkError::Malformed("short error"))?;
+fn decode_error(message: &Message<'_>) -> Result<Answer, NetfilterError> {
+    let (code, _) = message.payload.split_first_chunk::<4>().ok_or(NetfilterError::Malformed("short error"))?;
     let code = i32::from_ne_bytes(*code);
     if code == 0 {
         return Ok(Ok(()));
@@ -345,7 +281,7 @@ mod tests {
         let mut datagram = vec![0; HEADER_LEN];
         datagram[..4].copy_from_slice(&200u32.to_ne_bytes());
         let mut messages = Messages(&datagram);
-        assert!(matches!(messages.next(), Some(Err(NetlinkError::Malformed(_)))));
+        assert!(matches!(messages.next(), Some(Err(NetfilterError::Malformed(_)))));
         assert!(messages.next().is_none());
     }
 

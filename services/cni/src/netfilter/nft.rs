@@ -8,7 +8,7 @@ use netlink_bindings::nftables::{
 use netlink_bindings::traits::{NetlinkRequest, Pusher};
 
 use super::nft_expression::{Expression, push};
-use super::{Batch, Connection, NetlinkError};
+use super::{Batch, Connection, NetfilterError};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const NFT_MSG_NEWTABLE: u16 = SUBSYSTEM;
@@ -248,7 +248,7 @@ fn push_elements<P: Pusher>(attributes: PushSetelemListAttrs<P>, table: &str, se
 ///
 /// # Errors
 /// When there is no such set, or the kernel refuses to list it.
-pub fn elements(connection: &Connection, table: &str, set: &str) -> Result<Vec<Element>, NetlinkError> {
+pub fn elements(connection: &Connection, table: &str, set: &str) -> Result<Vec<Element>, NetfilterError> {
     let mut elements = Vec::new();
     connection.dump(
         NFT_MSG_GETSETELEM,
@@ -266,7 +266,7 @@ pub fn elements(connection: &Connection, table: &str, set: &str) -> Result<Vec<E
             for element in list.get_elem() {
                 let key = element.get_key().and_then(|key| key.get_value().map(<[u8]>::to_vec));
                 let value = element.get_data().and_then(|data| data.get_value().map(<[u8]>::to_vec));
-                let key = key.map_err(|_| NetlinkError::Malformed("set element without key"))?;
+                let key = key.map_err(|_| NetfilterError::Malformed("set element without key"))?;
                 elements.push(Element { key, value: value.ok() });
             }
             Ok(())
