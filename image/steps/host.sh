@@ -21,7 +21,7 @@ authorize() {
 need_packages() {
     local package missing=()
     for package; do
-        dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q ' installed$' || missing+=("$package")
+        [[ $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) == *' installed' ]] || missing+=("$package")
     done
     ((${#missing[@]})) || return 0
     command -v apt-get >/dev/null || die "apt-get is missing: image/build needs Debian or Ubuntu"
@@ -68,13 +68,16 @@ need_go() {
 need_rust() {
     PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
     if ! command -v rustup >/dev/null; then
-        if apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+        # Read to its end: a program whose reader has gone fails, and its pipeline with it.
+        if apt-cache policy rustup 2>/dev/null | grep 'Candidate: [0-9]' >/dev/null; then
             need_packages rustup
         else
             [[ $install == yes ]] || die "rustup is missing"
             need_packages curl ca-certificates
-            run "installing rustup" rust.log bash -c \
-                "curl -fsS https://sh.rustup.rs | sh -s -- -y --no-modify-path --profile minimal --default-toolchain none"
+            run "downloading rustup" rust.log curl --fail --silent --show-error --output "$cache/rustup-init.sh" \
+                https://static.rust-lang.org/rustup/rustup-init.sh
+            run "installing rustup" rust.log sh "$cache/rustup-init.sh" \
+                -y --no-modify-path --profile minimal --default-toolchain none
         fi
     fi
     local have
@@ -83,7 +86,7 @@ need_rust() {
         export RUSTUP_TOOLCHAIN=$rust_version
         run "installing Rust $rust_version" rust.log rustup toolchain install --profile minimal "$rust_version"
     fi
-    if ! (cd "$root" && rustup target list --installed) | grep -qx "$musl"; then
+    if ! (cd "$root" && rustup target list --installed) | grep -x "$musl" >/dev/null; then
         run "installing Rust's $musl" rust.log rustup target add "$musl"
     fi
 }
