@@ -55,8 +55,7 @@ impl Scene {
         self.wait_ready()
     }
 
-    /// Waits until the machine API answers, fetches the kubeconfig and waits until the node is Ready and takes pods, which it does only
-    /// with the upstream controllers: they make the account that pods run under.
+    /// Waits until the machine API answers, fetches the kubeconfig and waits until the node is Ready and the cluster takes pods.
     ///
     /// # Errors
     /// When it does not get there in time; with the console's end.
@@ -64,7 +63,7 @@ impl Scene {
         self.cluster
             .fetch_kubeconfig(READY_LIMIT)
             .and_then(|()| self.cluster.wait_ready(READY_LIMIT))
-            .and_then(|()| self.cluster.wait_exists(&["serviceaccount", "default"], READY_LIMIT))
+            .and_then(|()| self.cluster.wait_condition(&["clusters.garboard.dev", "cluster"], "Ready", READY_LIMIT))
             .with_context(|| format!("the console's end:\n{}", self.machine.console_end()))
     }
 }

@@ -12,14 +12,17 @@ use garboard_plan::pki::Authority;
 use garboard_runtime::applier::chain;
 use garboard_runtime::status::{ANSWER, StatusError};
 use garboard_supervisor::status::ServiceStatus;
-use kube::Client;
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::runtime::controller::Action;
+use kube::{Api, Client};
 
 use crate::addons::{self, AddonsError};
 use crate::context::Context;
 
 /// Everything is looked at again after this time even if nothing seems to have changed.
 const RESYNC: Duration = Duration::from_secs(300);
+/// What the upstream controllers make at their start is looked for again after this time.
+const ACCOUNT_RETRY: Duration = Duration::from_secs(1);
 /// Longest time that the API server has for the cluster's own objects.
 const OBJECTS: Duration = Duration::from_secs(60);
 
@@ -43,31 +46,35 @@ pub enum ClusterError {
 /// [`ClusterError`] of what failed; the status tells it too, and everything is tried again.
 pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<Action, ClusterError> {
     let client = context.api.borrow().clone();
-    let (api, kept) = match &client {
-        None => (Err("the API server has not answered yet".to_owned()), Ok(())),
-        Some(client) => {
-            let version = version(client).await;
-            let kept = match &version {
-                Ok(_) => keep_objects(client, &cluster, &context).await,
-                Err(_) => Ok(()),
-            };
-            (version, kept)
-        }
+    let (api, kept, account) = match &client {
+        None => (Err("the API server has not answered yet".to_owned()), Ok(()), false),
+        Some(client) => match look(client).await {
+            Ok((version, account)) => (Ok(version), keep_objects(client, &cluster, &context).await, account),
+            Err(reason) => (Err(reason), Ok(()), false),
+        },
     };
     let answers = api.is_ok();
     let observed = Observed {
         api,
         objects_problem: kept.as_ref().err().map(|error| chain(error)),
+        account,
         refusals: context.refusals_of("Cluster"),
     };
     publish(&cluster, &context, &observed).await?;
     kept?;
-    Ok(Action::requeue(if answers || client.is_none() { RESYNC } else { ANSWER }))
+    Ok(Action::requeue(match (&client, answers) {
+        (Some(_), true) if !account => ACCOUNT_RETRY,
+        (Some(_), false) => ANSWER,
+        _ => RESYNC,
+    }))
 }
 
-async fn version(client: &Client) -> Result<String, String> {
-    match tokio::time::timeout(ANSWER, client.apiserver_version()).await {
-        Ok(Ok(version)) => Ok(version.git_version),
+/// The API server's version, and whether the account of pods is there.
+async fn look(client: &Client) -> Result<(String, bool), String> {
+    let accounts = Api::<ServiceAccount>::default_namespaced(client.clone());
+    let answers = async { tokio::try_join!(client.apiserver_version(), accounts.get_opt(plan::ACCOUNT)) };
+    match tokio::time::timeout(ANSWER, answers).await {
+        Ok(Ok((version, account))) => Ok((version.git_version, account.is_some())),
         Ok(Err(error)) => Err(chain(&error)),
         Err(_) => Err(format!("the API server has not answered within {} seconds", ANSWER.as_secs())),
     }

@@ -276,6 +276,12 @@ fn agent_rules() -> Value {
             &["get", "list", "watch", "create", "update", "patch"]
         ),
         rule("", &["nodes"], &["get", "list", "watch", "patch"]),
+        {
+            "apiGroups": [""],
+            "resources": ["serviceaccounts"],
+            "resourceNames": [crate::cluster::ACCOUNT],
+            "verbs": ["get"],
+        },
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ])
 }

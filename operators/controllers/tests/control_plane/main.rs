@@ -142,6 +142,9 @@ async fn own_clients_can_do_their_work_and_no_more(world: &World) {
         assert!(Api::<Secret>::all(client.clone()).list(&everything).await.is_err(), "{name} reads secrets");
         assert!(Api::<Pod>::all(client).list(&everything).await.is_err(), "{name} reads pods");
     }
+    // It tells whether pods can be made.
+    let accounts = Api::<ServiceAccount>::namespaced(world.client(Leaf::Agent), "default");
+    world.wait_for("the default account", || async { accounts.get_opt("default").await.unwrap() }).await;
 }
 
 async fn a_node_gets_addresses_and_its_serving_certificate(world: &World, client: &kube::Client) {
