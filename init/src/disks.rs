@@ -13,6 +13,7 @@ use garboard_sys::block::{self, BlockDevice, BlockError};
 use garboard_sys::gpt::{GptError, Guid, Table};
 use garboard_sys::mount::{self, Mount, MountError, MountFlags};
 use garboard_sys::rng::{self, RngError};
+use nix::unistd::User;
 
 use crate::ext4;
 
@@ -21,6 +22,12 @@ const LINUX_DATA: &str = "0fc63daf-8483-4772-8e79-3d69d8477de4";
 
 /// What a partition lacks of its disk before it is worth growing, bytes.
 const WORTH_GROWING: u64 = 16 << 20;
+
+/// Who may write when a file system is full, besides processes that pods are not (CAP_SYS_RESOURCE).
+const RESERVE_USER: &str = "etcd";
+
+/// The most that is kept for that, bytes: etcd's default quota, and a snapshot of as much.
+const MAX_RESERVE: u64 = 4 << 30;
 
 /// One of the machine's own partitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,22 +296,38 @@ fn random_guid() -> Result<Guid, RngError> {
 }
 
 fn make_file_system(volume: Volume, device: &Path) -> Result<(), DiskError> {
-    // Tables are zeroed by the kernel after the mount; the reserve for root is small, for everything here is root's or limited.
+    // Tables are zeroed by the kernel after the mount.
+    let reserve = format!("{:.3}", reserve_percent(block_size(device)?));
     run(
         "mkfs.ext4",
         device,
-        &["-q", "-F", "-m", "1", "-E", "lazy_itable_init=1,lazy_journal_init=1", "-L", volume.label()],
+        &["-q", "-F", "-m", &reserve, "-E", "lazy_itable_init=1,lazy_journal_init=1", "-L", volume.label()],
     )?;
     // The label that says "complete" must not overtake what it speaks of.
     let sync = File::open(device).and_then(|file| file.sync_all());
     sync.map_err(|source| DiskError::Open { path: device.to_owned(), source })
 }
 
+/// The part of a file system that is kept for whoever [`options`] names: a twentieth, as long as that is not too much.
+fn reserve_percent(size_bytes: u64) -> f64 {
+    (MAX_RESERVE as f64 / size_bytes.max(1) as f64 * 100.0).min(5.0)
+}
+
+/// How the kernel treats the file system.
+fn options() -> String {
+    // Errors found later must not be written over: the file system is then read only, which everybody notices.
+    let errors = "errors=remount-ro";
+    // What pods fill does not stop the cluster's memory: the reserve, which is otherwise any root's, is for etcd.
+    match User::from_name(RESERVE_USER) {
+        Ok(Some(user)) => format!("{errors},resuid={},resgid={}", user.uid, user.gid),
+        Ok(None) | Err(_) => errors.to_owned(),
+    }
+}
+
 fn mount_volume(volume: Volume, device: &Path) -> Result<(), DiskError> {
     let source = device.to_string_lossy();
-    // Errors found later must not be written over: the file system is then read only, which everybody notices.
-    let target = volume.mount_point();
-    let mount = Mount { source: &source, target, fs_type: "ext4", flags: volume.flags(), data: "errors=remount-ro" };
+    let (target, data) = (volume.mount_point(), options());
+    let mount = Mount { source: &source, target, fs_type: "ext4", flags: volume.flags(), data: &data };
     if let Err(error) = mount.apply_over() {
         eprintln!(
             "{error}: {}; checking the file system",
@@ -321,10 +344,14 @@ fn mount_volume(volume: Volume, device: &Path) -> Result<(), DiskError> {
     Ok(())
 }
 
+fn block_size(device: &Path) -> Result<u64, DiskError> {
+    let file = File::open(device).map_err(|source| DiskError::Open { path: device.to_owned(), source })?;
+    Ok(block::size_bytes(&file, device)?)
+}
+
 fn grow_file_system(device: &Path) -> Result<(), DiskError> {
     let opened = |source| DiskError::Open { path: device.to_owned(), source };
-    let file = File::open(device).map_err(opened)?;
-    let partition = block::size_bytes(&file, device)?;
+    let partition = block_size(device)?;
     match ext4::size_bytes(device).map_err(opened)? {
         Some(size) if size + WORTH_GROWING <= partition => run("resize2fs", device, &[]),
         Some(_) | None => Ok(()),
@@ -345,4 +372,16 @@ fn run(program: &'static str, device: &Path, arguments: &[&str]) -> Result<(), D
     }
     let text = String::from_utf8_lossy(&output.stderr);
     Err(failed(format!("{} {}", output.status, text.trim().replace('\n', "; "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserve_is_a_twentieth_up_to_a_limit() {
+        for (gibibytes, percent) in [(1, 5.0), (80, 5.0), (160, 2.5), (8192, 0.048_828_125)] {
+            assert_eq!(reserve_percent(gibibytes << 30), percent, "{gibibytes} GiB");
+        }
+    }
 }
