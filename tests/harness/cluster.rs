@@ -174,7 +174,13 @@ impl Cluster {
             let conditions = seen.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
             match conditions.iter().find(|c| c["type"] == condition) {
                 Some(found) if found["status"] == "True" => Ok(()),
-                Some(found) => Err(found.to_string()),
+                // Of a pod, what became of its containers.
+                Some(found) => Err([Some(found), seen.pointer("/status/containerStatuses")]
+                    .into_iter()
+                    .flatten()
+                    .map(Value::to_string)
+                    .collect::<Vec<_>>()
+                    .join("; ")),
                 None => Err("no such condition yet".to_owned()),
             }
         })

@@ -1,4 +1,5 @@
-//! Every process of the machine may be killed at any moment: it comes back, and the others are not disturbed.
+//! Every process of the machine may be killed at any moment, or hang: it comes back, and the others are not disturbed. A full
+//! disk stops nothing that is not on it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,14 +12,21 @@ use serde_json::{Value, json};
 use crate::scene::{POD_LIMIT, Scene, on_ready, sample_pod};
 
 pub fn scenarios() -> Vec<Trial> {
-    vec![on_ready(
-        "faults::every_service_killed_comes_back_and_disturbs_no_other",
-        every_service_killed_comes_back_and_disturbs_no_other,
-    )]
+    vec![
+        on_ready(
+            "faults::every_service_killed_comes_back_and_disturbs_no_other",
+            every_service_killed_comes_back_and_disturbs_no_other,
+        ),
+        on_ready("faults::a_service_that_hangs_is_started_again", a_service_that_hangs_is_started_again),
+        on_ready("faults::a_full_disk_leaves_etcd_writing", a_full_disk_leaves_etcd_writing),
+    ]
 }
 
 /// Longest time for a killed service to be ready again.
 const BACK_LIMIT: Duration = Duration::from_secs(120);
+
+/// Longest time for a service that hangs to be ready again: it counts as hung after two minutes without an answer.
+const HUNG_LIMIT: Duration = Duration::from_secs(300);
 
 /// What a service is told by: its process, its restarts and whether it is ready.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,10 +60,15 @@ fn killer(image: &str) -> Value {
     pod
 }
 
+/// Starts the killer.
+fn start_killer(scene: &Scene) -> Result<()> {
+    scene.cluster.apply(&killer(&scene.sample_image()?).to_string())?;
+    scene.cluster.wait_condition(&["pod", "killer", "-n", "kube-system"], "Ready", POD_LIMIT)
+}
+
 fn every_service_killed_comes_back_and_disturbs_no_other(scene: &mut Scene) -> Result<()> {
     let image = scene.sample_image()?;
-    scene.cluster.apply(&killer(&image).to_string())?;
-    scene.cluster.wait_condition(&["pod", "killer", "-n", "kube-system"], "Ready", POD_LIMIT)?;
+    start_killer(scene)?;
     let bystander = sample_pod(&image, "bystander", &["serve", "--port", "8080"]);
     scene.cluster.apply(&bystander.to_string())?;
     scene.cluster.wait_condition(&["pod", "bystander"], "Ready", POD_LIMIT)?;
@@ -85,5 +98,60 @@ fn every_service_killed_comes_back_and_disturbs_no_other(scene: &mut Scene) -> R
     }
     let pod = scene.cluster.get(&["pod", "bystander"])?;
     ensure!(pod["status"]["containerStatuses"][0]["restartCount"] == 0, "a pod was restarted: {pod}");
+    Ok(())
+}
+
+/// One service tells by itself that it lives, the other is asked.
+fn a_service_that_hangs_is_started_again(scene: &mut Scene) -> Result<()> {
+    start_killer(scene)?;
+    let before = seen(scene)?;
+    let hung = ["agent", "kube-proxy"];
+    for name in hung {
+        let pid = before[name].pid.to_string();
+        scene.cluster.kubectl_ok(&["exec", "-n", "kube-system", "killer", "--", "/sample", "kill", &pid, "stop"])?;
+    }
+    let after = wait::until("what hung to be started again", HUNG_LIMIT, || {
+        // The agent answers this, so it cannot before it is back.
+        let after = seen(scene).map_err(|error| error.to_string())?;
+        let back = |name: &str| after[name].pid != before[name].pid && after[name].ready;
+        if hung.into_iter().all(back) { Ok(after) } else { Err(format!("{after:?}")) }
+    })?;
+    for (name, was) in before.iter().filter(|(name, _)| !hung.contains(&name.as_str())) {
+        ensure!(after[name].pid == was.pid, "{name} was restarted too: {was:?}, now {:?}", after[name]);
+    }
+    scene.cluster.wait_ready(BACK_LIMIT)
+}
+
+/// Objects that are written to a full disk, and the size of each, bytes: more than etcd has set aside in its files.
+const WRITES: usize = 40;
+const WRITE_BYTES: usize = 500_000;
+
+fn a_full_disk_leaves_etcd_writing(scene: &mut Scene) -> Result<()> {
+    let before = scene.cluster.services()?;
+    let mut filler = sample_pod(&scene.sample_image()?, "filler", &["fill", "/scratch/file"]);
+    filler["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "scratch", "mountPath": "/scratch" }]);
+    filler["spec"]["volumes"] = json!([{ "name": "scratch", "emptyDir": {} }]);
+    filler["spec"]["containers"][0]["securityContext"] = json!({ "runAsUser": 0 });
+    scene.cluster.apply(&filler.to_string())?;
+    wait::until("the disk to be full", POD_LIMIT, || {
+        let said = scene.cluster.kubectl_ok(&["logs", "filler"]).map_err(|error| error.to_string())?;
+        if said.contains("full") { Ok(()) } else { Err(said) }
+    })?;
+    let content = format!("--from-literal=content={}", "x".repeat(WRITE_BYTES / 10));
+    let parts: Vec<String> = (0..10).map(|part| content.replacen("content", &format!("content-{part}"), 1)).collect();
+    for write in 0..WRITES {
+        let name = format!("written-{write}");
+        let mut command = vec!["create", "configmap", &name];
+        command.extend(parts.iter().map(String::as_str));
+        scene.cluster.kubectl_ok(&command).with_context(|| format!("write {write} to a full disk"))?;
+    }
+    wait::until("the kubelet to clear the disk", POD_LIMIT, || {
+        let pod = scene.cluster.get(&["pod", "filler"]).map_err(|error| error.to_string())?;
+        if pod["status"]["reason"] == "Evicted" { Ok(()) } else { Err(pod["status"].to_string()) }
+    })?;
+    let after = scene.cluster.services()?;
+    for (was, now) in before.iter().zip(&after) {
+        ensure!(was["restarts"] == now["restarts"], "was restarted: {was}, now {now}");
+    }
     Ok(())
 }

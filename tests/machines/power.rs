@@ -18,6 +18,7 @@ pub fn scenarios() -> Vec<Trial> {
             the_button_gives_pods_their_grace_and_powers_off,
         ),
         on_ready("power::a_reboot_keeps_everything", a_reboot_keeps_everything),
+        cold("power::certificates_that_expired_while_it_was_off_are_renewed", certificates_that_expired_are_renewed),
         cold("power::cuts_at_first_boot_and_at_work_lose_nothing", cuts_at_first_boot_and_at_work_lose_nothing),
     ]
 }
@@ -58,6 +59,29 @@ fn a_reboot_keeps_everything(scene: &mut Scene) -> Result<()> {
     scene.wait_ready()?;
     let kept = scene.cluster.get(&["configmap", "kept"])?;
     ensure!(kept["data"]["key"] == "value", "{kept}");
+    Ok(())
+}
+
+fn certificates_that_expired_are_renewed() -> Result<()> {
+    let mut scene = Scene::new(Hardware::default())?;
+    scene.boot()?;
+    scene.cluster.garboardctl_ok(&["shutdown"])?;
+    scene.machine.wait_off(SHUTDOWN_LIMIT)?;
+    // Every certificate but the authorities' is good for a year.
+    let later = jiff::Timestamp::now() + jiff::Span::new().hours(400 * 24);
+    scene.machine.add_arguments(["-rtc", &format!("base={}", later.strftime("%Y-%m-%dT%H:%M:%S"))]);
+    scene.machine.start()?;
+    // To kubectl, which has this host's clock, the new certificates are not valid yet; keys have no time.
+    let wanted = [("Machine/node-1", "CertificatesReady"), ("Machine/node-1", "Ready"), ("Cluster/cluster", "Ready")];
+    wait::until("the machine and the cluster to be Ready", READY_LIMIT, || {
+        let said = scene.cluster.garboardctl_ok(&["status"]).map_err(|error| error.to_string())?;
+        let holds = |(object, condition): &(&str, &str)| {
+            said.lines().any(|line| line.split_whitespace().take(3).eq([*object, *condition, "True"]))
+        };
+        if wanted.iter().all(holds) { Ok(()) } else { Err(said) }
+    })?;
+    let log = scene.cluster.garboardctl_ok(&["dmesg", "--timestamps", "-n", "1"])?;
+    ensure!(log.starts_with(&later.strftime("%Y-").to_string()), "the clock is not a year on: {log}");
     Ok(())
 }
 

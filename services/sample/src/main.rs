@@ -4,12 +4,15 @@
 
 mod dns;
 mod eat;
+mod fill;
 mod get;
 mod processes;
 mod serve;
 mod stop;
 
 use std::process::ExitCode;
+
+use nix::sys::signal::Signal;
 
 const USAGE: &str = "\
 Usage: sample COMMAND
@@ -19,10 +22,11 @@ Usage: sample COMMAND
     get URL                                print what is at an http:// URL; fail on a status of 400 or above
     resolve NAME [TYPE]                    print the answers to a DNS query (A, AAAA, CNAME, PTR, SRV, TXT)
     eat MIB [--hold]                       fill memory; with --hold keep it until stopped
+    fill FILE                              fill the disk by a file, say so, and keep it until stopped
     sleep [SECONDS]                        wait, by default until stopped
     processes                              print number, proportional set size (KiB) and program of each process
     cat FILE                               print a file
-    kill PID                               end a process at once";
+    kill PID [stop]                        end a process at once, or only stop it where it is";
 
 /// An error in words for the person who ran the command.
 type Outcome = Result<(), String>;
@@ -59,6 +63,7 @@ fn run(command: &str, arguments: &[String]) -> Outcome {
             [mib, hold] if hold == "--hold" => eat::eat(number(mib)?, true),
             _ => Err("usage: sample eat MIB [--hold]".to_owned()),
         },
+        "fill" => fill::fill(&only(arguments, "fill FILE")?),
         "sleep" => match arguments {
             [] => stop::sleep(None),
             [seconds] => stop::sleep(Some(number(seconds)?)),
@@ -66,7 +71,11 @@ fn run(command: &str, arguments: &[String]) -> Outcome {
         },
         "processes" => processes::list(),
         "cat" => processes::cat(&only(arguments, "cat FILE")?),
-        "kill" => processes::end(number(&only(arguments, "kill PID")?)?),
+        "kill" => match arguments {
+            [pid] => processes::signal(number(pid)?, Signal::SIGKILL),
+            [pid, stop] if stop == "stop" => processes::signal(number(pid)?, Signal::SIGSTOP),
+            _ => Err("usage: sample kill PID [stop]".to_owned()),
+        },
         "--help" | "-h" | "help" => {
             println!("{USAGE}");
             Ok(())

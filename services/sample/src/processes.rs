@@ -40,12 +40,12 @@ pub fn cat(path: &str) -> Outcome {
     std::io::stdout().write_all(&content).map_err(|error| format!("printing {path}: {error}"))
 }
 
-/// Sends SIGKILL.
-pub fn end(number: i32) -> Outcome {
+/// Sends a signal.
+pub fn signal(number: i32, signal: Signal) -> Outcome {
     if number <= 1 {
         return Err(format!("{number} is no process to end: 2 or above"));
     }
-    kill(Pid::from_raw(number), Signal::SIGKILL).map_err(|error| format!("killing {number}: {error}"))
+    kill(Pid::from_raw(number), signal).map_err(|error| format!("sending {signal} to {number}: {error}"))
 }
 
 #[cfg(test)]
@@ -61,6 +61,6 @@ mod tests {
 
     #[test]
     fn the_first_process_is_spared() {
-        assert!(end(1).is_err() && end(-1).is_err() && end(0).is_err());
+        assert!([1, -1, 0].into_iter().all(|number| signal(number, Signal::SIGKILL).is_err()));
     }
 }
