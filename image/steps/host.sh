@@ -115,7 +115,7 @@ need_mkosi() {
 prepare_host() {
     [[ $(uname -m) == x86_64 ]] || die "this is $(uname -m): the image is built on x86-64"
     need_packages binutils ca-certificates cpio debian-archive-keyring gcc git libc6-dev libseccomp-dev \
-        musl-tools ovmf protobuf-compiler python3 qemu-system-x86 qemu-utils xz-utils zstd
+        musl-tools ovmf pkg-config protobuf-compiler python3 qemu-system-x86 qemu-utils xz-utils zstd
     need_go
     need_rust
     need_mkosi
