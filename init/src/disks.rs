@@ -297,7 +297,7 @@ fn random_guid() -> Result<Guid, RngError> {
 
 fn make_file_system(volume: Volume, device: &Path) -> Result<(), DiskError> {
     // Tables are zeroed by the kernel after the mount.
-    let reserve = format!("{:.3}", reserve_percent(block_size(device)?));
+    let reserve = format!("{:.3}", reserve_percent(partition_bytes(device)?));
     run(
         "mkfs.ext4",
         device,
@@ -344,15 +344,15 @@ fn mount_volume(volume: Volume, device: &Path) -> Result<(), DiskError> {
     Ok(())
 }
 
-fn block_size(device: &Path) -> Result<u64, DiskError> {
+fn partition_bytes(device: &Path) -> Result<u64, DiskError> {
     let file = File::open(device).map_err(|source| DiskError::Open { path: device.to_owned(), source })?;
     Ok(block::size_bytes(&file, device)?)
 }
 
 fn grow_file_system(device: &Path) -> Result<(), DiskError> {
-    let opened = |source| DiskError::Open { path: device.to_owned(), source };
-    let partition = block_size(device)?;
-    match ext4::size_bytes(device).map_err(opened)? {
+    let partition = partition_bytes(device)?;
+    let size = ext4::size_bytes(device).map_err(|source| DiskError::Open { path: device.to_owned(), source })?;
+    match size {
         Some(size) if size + WORTH_GROWING <= partition => run("resize2fs", device, &[]),
         Some(_) | None => Ok(()),
     }

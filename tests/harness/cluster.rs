@@ -1,5 +1,6 @@
 //! The cluster in a machine, used as a person would: with `garboardctl` and `kubectl`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -174,13 +175,10 @@ impl Cluster {
             let conditions = seen.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
             match conditions.iter().find(|c| c["type"] == condition) {
                 Some(found) if found["status"] == "True" => Ok(()),
-                // Of a pod, what became of its containers.
-                Some(found) => Err([Some(found), seen.pointer("/status/containerStatuses")]
-                    .into_iter()
-                    .flatten()
-                    .map(Value::to_string)
-                    .collect::<Vec<_>>()
-                    .join("; ")),
+                Some(found) => match seen.pointer("/status/containerStatuses") {
+                    Some(containers) => Err(format!("{found}; {containers}")),
+                    None => Err(found.to_string()),
+                },
                 None => Err("no such condition yet".to_owned()),
             }
         })
@@ -217,6 +215,16 @@ impl Cluster {
             },
             other => bail!("no list of services: {other}"),
         }
+    }
+
+    /// How often each of the machine's services was restarted.
+    ///
+    /// # Errors
+    /// What `garboardctl` says.
+    pub fn restarts(&self) -> Result<BTreeMap<String, i64>> {
+        let restarts = |service: &Value| Some((service["name"].as_str()?.to_owned(), service["restarts"].as_i64()?));
+        let services = self.services()?;
+        services.iter().map(|service| restarts(service).with_context(|| format!("no restarts in {service}"))).collect()
     }
 }
 

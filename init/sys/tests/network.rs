@@ -41,6 +41,12 @@ async fn index(netlink: &mut Netlink, name: &str) -> u32 {
     netlink.link(name).await.unwrap().unwrap_or_else(|| panic!("no link {name}")).index
 }
 
+/// Makes the bridge `br0`; returns its index.
+async fn add_bridge(netlink: &mut Netlink) -> u32 {
+    netlink.add_bridge("br0", MAC, 1500).await.unwrap();
+    index(netlink, "br0").await
+}
+
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
@@ -72,8 +78,7 @@ fn links_are_made_changed_and_removed() {
 #[test]
 fn a_veth_pair_leads_into_another_namespace() {
     in_namespace(async |mut netlink| {
-        netlink.add_bridge("br0", MAC, 1500).await.unwrap();
-        let bridge = index(&mut netlink, "br0").await;
+        let bridge = add_bridge(&mut netlink).await;
         let inside = namespace();
         let port = BridgePort { hairpin: true, isolated: true };
         let pair = VethPair {
@@ -106,8 +111,7 @@ fn a_veth_pair_leads_into_another_namespace() {
 #[test]
 fn addresses_and_routes_are_made_read_back_and_removed() {
     in_namespace(async |mut netlink| {
-        netlink.add_bridge("br0", MAC, 1500).await.unwrap();
-        let index = index(&mut netlink, "br0").await;
+        let index = add_bridge(&mut netlink).await;
         netlink.set_up(index).await.unwrap();
         let address = |text: &str, protocol| Address { index, address: text.parse().unwrap(), protocol, unique: true };
         let route = |destination: &str, gateway, metric| Route {
@@ -156,11 +160,10 @@ fn addresses_and_routes_are_made_read_back_and_removed() {
 #[test]
 fn a_refusal_names_what_was_asked_and_why_not() {
     in_namespace(async |mut netlink| {
-        netlink.add_bridge("br0", MAC, 1500).await.unwrap();
+        let index = add_bridge(&mut netlink).await;
         let error = netlink.add_bridge("br0", MAC, 1500).await.unwrap_err();
         assert_eq!(error.to_string(), "the kernel refuses to add bridge br0");
         assert!(!error.is_missing());
-        let index = index(&mut netlink, "br0").await;
         netlink.set_up(index).await.unwrap();
         let gateway = Some(ip("192.0.2.1"));
         let route = Route { destination: "0.0.0.0/0".parse().unwrap(), gateway, index, metric: 0, protocol: PROTOCOL };
@@ -178,8 +181,7 @@ fn a_refusal_names_what_was_asked_and_why_not() {
 #[test]
 fn a_monitor_tells_of_changes_in_its_namespace() {
     in_namespace(async |mut netlink| {
-        netlink.add_bridge("br0", MAC, 1500).await.unwrap();
-        let index = index(&mut netlink, "br0").await;
+        let index = add_bridge(&mut netlink).await;
         let mut monitor = Monitor::open().unwrap();
         netlink.links().await.unwrap();
         Netlink::open_in(namespace().as_fd()).unwrap().set_up(1).await.unwrap();
@@ -203,8 +205,7 @@ fn a_monitor_tells_of_changes_in_its_namespace() {
 #[test]
 fn a_monitor_survives_more_changes_than_its_socket_holds() {
     in_namespace(async |mut netlink| {
-        netlink.add_bridge("br0", MAC, 1500).await.unwrap();
-        let index = index(&mut netlink, "br0").await;
+        let index = add_bridge(&mut netlink).await;
         let mut monitor = Monitor::open().unwrap();
         for mtu in (1300..1500).cycle().take(2000) {
             netlink.set_mtu(index, mtu).await.unwrap();

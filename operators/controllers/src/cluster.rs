@@ -10,7 +10,7 @@ use garboard_plan::addons::NodeInput;
 use garboard_plan::cluster::{self as plan, Observed};
 use garboard_plan::pki::Authority;
 use garboard_runtime::applier::chain;
-use garboard_runtime::status::{ANSWER, StatusError};
+use garboard_runtime::status::{ANSWER, StatusError, in_time};
 use garboard_supervisor::status::ServiceStatus;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::runtime::controller::Action;
@@ -73,10 +73,10 @@ pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<A
 async fn look(client: &Client) -> Result<(String, bool), String> {
     let accounts = Api::<ServiceAccount>::default_namespaced(client.clone());
     let answers = async { tokio::try_join!(client.apiserver_version(), accounts.get_opt(plan::ACCOUNT)) };
-    match tokio::time::timeout(ANSWER, answers).await {
+    match in_time(answers).await {
         Ok(Ok((version, account))) => Ok((version.git_version, account.is_some())),
         Ok(Err(error)) => Err(chain(&error)),
-        Err(_) => Err(format!("the API server has not answered within {} seconds", ANSWER.as_secs())),
+        Err(silence) => Err(silence.to_string()),
     }
 }
 

@@ -10,14 +10,14 @@ use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
 use garboard_runtime::kind::Kind;
 use garboard_runtime::source::Refusals;
-use garboard_runtime::status::ANSWER;
+use garboard_runtime::status::in_time;
 use garboard_supervisor::status::ServiceStatus;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -144,7 +144,7 @@ async fn record(recorder: &Recorder, about: &ObjectReference, notable: &Notable)
         action: "Supervise".to_owned(),
         secondary: None,
     };
-    match timeout(ANSWER, recorder.publish(&event, about)).await {
+    match in_time(recorder.publish(&event, about)).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
             debug!(error = chain(&error), reason, "event not recorded");

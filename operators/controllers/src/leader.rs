@@ -10,7 +10,7 @@ use std::time::Duration;
 pub use garboard_plan::leader::Identity;
 use garboard_plan::leader::{self as plan, Candidacy, DEADLINE, Loss, NAME, NAMESPACE, RENEWAL, Seen};
 use garboard_runtime::applier::chain;
-use garboard_runtime::status::ANSWER;
+use garboard_runtime::status::in_time;
 use garboard_sys::clock::boot_time;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -81,7 +81,7 @@ impl Candidate {
         let (mut leader, mut reported) = (String::new(), String::new());
         loop {
             let asked = boot_time();
-            let error = match timeout(ANSWER, self.try_take()).await {
+            let error = match in_time(self.try_take()).await {
                 Ok(Ok(Candidacy::Take)) => return asked,
                 Ok(Ok(Candidacy::Wait(wait))) => {
                     let holder = self.seen.as_ref().and_then(Seen::holder);
@@ -94,7 +94,7 @@ impl Candidate {
                     continue;
                 }
                 Ok(Err(error)) => chain(&error),
-                Err(_) => format!("the API server has not answered within {} seconds", ANSWER.as_secs()),
+                Err(silence) => silence.to_string(),
             };
             if error != reported {
                 warn!(error, "cannot take the lease");

@@ -11,7 +11,7 @@ use garboard_catalog::identity;
 use garboard_catalog::input::dns_service_address;
 use serde_json::{Value, json};
 
-use crate::leader;
+use crate::{cluster, leader};
 
 /// The name under which Garboard owns fields of objects.
 pub const FIELD_MANAGER: &str = "garboard-agent";
@@ -217,6 +217,11 @@ fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {
     json!({ "apiGroups": [group], "resources": resources, "verbs": verbs })
 }
 
+/// The same for the objects of one name.
+fn rule_for(name: &str, group: &str, resource: &str, verbs: &[&str]) -> Value {
+    json!({ "apiGroups": [group], "resources": [resource], "resourceNames": [name], "verbs": verbs })
+}
+
 const READ: [&str; 3] = ["get", "list", "watch"];
 
 /// What the upstream role `view` leaves out because it belongs to the cluster and not to a namespace.
@@ -241,12 +246,7 @@ fn operators_rules() -> Value {
     json!([
         rule("certificates.k8s.io", &["certificatesigningrequests"], &READ),
         rule("certificates.k8s.io", &["certificatesigningrequests/approval"], &["update", "patch"]),
-        {
-            "apiGroups": ["certificates.k8s.io"],
-            "resources": ["signers"],
-            "resourceNames": ["kubernetes.io/kubelet-serving"],
-            "verbs": ["approve"],
-        },
+        rule_for("kubernetes.io/kubelet-serving", "certificates.k8s.io", "signers", &["approve"]),
         rule("", &["nodes"], &READ),
         rule(garboard_api::GROUP, &["clusters", "machines"], &READ),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
@@ -257,12 +257,7 @@ fn operators_rules() -> Value {
 fn lease_rules() -> Value {
     json!([
         rule("coordination.k8s.io", &["leases"], &["create"]),
-        {
-            "apiGroups": ["coordination.k8s.io"],
-            "resources": ["leases"],
-            "resourceNames": [leader::NAME],
-            "verbs": ["get", "update"],
-        },
+        rule_for(leader::NAME, "coordination.k8s.io", "leases", &["get", "update"]),
     ])
 }
 
@@ -276,12 +271,7 @@ fn agent_rules() -> Value {
             &["get", "list", "watch", "create", "update", "patch"]
         ),
         rule("", &["nodes"], &["get", "list", "watch", "patch"]),
-        {
-            "apiGroups": [""],
-            "resources": ["serviceaccounts"],
-            "resourceNames": [crate::cluster::ACCOUNT],
-            "verbs": ["get"],
-        },
+        rule_for(cluster::ACCOUNT, "", "serviceaccounts", &["get"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ])
 }

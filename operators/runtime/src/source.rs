@@ -24,7 +24,7 @@ use crate::backoff::Backoff;
 use crate::kind::Kind;
 use crate::ledger::{Entry, Ledger, LedgerError, digest};
 use crate::precedence::{Choice, Sync, choose, sync};
-use crate::status::ANSWER;
+use crate::status::{NoAnswer, in_time};
 
 /// A submission is answered before the next is taken, so few can wait; a full channel makes the sender wait.
 const SUBMISSIONS: usize = 4;
@@ -46,8 +46,8 @@ pub enum SubmitError {
     #[error("the API server refused it")]
     Api(#[source] Box<kube::Error>),
     /// The API server did not answer in time.
-    #[error("the API server has not answered within {} seconds", ANSWER.as_secs())]
-    Timeout,
+    #[error(transparent)]
+    Timeout(#[from] NoAnswer),
     /// It could not be recorded.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -372,10 +372,7 @@ impl<K: Kind> Source<K> {
 
 /// The API server's answer, if it comes in time.
 async fn answered<T>(question: impl Future<Output = Result<T, kube::Error>>) -> Result<T, SubmitError> {
-    match tokio::time::timeout(ANSWER, question).await {
-        Ok(answer) => answer.map_err(|error| SubmitError::Api(Box::new(error))),
-        Err(_) => Err(SubmitError::Timeout),
-    }
+    in_time(question).await?.map_err(|error| SubmitError::Api(Box::new(error)))
 }
 
 async fn next<K>(watch: &mut Option<Watch<K>>) -> Option<Option<K>> {

@@ -24,6 +24,19 @@ pub const FIELD_MANAGER: &str = "garboard-agent";
 /// Longest time that the API server has to answer: one that hangs must not hold up what the machine does.
 pub const ANSWER: Duration = Duration::from_secs(10);
 
+/// The API server did not answer in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the API server has not answered within {} seconds", ANSWER.as_secs())]
+pub struct NoAnswer;
+
+/// What a question to the API server yields, if that takes no longer than [`ANSWER`].
+///
+/// # Errors
+/// [`NoAnswer`].
+pub async fn in_time<T>(question: impl Future<Output = T>) -> Result<T, NoAnswer> {
+    tokio::time::timeout(ANSWER, question).await.map_err(|_| NoAnswer)
+}
+
 /// A status could not be published. Trying again later can help.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
@@ -130,7 +143,7 @@ impl StatusSink {
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let api = Api::<K>::all(client);
         let patch = Patch::Apply(&body);
-        let Ok(applied) = tokio::time::timeout(ANSWER, api.patch_status(&name, &parameters, &patch)).await else {
+        let Ok(applied) = in_time(api.patch_status(&name, &parameters, &patch)).await else {
             return Err(StatusError::Timeout { kind, name });
         };
         match applied {
