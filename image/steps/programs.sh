@@ -31,7 +31,13 @@ build_rust() {
     flags+=" -C link-arg=-Wl,-z,pack-relative-relocs"
     # Optimising across crates at each link makes programs a fifth smaller and a rebuild several times slower.
     [[ $mode == release ]] || lto=off
-    cd "$root" && env CARGO_TARGET_DIR="$1" CARGO_PROFILE_RELEASE_LTO="$lto" \
+    cd "$root" || return
+    # Cargo tells by times whether a source has changed: between two clones they say nothing.
+    if [[ $(cat "$1/clone" 2>/dev/null) != "$root" ]]; then
+        CARGO_TARGET_DIR="$1" cargo clean --quiet --workspace --release --target "$musl"
+        printf '%s\n' "$root" >"$1/clone"
+    fi
+    env CARGO_TARGET_DIR="$1" CARGO_PROFILE_RELEASE_LTO="$lto" \
         CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="$flags" \
         cargo build --release --locked --target "$musl" \
         -p garboard-bus -p garboard-cni -p garboard-dns -p garboard-init -p garboard-operators \
