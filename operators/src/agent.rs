@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures::{Stream, stream};
+use garboard_api::refusal::Origin;
+use garboard_api::Refusals;
 use garboard_control::Client as Control;
 use garboard_controllers::connect::Connect;
 use garboard_controllers::context::{Context, Paths, Published};
@@ -22,7 +24,7 @@ use garboard_controllers::services::Services;
 use garboard_controllers::{cluster, console, declare, events, machine, preload, release};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
-use garboard_runtime::source::{Refusals, Source};
+use garboard_runtime::source::Source;
 use garboard_runtime::status::StatusSink;
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
@@ -54,7 +56,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let Found { manifests, errors } = manifests::find(&control).await;
     let identity =
         machine_api::identity(&paths.identity, manifests.identity.as_ref()).context("read the machine's key")?;
-    let refused = errors.iter().map(|error| (error.origin.clone(), error.problem.to_string())).collect();
+    let refused = errors.iter().map(|error| (Origin::Text(error.origin.clone()), error.problem.to_string())).collect();
     let (refusals, refusals_seen) = watch::channel::<Refusals>(refused);
     let (api, api_seen) = watch::channel(None);
     let ledger = Ledger::new(&paths.ledger);

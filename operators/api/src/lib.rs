@@ -15,6 +15,7 @@ pub mod crds;
 pub mod field_error;
 pub mod machine;
 pub mod manifest;
+pub mod refusal;
 pub mod schema;
 pub mod types;
 pub mod validate;
@@ -24,6 +25,7 @@ pub use field_error::FieldError;
 pub use machine::{
     Link, LinkMatch, Machine, MachineKubelet, MachineNetwork, MachineSpec, MachineStatus, ServiceSummary, Versions,
 };
+pub use refusal::{About, Refusals};
 pub use types::{Cidr, MacAddress, PublicKeyPin};
 
 /// The API group.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use garboard_api::cluster::ClusterStatus;
-use garboard_api::{Cluster, condition};
+use garboard_api::{About, Cluster, condition};
 use garboard_catalog::{dns, kube_apiserver};
 use garboard_plan::addons::NodeInput;
 use garboard_plan::cluster::{self as plan, Observed};
@@ -58,7 +58,7 @@ pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<A
         api,
         objects_problem: kept.as_ref().err().map(|error| chain(error)),
         account,
-        refusals: context.refusals_of("Cluster"),
+        refusals: context.refusals_of(About::Cluster),
     };
     publish(&cluster, &context, &observed).await?;
     kept?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use garboard_api::machine::MachineStatus;
-use garboard_api::{Machine, condition};
+use garboard_api::{Machine, condition, refusal};
 use garboard_control::MachinePhase;
 use garboard_machine_api::DEFAULT_PORT;
 use garboard_plan::console::{Size, View, render};
@@ -78,8 +78,7 @@ fn view(context: &Context) -> View {
     let published = context.published.borrow().clone();
     let status = published.machine.and_then(|machine| machine.status).unwrap_or_default();
 
-    let mut problems: Vec<String> =
-        context.refusals.borrow().iter().map(|(place, problem)| format!("{place}: {problem}")).collect();
+    let mut problems: Vec<String> = refusal::lines(&context.refusals.borrow()).collect();
     problems.extend(problems::lines(&context.problems.borrow()));
     problems.extend(context.info.problems.iter().cloned());
     problems.extend(network.problems);

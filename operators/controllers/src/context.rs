@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use garboard_api::machine::Versions;
-use garboard_api::{Cluster, Machine};
+use garboard_api::{About, Cluster, Machine, Refusals};
 use garboard_control::{Client as Control, MachineInfo, MachinePhase};
 use garboard_plan::events::Notable;
 use garboard_runtime::ledger::Ledger;
-use garboard_runtime::source::{Declared, Refusals};
+use garboard_runtime::source::Declared;
 use garboard_runtime::status::StatusSink;
 use garboard_supervisor::spec::ServiceSpec;
 use garboard_supervisor::status::ServiceStatus;
@@ -124,11 +124,11 @@ impl Context {
         Time(Timestamp::from_second(i64::try_from(seconds).unwrap_or_default()).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
-    /// Declarations of a kind that were refused, and those that were not told apart by kind.
-    pub fn refusals_of(&self, kind: &str) -> Refusals {
-        let other = if kind == "Machine" { "Cluster" } else { "Machine" };
-        let refusals = self.refusals.borrow();
-        refusals.iter().filter(|(place, _)| !place.starts_with(other)).map(|(a, b)| (a.clone(), b.clone())).collect()
+    /// Declarations of a resource that were refused, and those that may be of either.
+    pub fn refusals_of(&self, about: About) -> Refusals {
+        let mut refusals = self.refusals.borrow().clone();
+        refusals.retain(|origin, _| origin.about().is_none_or(|of| of == about));
+        refusals
     }
 
     /// Takes the labels that were applied last, to compare and replace them.

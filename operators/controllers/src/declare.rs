@@ -1,11 +1,11 @@
 //! Connects the machine API with what is declared: shows it, and takes what is handed over.
 
 use garboard_api::manifest::Manifests;
-use garboard_api::{Cluster, Machine};
+use garboard_api::{Cluster, Machine, Refusals, refusal};
 use garboard_machine_api::proto::AppliedObject;
 use garboard_runtime::applier::chain;
 use garboard_runtime::kind::Kind;
-use garboard_runtime::source::{Declared, Refusals};
+use garboard_runtime::source::Declared;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -24,8 +24,7 @@ pub async fn keep_view(
     loop {
         let Published { machine, cluster } = published.borrow_and_update().clone();
         let refused = refusals.borrow_and_update().clone();
-        let refused = refused.iter().map(|(place, problem)| format!("{place}: {problem}"));
-        let problems_now = refused.chain(problems::lines(&problems.borrow_and_update())).collect();
+        let problems_now = refusal::lines(&refused).chain(problems::lines(&problems.borrow_and_update())).collect();
         view.send_replace(View { machine, cluster, problems: problems_now });
         // Cancel-safe: each arm only waits.
         tokio::select! {

@@ -4,12 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use garboard_api::{Cluster, Machine};
-use garboard_plan::events::{self as plan, About, Notable, Snapshot};
+use garboard_api::{About, Cluster, Machine, Refusals};
+use garboard_plan::events::{self as plan, Notable, Snapshot};
 use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
 use garboard_runtime::kind::Kind;
-use garboard_runtime::source::Refusals;
 use garboard_runtime::status::in_time;
 use garboard_supervisor::status::ServiceStatus;
 use k8s_openapi::api::core::v1::ObjectReference;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use garboard_api::cluster::ClusterSpec;
 use garboard_api::condition;
 use garboard_api::machine::MachineStatus;
-use garboard_api::{Cluster, Machine, validate};
+use garboard_api::{About, Cluster, Machine, validate};
 use garboard_catalog::input::apiserver_service_address;
 use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
 use garboard_control::{ControlError, MachinePhase};
@@ -108,7 +108,7 @@ fn observe(context: &Context, cluster_declared: bool) -> Observed {
         desired_services: (!specs.is_empty()).then(|| names(&specs)),
         services_problem: None,
         services: context.services.borrow().to_vec(),
-        refusals: context.refusals_of("Machine"),
+        refusals: context.refusals_of(About::Machine),
     }
 }
 

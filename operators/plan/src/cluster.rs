@@ -1,7 +1,6 @@
 //! What is said of a cluster.
 
-use std::collections::BTreeMap;
-
+use garboard_api::Refusals;
 use garboard_api::condition::{self, Observation};
 
 use crate::machine::accepted;
@@ -19,8 +18,8 @@ pub struct Observed {
     pub objects_problem: Option<String>,
     /// Whether the namespace `default` has its [`ACCOUNT`].
     pub account: bool,
-    /// Declarations that were refused, by where they came from.
-    pub refusals: BTreeMap<String, String>,
+    /// Declarations that were refused.
+    pub refusals: Refusals,
 }
 
 /// The conditions of a cluster.
@@ -56,7 +55,7 @@ mod tests {
         let ready =
             |observed: &Observed| conditions(observed).into_iter().find(|each| each.type_ == condition::READY).unwrap();
         let observed =
-            Observed { api: Ok("v1.37.2".into()), objects_problem: None, account: true, refusals: BTreeMap::new() };
+            Observed { api: Ok("v1.37.2".into()), objects_problem: None, account: true, refusals: Refusals::new() };
         assert_eq!(ready(&observed).holds, Some(true));
         let early = Observed { account: false, ..observed.clone() };
         assert_eq!((ready(&early).holds, ready(&early).reason.as_str()), (Some(false), "ControllersAwaited"));

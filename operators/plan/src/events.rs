@@ -1,22 +1,13 @@
 //! What is worth an Event: a change that somebody who looks later wants to have been told.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use garboard_api::{About, Refusals};
 use garboard_supervisor::status::ServiceStatus;
 
 use crate::machine::summary;
 use crate::pki::{Reason, Step};
-
-/// Which object an Event is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum About {
-    /// The Machine.
-    Machine,
-    /// The Cluster.
-    Cluster,
-}
 
 /// Something worth an Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +29,8 @@ pub struct Snapshot {
     pub machine: Option<i64>,
     /// Generation of the Cluster that counts.
     pub cluster: Option<i64>,
-    /// Declarations that were refused, by where they came from.
-    pub refusals: BTreeMap<String, String>,
+    /// Declarations that were refused.
+    pub refusals: Refusals,
     /// The machine's addresses.
     pub addresses: Vec<IpAddr>,
     /// The services.
@@ -131,14 +122,13 @@ fn services(before: &[ServiceStatus], after: &[ServiceStatus]) -> Vec<Notable> {
 }
 
 /// What is worth an Event in the step from some refused declarations to others.
-fn refusals(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<Notable> {
-    let new = after.iter().filter(|(place, problem)| before.get(*place) != Some(*problem));
-    new.map(|(place, problem)| Notable {
-        // Those of the Cluster name it first.
-        about: if place.starts_with("Cluster") { About::Cluster } else { About::Machine },
+fn refusals(before: &Refusals, after: &Refusals) -> Vec<Notable> {
+    let new = after.iter().filter(|(origin, problem)| before.get(*origin) != Some(*problem));
+    new.map(|(origin, problem)| Notable {
+        about: origin.about().unwrap_or(About::Machine),
         warning: true,
         reason: "DeclarationRefused",
-        note: format!("{place}: {problem}"),
+        note: format!("{origin}: {problem}"),
     })
     .collect()
 }
@@ -148,6 +138,8 @@ mod tests {
     use std::collections::BTreeSet;
     use std::time::SystemTime;
 
+    use garboard_api::refusal::Origin;
+    use garboard_api::{About, Refusals};
     use garboard_catalog::pki::Leaf;
     use garboard_supervisor::status::PublicState;
 
@@ -175,17 +167,21 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_once_of_the_object_that_it_is_about() {
-        let refused = |place: &str| BTreeMap::from([(place.to_owned(), "no".to_owned())]);
-        let told = |before: &BTreeMap<String, String>, after: &BTreeMap<String, String>| -> Vec<_> {
+        let refused = |origin| Refusals::from([(origin, "no".to_owned())]);
+        let told = |before: &Refusals, after: &Refusals| -> Vec<_> {
             refusals(before, after).into_iter().map(|notable| (notable.about, notable.note)).collect()
         };
-        let (machine, cluster) = (refused("Machine of the API server"), refused("Cluster of the API server"));
-        let none = BTreeMap::new();
+        let [machine, cluster] =
+            [About::Machine, About::Cluster].map(|about| refused(Origin::Object { about, holder: "API server" }));
+        let none = Refusals::new();
         assert_eq!(told(&none, &machine), [(About::Machine, "Machine of the API server: no".to_owned())]);
         assert_eq!(told(&machine, &cluster), [(About::Cluster, "Cluster of the API server: no".to_owned())]);
         assert_eq!(told(&cluster, &cluster), []);
         assert_eq!(told(&cluster, &none), []);
-        assert_eq!(told(&none, &refused("fw_cfg")), [(About::Machine, "fw_cfg: no".to_owned())]);
+        assert_eq!(
+            told(&none, &refused(Origin::Text("fw_cfg".to_owned()))),
+            [(About::Machine, "fw_cfg: no".to_owned())]
+        );
     }
 
     #[test]

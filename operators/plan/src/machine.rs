@@ -1,10 +1,10 @@
 //! What is said of a machine: its conditions, its phase, its services in short.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use garboard_api::condition::{self, Observation};
 use garboard_api::machine::ServiceSummary;
+use garboard_api::refusal::{self, Refusals};
 use garboard_supervisor::status::{PublicState, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -39,8 +39,8 @@ pub struct Observed {
     pub services_problem: Option<String>,
     /// Its services.
     pub services: Vec<ServiceStatus>,
-    /// Declarations that were refused, by where they came from.
-    pub refusals: BTreeMap<String, String>,
+    /// Declarations that were refused.
+    pub refusals: Refusals,
 }
 
 /// The conditions of a machine.
@@ -54,12 +54,12 @@ pub fn conditions(observed: &Observed) -> Vec<Observation> {
 }
 
 /// Whether what is declared was accepted.
-pub fn accepted(refusals: &BTreeMap<String, String>) -> Observation {
+pub fn accepted(refusals: &Refusals) -> Observation {
     if refusals.is_empty() {
         return Observation::new(condition::ACCEPTED, true, "Valid", "the declaration is valid");
     }
-    let message: Vec<_> = refusals.iter().map(|(place, problem)| format!("{place}: {problem}")).collect();
-    let message = format!("{}; what was accepted before stays in force", message.join("; "));
+    let message = refusal::lines(refusals).collect::<Vec<_>>().join("; ");
+    let message = format!("{message}; what was accepted before stays in force");
     Observation::new(condition::ACCEPTED, false, "Refused", message)
 }
 

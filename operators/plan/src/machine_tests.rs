@@ -1,3 +1,4 @@
+use garboard_api::refusal::Origin;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
@@ -61,7 +62,7 @@ fn a_machine_is_ready_when_every_part_is() {
 #[test]
 fn a_refused_declaration_does_not_make_a_machine_unready() {
     let mut observed = serving();
-    observed.refusals.insert("local manifest".into(), "spec.podCIDR: no".into());
+    observed.refusals.insert(Origin::Text("machine.yaml".into()), "spec.podCIDR: no".into());
     let accepted = get(&observed, condition::ACCEPTED);
     assert!(accepted.holds == Some(false) && accepted.message.contains("spec.podCIDR"), "{accepted:?}");
     assert_eq!(get(&observed, condition::READY).holds, Some(true));

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use garboard_api::field_error::FieldError;
 use garboard_api::machine::{MachineSpec, MachineStatus};
 use garboard_api::manifest::Manifests;
-use garboard_api::{Cluster, ClusterStatus, Machine, validate};
+use garboard_api::{About, Cluster, ClusterStatus, Machine, validate};
 use k8s_openapi::ClusterResourceScope;
 use kube::Resource;
 use serde::Serialize;
@@ -25,6 +25,9 @@ pub trait Kind:
 {
     /// Its status.
     type Status: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync;
+
+    /// Which it is.
+    const ABOUT: About;
 
     /// Its name in lower case, for files.
     const FILE: &'static str;
@@ -49,6 +52,8 @@ pub trait Kind:
 
 impl Kind for Machine {
     type Status = MachineStatus;
+
+    const ABOUT: About = About::Machine;
 
     const FILE: &'static str = "machine";
 
@@ -80,6 +85,8 @@ impl Kind for Machine {
 
 impl Kind for Cluster {
     type Status = ClusterStatus;
+
+    const ABOUT: About = About::Cluster;
 
     const FILE: &'static str = "cluster";
 

@@ -4,16 +4,16 @@
 //! anything. [`Source::run`] then follows the API server whenever there is one, and takes submissions. What is refused
 //! is reported and changes nothing; what was accepted last stays, in the ledger too.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use garboard_api::field_error::{self, FieldError};
+use garboard_api::refusal::{Origin, Refusals};
+use kube::Client;
 use kube::api::{Api, PostParams};
 use kube::runtime::watcher;
-use kube::{Client, Resource};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,9 +32,9 @@ const SUBMISSIONS: usize = 4;
 const EVENTS: usize = 16;
 /// First and longest wait after the API server did not take an object.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
-
-/// What was refused, by where it came from: shown on the console and in statuses until it is gone.
-pub type Refusals = BTreeMap<String, String>;
+/// Who holds a refused object.
+const API_SERVER: &str = "API server";
+const LOCAL: &str = "local manifest";
 
 /// An object handed to the machine is not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -161,7 +161,7 @@ impl<K: Kind> Source<K> {
                     self.declare(object, Some(digest))
                 }
                 Err(errors) => {
-                    self.refuse("local manifest", Some(field_error::join(&errors)));
+                    self.refuse(LOCAL, Some(field_error::join(&errors)));
                     Ok(())
                 }
             },
@@ -236,7 +236,7 @@ impl<K: Kind> Source<K> {
                     Ok(object) => self.accept(object).await,
                     // It refuses for good, so its own object counts, as it would have without the edit.
                     Err(SubmitError::Api(error)) if is_refusal(&error) => {
-                        self.refuse("local manifest", Some(chain(&*error)));
+                        self.refuse(LOCAL, Some(chain(&*error)));
                         self.accept(object).await
                     }
                     Err(error) => Err(error),
@@ -265,12 +265,11 @@ impl<K: Kind> Source<K> {
         let mut object = object.without_status();
         let meta = object.meta_mut();
         (meta.managed_fields, meta.resource_version) = (None, None);
-        let place = "API server";
         if let Err(errors) = self.check(&object) {
-            self.refuse(place, Some(field_error::join(&errors)));
+            self.refuse(API_SERVER, Some(field_error::join(&errors)));
             return Ok(());
         }
-        self.refuse(place, None);
+        self.refuse(API_SERVER, None);
         let local_digest = self.entry.as_ref().and_then(|entry| entry.local_digest.clone());
         let entry = Entry { object, local_digest, pending: false };
         if self.entry.as_ref() != Some(&entry) {
@@ -358,14 +357,14 @@ impl<K: Kind> Source<K> {
         let _ = self.events.send(event).await;
     }
 
-    fn refuse(&self, place: &str, problem: Option<String>) {
-        let place = format!("{} of the {place}", <K as Resource>::kind(&()));
+    fn refuse(&self, holder: &'static str, problem: Option<String>) {
+        let origin = Origin::Object { about: K::ABOUT, holder };
         if let Some(problem) = &problem {
-            warn!(place, problem, "declaration refused");
+            warn!(%origin, problem, "declaration refused");
         }
         self.refusals.send_if_modified(|refusals| match problem {
-            Some(problem) => refusals.insert(place, problem.clone()) != Some(problem),
-            None => refusals.remove(&place).is_some(),
+            Some(problem) => refusals.insert(origin, problem.clone()) != Some(problem),
+            None => refusals.remove(&origin).is_some(),
         });
     }
 }

@@ -16,7 +16,8 @@ use std::time::SystemTime;
 use candidate::Candidate;
 use containerd_client::services::v1::GetImageRequest;
 use containerd_client::tonic;
-use garboard_api::{Cluster, Machine};
+use garboard_api::refusal::Origin;
+use garboard_api::{About, Cluster, Machine, Refusals};
 use garboard_catalog::paths::CONTAINERD_SOCKET;
 use garboard_catalog::pki::Leaf;
 use garboard_controllers::leader::Standing;
@@ -229,8 +230,8 @@ async fn events_tell_what_happened(world: &World, client: &kube::Client) {
     // What the agent watches, with the agent's own rights.
     let machine_object = watch::Sender::new(Some(Arc::new(machine.clone())));
     let cluster_object = watch::Sender::new(Some(Arc::new(cluster.clone())));
-    let refusals =
-        watch::Sender::new([("Machine of the local manifest".to_owned(), "spec.hostname: no".to_owned())].into());
+    let origin = Origin::Object { about: About::Machine, holder: "local manifest" };
+    let refusals = watch::Sender::new(Refusals::from([(origin, "spec.hostname: no".to_owned())]));
     let (network, services) = (watch::Sender::new(addresses(7)), watch::Sender::new(service(false)));
     let api = watch::Sender::new(Some(world.client(Leaf::Agent)));
     let (handed, receiver) = mpsc::channel(events::HANDED);

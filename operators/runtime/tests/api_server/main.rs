@@ -7,12 +7,13 @@ mod server;
 use std::sync::Arc;
 use std::time::Duration;
 
+use garboard_api::Refusals;
 use garboard_api::condition::{self, Observation};
 use garboard_api::{Cluster, Machine, MachineStatus, manifest};
 use garboard_runtime::crds;
 use garboard_runtime::kind::Kind;
 use garboard_runtime::ledger::Ledger;
-use garboard_runtime::source::{Declared, Refusals, Source, SubmitError};
+use garboard_runtime::source::{Declared, Source, SubmitError};
 use garboard_runtime::status::StatusSink;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
