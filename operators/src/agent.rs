@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use futures::{Stream, stream};
 use garboard_api::refusal::Origin;
-use garboard_api::Refusals;
+use garboard_api::{Cluster, Machine, Refusals};
 use garboard_control::Client as Control;
 use garboard_controllers::connect::Connect;
 use garboard_controllers::context::{Context, Paths, Published};
@@ -54,12 +54,13 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     notify::tell(NotifyState::Ready);
 
     let Found { manifests, errors } = manifests::find(&control).await;
-    let identity =
-        machine_api::identity(&paths.identity, manifests.identity.as_ref()).context("read the machine's key")?;
+    let ledger = Ledger::new(&paths.ledger);
+    let was_declared = ledger.holds::<Machine>() || ledger.holds::<Cluster>();
+    let identity = machine_api::identity(&paths.identity, manifests.identity.as_ref(), was_declared)
+        .context("read the machine's key")?;
     let refused = errors.iter().map(|error| (Origin::Text(error.origin.clone()), error.problem.to_string())).collect();
     let (refusals, refusals_seen) = watch::channel::<Refusals>(refused);
     let (api, api_seen) = watch::channel(None);
-    let ledger = Ledger::new(&paths.ledger);
     let start = |kind| format!("begin with the declared {kind}");
     let (machine_source, machine, machine_events) =
         Source::start(ledger.clone(), manifests.machine.as_ref(), refusals.clone(), api_seen.clone())
@@ -170,7 +171,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems_seen, stop.clone()));
     let (declares, declared) = mpsc::channel(DECLARES);
     tasks.spawn("declare", declare::run(declared, machine, cluster, stop.clone()));
-    let service = machine_api::Service::new(control, view_seen.clone(), pki, declares);
+    let service = machine_api::Service::new(control, view_seen.clone(), pki, declares, identity.pin());
     let api_stop = stop.clone();
     tasks.spawn("machine API", async move {
         if let Err(error) = machine_api::run(&identity, service, view_seen, api_stop).await {

@@ -2,7 +2,7 @@
 //!
 //! | task | input | output |
 //! |---|---|---|
-//! | [`identity`] | the key file, the manifests' key | the machine's identity |
+//! | [`identity`] | the key file, the manifests' key, whether anything is declared | the machine's identity |
 //! | [`run`] | the agent's view | the API on port 7443, from when it is known who may use it |
 //! | [`View`] | | what the agent publishes of itself for `Status` and for the access list |
 //! | [`Declare`] | | what the agent is asked to declare |
@@ -52,20 +52,27 @@ pub struct Declare {
 /// Where requests to declare objects go; the agent takes one after the other.
 pub type DeclareSender = mpsc::Sender<Declare>;
 
-/// The machine's identity: the key on its disk; without one that of the manifests, which is then kept; else a new one.
+/// The machine's identity: the key on its disk, or else that of the manifests, which is then kept, or else a new one.
+///
+/// While nothing is `declared`, nobody relies on the key that the machine has made for itself, and that of the manifests
+/// takes its place: manifests that come to a machine at its second boot count like those at its first.
 ///
 /// When the manifests' key is unusable, a new one serves for this run only and is not kept, so that the machine can be
 /// reached and a mended manifest counts at the next one.
 ///
 /// # Errors
 /// When the file is there and unusable, or cannot be written.
-pub fn identity(file: &Path, declared: Option<&manifest::Identity>) -> Result<Identity, IdentityError> {
-    let Some(declared) = declared.filter(|_| !file.exists()) else {
+pub fn identity(
+    file: &Path,
+    manifests: Option<&manifest::Identity>,
+    declared: bool,
+) -> Result<Identity, IdentityError> {
+    let Some(manifests) = manifests.filter(|_| !(declared && file.exists())) else {
         return Identity::load_or_create(file);
     };
-    match Identity::from_pem(&declared.key) {
+    match Identity::from_pem(&manifests.key) {
         Ok(identity) => {
-            identity.save(file)?;
+            identity.replace(file)?;
             info!(fingerprint = %identity.pin(), "took over the machine's key from the manifests");
             Ok(identity)
         }

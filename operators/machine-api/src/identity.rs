@@ -106,6 +106,24 @@ impl Identity {
     /// # Errors
     /// When the file exists or cannot be written. A power cut leaves no file, or the whole one.
     pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
+        self.write(path, |unfinished, path| {
+            // A link, unlike a rename, refuses to replace a key that is there.
+            let linked = fs::hard_link(unfinished, path);
+            fs::remove_file(unfinished)?;
+            linked
+        })
+    }
+
+    /// Writes the key in the place of another; as [`Identity::save`] otherwise.
+    ///
+    /// # Errors
+    /// When the file cannot be written. A power cut leaves the old key or the new one.
+    pub fn replace(&self, path: &Path) -> Result<(), IdentityError> {
+        self.write(path, |unfinished, path| fs::rename(unfinished, path))
+    }
+
+    /// Writes the key beside `path`, and has it put there.
+    fn write(&self, path: &Path, put: impl Fn(&Path, &Path) -> io::Result<()>) -> Result<(), IdentityError> {
         let write = || -> io::Result<()> {
             let mut name = path.file_name().unwrap_or_default().to_owned();
             name.push(".new");
@@ -117,10 +135,7 @@ impl Identity {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
             file.write_all(self.pem().as_bytes())?;
             file.sync_all()?;
-            // A link, unlike a rename, refuses to replace a key that is there.
-            let linked = fs::hard_link(&unfinished, path);
-            fs::remove_file(&unfinished)?;
-            linked?;
+            put(&unfinished, path)?;
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             fs::File::open(parent)?.sync_all()
         };
@@ -192,6 +207,18 @@ mod tests {
             matches!(refused, Err(IdentityError::Write { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists)
         );
         assert_eq!(fs::read_to_string(&path).unwrap(), "something else");
+    }
+
+    #[test]
+    fn a_key_is_replaced_where_that_is_meant() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("identity.key");
+        Identity::load_or_create(&path).unwrap();
+        let other = Identity::generate().unwrap();
+        other.replace(&path).unwrap();
+        assert_eq!(Identity::load(&path).unwrap().pin(), other.pin());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -85,6 +85,11 @@ impl Ledger {
         self.read(K::FILE)
     }
 
+    /// Whether an object of a kind was ever accepted, be its file damaged or not.
+    pub fn holds<K: Kind>(&self) -> bool {
+        [self.path(K::FILE), self.previous(K::FILE)].iter().any(|path| path.exists())
+    }
+
     /// Records what is accepted now.
     ///
     /// # Errors

@@ -16,9 +16,11 @@ fn what_is_stored_is_loaded_and_private() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = Ledger::new(folder.path().join("ledger"));
     assert_eq!(ledger.load::<Machine>().unwrap(), None);
+    assert!(!ledger.holds::<Machine>());
     for max_pods in 1..4 {
         ledger.store(&entry(max_pods)).unwrap();
         assert_eq!(ledger.load().unwrap(), Some(entry(max_pods)));
+        assert!(ledger.holds::<Machine>());
     }
     for (path, mode) in [("ledger", 0o700), ("ledger/machine.json", 0o600), ("ledger/machine.previous.json", 0o600)] {
         let found = fs::metadata(folder.path().join(path)).unwrap().permissions().mode();

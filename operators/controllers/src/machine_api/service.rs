@@ -6,15 +6,15 @@ use std::time::{Duration, SystemTime};
 use futures::stream::{BoxStream, StreamExt};
 use garboard_api::manifest;
 use garboard_control::{Client, LogSource, MachinePhase, ShutdownKind};
-use garboard_machine_api::Role;
 use garboard_machine_api::proto::machine_server::Machine;
 use garboard_machine_api::proto::{
-    ApplyManifestRequest, ApplyManifestResponse, KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest,
-    LogsResponse, RebootRequest, RebootResponse, ServiceRestartRequest, ServiceRestartResponse, ServicesRequest,
-    ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest, StatusResponse, VersionRequest,
-    VersionResponse,
+    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, KubeconfigRequest, KubeconfigResponse, LogLine,
+    LogsRequest, LogsResponse, RebootRequest, RebootResponse, ServiceRestartRequest, ServiceRestartResponse,
+    ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest, StatusResponse,
+    VersionRequest, VersionResponse,
 };
 use garboard_machine_api::server::Caller;
+use garboard_machine_api::{Identity, Pin, Role};
 use garboard_plan::pki::Authority;
 use garboard_supervisor::spec::ServiceName;
 use tokio::sync::{oneshot, watch};
@@ -44,13 +44,14 @@ pub struct Service {
     view: watch::Receiver<View>,
     pki: PkiStore,
     declare: DeclareSender,
+    own: Pin,
 }
 
 impl Service {
-    /// A service that asks PID 1 through `control`, shows `view`, signs with `pki`, and hands what is to be declared to
-    /// the agent.
-    pub fn new(control: Client, view: watch::Receiver<View>, pki: PkiStore, declare: DeclareSender) -> Self {
-        Self { control, view, pki, declare }
+    /// A service that asks PID 1 through `control`, shows `view`, signs with `pki`, hands what is to be declared to the
+    /// agent, and knows the machine's `own` key.
+    pub fn new(control: Client, view: watch::Receiver<View>, pki: PkiStore, declare: DeclareSender, own: Pin) -> Self {
+        Self { control, view, pki, declare, own }
     }
 
     fn view(&self) -> View {
@@ -165,24 +166,36 @@ impl Machine for Service {
         let caller = Caller::of(&request)?;
         let ApplyManifestRequest { manifest, dry_run } = request.get_ref();
         let manifests = manifest::parse(manifest).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        if manifests.identity.is_some() {
-            return Err(Status::invalid_argument(
-                "the machine's own key is taken over at first boot only: leave the Secret out",
-            ));
-        }
+        let own = manifests.identity.as_ref().map(|identity| own_key(identity, self.own)).transpose()?;
         let names = [("Machine", manifests.machine.is_some()), ("Cluster", manifests.cluster.is_some())];
         let kinds: Vec<_> = names.into_iter().filter(|(_, declared)| *declared).map(|(kind, _)| kind).collect();
         if kinds.is_empty() {
-            return Err(Status::invalid_argument("the manifest declares nothing"));
+            return match own {
+                Some(secret) => Ok(Response::new(ApplyManifestResponse { objects: vec![secret] })),
+                None => Err(Status::invalid_argument("the manifest declares nothing")),
+            };
         }
         info!(caller = %caller.name, ?kinds, dry_run, "objects are declared on request");
         let (reply, answer) = oneshot::channel();
         let ended = || Status::unavailable("the node agent is ending");
         self.declare.send(Declare { manifests, dry_run: *dry_run, reply }).await.map_err(|_| ended())?;
         let outcome = answer.await.map_err(|_| ended())?;
-        let objects = outcome.map_err(Status::invalid_argument)?;
+        let mut objects = outcome.map_err(Status::invalid_argument)?;
+        objects.extend(own);
         Ok(Response::new(ApplyManifestResponse { objects }))
     }
+}
+
+/// What happens to a Secret with the machine's key: nothing when it is the one that the machine has.
+fn own_key(manifest::Identity { machine, key }: &manifest::Identity, own: Pin) -> Result<AppliedObject, Status> {
+    let refused = |why: String| Status::invalid_argument(format!("Secret {machine}: stringData[identity.key]: {why}"));
+    let given = Identity::from_pem(key).map_err(|error| refused(error.to_string()))?.pin();
+    if given != own {
+        return Err(refused(format!(
+            "the key {given} is not the machine's, which is {own} and stays: leave the Secret out"
+        )));
+    }
+    Ok(AppliedObject { kind: "Secret".to_owned(), name: machine.clone(), outcome: "unchanged".to_owned() })
 }
 
 fn service_name(name: &str) -> Result<ServiceName, Status> {

@@ -78,6 +78,8 @@ struct Scene {
     told: Arc<Mutex<Vec<String>>>,
     view: watch::Sender<View>,
     declared: mpsc::Receiver<Declare>,
+    /// The machine's own key.
+    own: String,
     directory: tempfile::TempDir,
     _served: watch::Sender<AccessList>,
     _control: (watch::Sender<Vec<ServiceStatus>>, watch::Sender<MachinePhase>),
@@ -97,8 +99,9 @@ async fn scene(role: Role) -> Scene {
     let (view, watched) = watch::channel(View::default());
     let (declare, declared) = mpsc::channel(1);
     let pki = PkiStore::new(directory.path().join("pki"), directory.path().join("deployed"));
-    let service = Service::new(garboard_control::Client::at(&socket).unwrap(), watched, pki, declare);
     let (machine, person) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let own = machine.pem();
+    let service = Service::new(garboard_control::Client::at(&socket).unwrap(), watched, pki, declare, machine.pin());
     let (access, list) = watch::channel(only(&person, "alice", role));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
@@ -107,7 +110,7 @@ async fn scene(role: Role) -> Scene {
         serve(listener, &machine, list, Limits::default(), service, std::future::pending()).await.unwrap();
     });
     let client = Client::connect(&endpoint, pin, &person).await.unwrap();
-    Scene { client, told, view, declared, directory, _served: access, _control: (services, phase) }
+    Scene { client, told, view, declared, own, directory, _served: access, _control: (services, phase) }
 }
 
 fn declared(access: &str) -> View {
@@ -235,8 +238,9 @@ async fn the_port_opens_when_a_cluster_says_who_may_connect_and_follows_its_chan
     let (view, watched) = watch::channel(View::default());
     let (declare, _declared) = mpsc::channel(1);
     let pki = PkiStore::new(directory.path(), directory.path());
-    let service = Service::new(garboard_control::Client::at(&socket).unwrap(), watched.clone(), pki, declare);
     let machine = Identity::generate().unwrap();
+    let control = garboard_control::Client::at(&socket).unwrap();
+    let service = Service::new(control, watched.clone(), pki, declare, machine.pin());
     let (pin, stop) = (machine.pin(), CancellationToken::new());
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -274,17 +278,47 @@ async fn the_port_opens_when_a_cluster_says_who_may_connect_and_follows_its_chan
     tokio::time::timeout(limit, running).await.expect("it ends").unwrap().unwrap();
 }
 
+#[tokio::test]
+async fn a_secret_with_the_machines_own_key_changes_nothing_and_another_is_refused() {
+    let mut scene = scene(Role::Admin).await;
+    let secret = |key: &str| {
+        let key: String = key.lines().map(|line| format!("    {line}\n")).collect();
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: node-1}}\ntype: garboard.dev/machine-identity\n\
+             stringData:\n  identity.key: |\n{key}"
+        )
+    };
+    let own = secret(&scene.own);
+    let objects = scene.client.apply_manifest(own.clone(), false).await.unwrap();
+    let unchanged = AppliedObject { kind: "Secret".into(), name: "node-1".into(), outcome: "unchanged".into() };
+    assert_eq!(objects, std::slice::from_ref(&unchanged));
+    let other = Identity::generate().unwrap();
+    let error = scene.client.apply_manifest(secret(&other.pem()), false).await.unwrap_err().to_string();
+    assert!(error.contains("node-1") && error.contains(&other.pin().to_string()), "{error}");
+
+    let agent = tokio::spawn(async move {
+        let Declare { reply, .. } = scene.declared.recv().await.unwrap();
+        reply.send(Ok(Vec::new())).unwrap();
+    });
+    let machine = "apiVersion: garboard.dev/v1alpha1\nkind: Machine\nmetadata: {name: node-1}\n";
+    let objects = scene.client.apply_manifest(format!("{machine}---\n{own}"), false).await.unwrap();
+    assert_eq!(objects, [unchanged]);
+    agent.await.unwrap();
+}
+
 #[test]
-fn the_manifests_key_is_taken_over_once() {
+fn the_manifests_key_is_taken_over_until_something_is_declared() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("identity.key");
-    let declared = |key: &Identity| manifest::Identity { machine: "node-1".into(), key: key.pem() };
+    let of = |key: &Identity| manifest::Identity { machine: "node-1".into(), key: key.pem() };
     let [first, second] = [Identity::generate().unwrap(), Identity::generate().unwrap()];
-    assert_eq!(identity(&file, Some(&declared(&first))).unwrap().pin(), first.pin());
-    assert_eq!(identity(&file, Some(&declared(&second))).unwrap().pin(), first.pin());
-    assert_eq!(identity(&file, None).unwrap().pin(), first.pin());
-    let own = identity(&directory.path().join("other.key"), None).unwrap();
-    assert_ne!(own.pin(), first.pin());
+    let own = identity(&file, None, false).unwrap();
+    assert_eq!(identity(&file, None, false).unwrap().pin(), own.pin());
+    assert_eq!(identity(&file, Some(&of(&first)), false).unwrap().pin(), first.pin());
+    assert_eq!(identity(&file, Some(&of(&second)), true).unwrap().pin(), first.pin());
+    assert_eq!(identity(&file, None, true).unwrap().pin(), first.pin());
+    let lost = directory.path().join("lost.key");
+    assert_eq!(identity(&lost, Some(&of(&second)), true).unwrap().pin(), second.pin());
 }
 
 #[test]
@@ -292,9 +326,9 @@ fn an_unusable_key_in_the_manifests_leaves_room_for_a_mended_one() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("identity.key");
     let broken = manifest::Identity { machine: "node-1".into(), key: "no key".into() };
-    identity(&file, Some(&broken)).unwrap();
+    identity(&file, Some(&broken), false).unwrap();
     assert!(!file.exists());
     let mended = Identity::generate().unwrap();
     let declared = manifest::Identity { machine: "node-1".into(), key: mended.pem() };
-    assert_eq!(identity(&file, Some(&declared)).unwrap().pin(), mended.pin());
+    assert_eq!(identity(&file, Some(&declared), false).unwrap().pin(), mended.pin());
 }
