@@ -21,6 +21,7 @@ use garboard_runtime::applier::chain;
 use garboard_runtime::status::{ANSWER, StatusError};
 use garboard_supervisor::spec::ServiceSpec;
 use garboard_supervisor::status::Change;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::controller::Action;
@@ -214,10 +215,17 @@ fn catalog_input(
             name: machine.node_name().to_owned(),
             addresses: addresses.to_owned(),
             memory_bytes: memory_bytes(),
-            pod_cidrs: context.node.borrow().pod_cidrs.clone(),
+            pod_cidrs: pod_cidrs(context, &cluster.spec),
         },
         pause_image: format!("garboard.dev/pause:{}", env!("CARGO_PKG_VERSION")),
     }
+}
+
+/// The node's part of the pod addresses. The machine founds its cluster, so before the API server knows of the node it is
+/// the first part, and the pod network need not wait.
+fn pod_cidrs(context: &Context, cluster: &ClusterSpec) -> Vec<IpNet> {
+    let known = context.node.borrow().pod_cidrs.clone();
+    if known.is_empty() { node_plan::first_block(cluster.pod_cidr.net()).into_iter().collect() } else { known }
 }
 
 /// Memory of the machine, bytes (proc_meminfo(5)).
@@ -241,16 +249,17 @@ async fn declare_services(context: &Context, specs: Vec<ServiceSpec>) -> Result<
     Ok(())
 }
 
-/// Gives the first node of a new cluster its part of the pod addresses.
+/// Gives the first node of a new cluster its part of the pod addresses in the API.
 async fn claim_block(machine: &Machine, cluster: &ClusterSpec, context: &Context) -> Result<(), MachineError> {
     let node = context.node.borrow().clone();
     let client = context.api.borrow().clone();
     let (Some(client), Some(uid), true) = (client, node.uid, node.pod_cidrs.is_empty()) else { return Ok(()) };
     let (api, name) = (Api::<Node>::all(client), machine.node_name());
     let claim = async {
-        let nodes = api.list_metadata(&ListParams::default().limit(2)).await?.items.len();
-        let Some(block) = node_plan::first_block(cluster.pod_cidr.net(), nodes) else { return Ok(()) };
-        let patch = json!({ "metadata": { "uid": uid }, "spec": { "podCIDR": block, "podCIDRs": [block] } });
+        let alone = api.list_metadata(&ListParams::default().limit(2)).await?.items.len() == 1;
+        let blocks = pod_cidrs(context, cluster);
+        let Some(block) = blocks.first().filter(|_| alone) else { return Ok(()) };
+        let patch = json!({ "metadata": { "uid": uid }, "spec": { "podCIDR": block, "podCIDRs": blocks } });
         api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
     };
     match tokio::time::timeout(ANSWER, claim).await {

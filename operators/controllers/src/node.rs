@@ -29,7 +29,7 @@ const LABEL_MANAGER: &str = "garboard-machine";
 pub struct NodeView {
     /// UID of the Node; none while it is not seen in the API.
     pub uid: Option<String>,
-    /// The node's part of the pod addresses.
+    /// The node's part of the pod addresses, as the API has it or had it last; empty when it never had one.
     pub pod_cidrs: Vec<IpNet>,
     /// Whether the Node says that it is ready; none when it says nothing.
     pub ready: Option<bool>,

@@ -3,17 +3,17 @@
 use garboard_catalog::kube_controller_manager::node_block_prefix;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// The part of the pod addresses that the first node of a cluster takes by itself; none when there are other nodes.
+/// The part of the pod addresses that the machine which founds a cluster takes for its node by itself.
 ///
-/// kube-controller-manager gives it the same part, but only after the API server has finished its own start and all controllers theirs,
-/// which takes longer than everything else between power-on and a Ready node. It respects what a node has.
-pub fn first_block(cluster: IpNet, nodes: usize) -> Option<IpNet> {
+/// kube-controller-manager gives the first node the same part, but only after the API server has finished its own start and all
+/// controllers theirs, which takes longer than everything else between power-on and a Ready node. It respects what a node has.
+pub fn first_block(cluster: IpNet) -> Option<IpNet> {
     let prefix = node_block_prefix(cluster);
     let block = match cluster {
         IpNet::V4(net) => Ipv4Net::new(net.network(), prefix).map(IpNet::V4),
         IpNet::V6(net) => Ipv6Net::new(net.network(), prefix).map(IpNet::V6),
     };
-    block.ok().filter(|_| nodes == 1)
+    block.ok()
 }
 
 #[cfg(test)]
@@ -21,16 +21,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_only_node_takes_the_first_block() {
-        for (cluster, nodes, expected) in [
-            ("10.244.0.0/16", 1, Some("10.244.0.0/24")),
-            ("10.244.3.0/24", 1, Some("10.244.3.0/24")),
-            ("fd00:1::/56", 1, Some("fd00:1::/64")),
-            ("10.244.0.0/16", 2, None),
-            ("10.244.0.0/16", 0, None),
-        ] {
-            let expected = expected.map(|block| block.parse().unwrap());
-            assert_eq!(first_block(cluster.parse().unwrap(), nodes), expected, "{cluster} {nodes}");
+    fn the_first_block_is_as_long_as_the_controller_manager_makes_it() {
+        for (cluster, expected) in
+            [("10.244.0.0/16", "10.244.0.0/24"), ("10.244.3.0/24", "10.244.3.0/24"), ("fd00:1::/56", "fd00:1::/64")]
+        {
+            assert_eq!(first_block(cluster.parse().unwrap()), Some(expected.parse().unwrap()), "{cluster}");
         }
     }
 }
