@@ -133,9 +133,9 @@ pub struct MachineKubelet {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub node_labels: BTreeMap<String, String>,
-    /// Most pods at a time.
+    /// Most pods at a time. A node has 253 addresses for pods.
     #[serde(default = "default_max_pods")]
-    #[schemars(range(min = 1, max = 1024))]
+    #[schemars(range(min = 1, max = 250))]
     pub max_pods: u32,
     /// Time that pods have to end when the machine shuts down, seconds: at most 570, as the machine waits ten minutes for them.
     #[serde(default = "default_shutdown_grace")]

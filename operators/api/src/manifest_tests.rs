@@ -114,7 +114,7 @@ fn what_is_wrong_is_named() {
         ("an unknown field of metadata", cluster("{}").replace("name:", "nam:"), &["metadata.nam:", "labels"]),
         ("a wrong type", machine("spec: {kubelet: {maxPods: many}}"), &["spec.kubelet.maxPods", "\"many\""]),
         ("a list for a mapping", machine("spec: []"), &["spec", "mapping"]),
-        ("out of bounds", machine("spec: {kubelet: {maxPods: 0}}"), &["spec.kubelet.maxPods", "0", "1 to 1024"]),
+        ("out of bounds", machine("spec: {kubelet: {maxPods: 0}}"), &["spec.kubelet.maxPods", "0", "1 to 250"]),
         ("no host name", machine("spec: {hostname: A_b}"), &["spec.hostname", "A_b", "DNS label"]),
         ("both matches", link("match: {name: a, mac: '52:54:00:12:34:56'}"), &["links[0].match", "either name or mac"]),
         ("no match", link("dhcp4: true"), &["spec.network.links[0].match", "required"]),
@@ -209,7 +209,7 @@ proptest! {
     }
 
     #[test]
-    fn a_machine_survives_being_written(max_pods in 1u32..=1024, grace in 0u32..=570, mtu in proptest::option::of(576u32..=65535)) {
+    fn a_machine_survives_being_written(max_pods in 1u32..=250, grace in 0u32..=570, mtu in proptest::option::of(576u32..=65535)) {
         let text = machine(&format!(
             "spec: {{kubelet: {{maxPods: {max_pods}, shutdownGracePeriodSeconds: {grace}, shutdownGracePeriodCriticalPodsSeconds: 0}}, \
              network: {{links: [{{match: {{name: eth0}}, mtu: {}}}]}}}}",
