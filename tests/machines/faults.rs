@@ -51,24 +51,9 @@ fn seen(scene: &Scene) -> Result<BTreeMap<String, Seen>> {
         .collect()
 }
 
-/// A pod that shares the machine's processes and may kill them, as root, which the image's own user may not.
-fn killer(image: &str) -> Value {
-    let mut pod = sample_pod(image, "killer", &["sleep"]);
-    pod["spec"]["hostPID"] = json!(true);
-    pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true, "runAsUser": 0 });
-    pod["metadata"]["namespace"] = json!("kube-system");
-    pod
-}
-
-/// Starts the killer.
-fn start_killer(scene: &Scene) -> Result<()> {
-    scene.cluster.apply(&killer(&scene.sample_image()?).to_string())?;
-    scene.cluster.wait_condition(&["pod", "killer", "-n", "kube-system"], "Ready", POD_LIMIT)
-}
-
 fn every_service_killed_comes_back_and_disturbs_no_other(scene: &mut Scene) -> Result<()> {
     let image = scene.sample_image()?;
-    start_killer(scene)?;
+    scene.start_intruder()?;
     let bystander = sample_pod(&image, "bystander", &["serve", "--port", "8080"]);
     scene.cluster.apply(&bystander.to_string())?;
     scene.cluster.wait_condition(&["pod", "bystander"], "Ready", POD_LIMIT)?;
@@ -87,8 +72,7 @@ fn every_service_killed_comes_back_and_disturbs_no_other(scene: &mut Scene) -> R
             }
             // Asked again while it lives: a kubelet that has just come back knows no pods yet. The answer may be lost with the process
             // that carried it; whether it died is seen above.
-            let said = scene.cluster.kubectl(&["exec", "-n", "kube-system", "killer", "--", "/sample", "kill", &pid]);
-            Err(said.map_or_else(|error| error.to_string(), |said| String::from_utf8_lossy(&said.stderr).into_owned()))
+            Err(scene.intrude(&["kill", &pid]).err().map(|error| error.to_string()).unwrap_or_default())
         })?;
         for (name, was) in before.iter().filter(|(name, _)| **name != victim) {
             let now = after.get(name).with_context(|| format!("{name} is gone after {victim} was killed"))?;
@@ -103,12 +87,12 @@ fn every_service_killed_comes_back_and_disturbs_no_other(scene: &mut Scene) -> R
 
 /// One service tells by itself that it lives, the other is asked.
 fn a_service_that_hangs_is_started_again(scene: &mut Scene) -> Result<()> {
-    start_killer(scene)?;
+    scene.start_intruder()?;
     let before = seen(scene)?;
     let hung = ["agent", "kube-proxy"];
     for name in hung {
         let pid = before[name].pid.to_string();
-        scene.cluster.kubectl_ok(&["exec", "-n", "kube-system", "killer", "--", "/sample", "kill", &pid, "stop"])?;
+        scene.intrude(&["kill", &pid, "stop"])?;
     }
     let after = wait::until("what hung to be started again", HUNG_LIMIT, || {
         // The agent answers this, so it cannot before it is back.

@@ -3,12 +3,14 @@
 //! Most scenarios start from one saved state of a machine whose node is Ready, so that the image is booted once for all of them;
 //! those whose point is booting make a machine of their own.
 
+mod declare;
 mod docs;
 mod faults;
 mod power;
 mod ready;
 mod refusal;
 mod scene;
+mod security;
 mod sources;
 mod workloads;
 
@@ -20,8 +22,10 @@ fn main() {
     let trials: Vec<Trial> = [
         docs::scenarios(),
         ready::scenarios(),
+        declare::scenarios(),
         sources::scenarios(),
         workloads::scenarios(),
+        security::scenarios(),
         faults::scenarios(),
         power::scenarios(),
         refusal::scenarios(),

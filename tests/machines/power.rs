@@ -18,6 +18,7 @@ pub fn scenarios() -> Vec<Trial> {
             the_button_gives_pods_their_grace_and_powers_off,
         ),
         on_ready("power::a_reboot_keeps_everything", a_reboot_keeps_everything),
+        on_ready("power::the_watchdog_resets_a_machine_whose_first_process_hangs", the_watchdog_resets),
         cold("power::certificates_that_expired_while_it_was_off_are_renewed", certificates_that_expired_are_renewed),
         cold("power::cuts_at_first_boot_and_at_work_lose_nothing", cuts_at_first_boot_and_at_work_lose_nothing),
     ]
@@ -51,15 +52,29 @@ fn a_reboot_keeps_everything(scene: &mut Scene) -> Result<()> {
     scene.cluster.kubectl_ok(&["create", "configmap", "kept", "--from-literal=key=value"])?;
     let before = boot_id(scene)?;
     scene.cluster.garboardctl_ok(&["reboot"])?;
+    wait_boot_after(scene, &before)?;
+    let kept = scene.cluster.get(&["configmap", "kept"])?;
+    ensure!(kept["data"]["key"] == "value", "{kept}");
+    Ok(())
+}
+
+fn the_watchdog_resets(scene: &mut Scene) -> Result<()> {
+    let before = boot_id(scene)?;
+    scene.start_intruder()?;
+    // No signal stops the first process; the freezer of its cgroup does.
+    let freezer = "/proc/1/root/sys/fs/cgroup/init/cgroup.freeze";
+    scene.intrude(&["write", freezer, "1"])?;
+    wait_boot_after(scene, &before)
+}
+
+/// Waits until the machine has booted since the boot `before`, and is Ready.
+fn wait_boot_after(scene: &mut Scene, before: &str) -> Result<()> {
     wait::until("another boot", READY_LIMIT, || match boot_id(scene) {
         Ok(now) if now != before => Ok(()),
         Ok(_) => Err("the same boot".to_owned()),
         Err(error) => Err(error.to_string()),
     })?;
-    scene.wait_ready()?;
-    let kept = scene.cluster.get(&["configmap", "kept"])?;
-    ensure!(kept["data"]["key"] == "value", "{kept}");
-    Ok(())
+    scene.wait_ready()
 }
 
 fn certificates_that_expired_are_renewed() -> Result<()> {

@@ -20,7 +20,7 @@ pub fn scenarios() -> Vec<Trial> {
 }
 
 /// Longest time from power-on to the first stage's words.
-const EARLY_LIMIT: Duration = Duration::from_secs(120);
+pub const EARLY_LIMIT: Duration = Duration::from_secs(120);
 
 /// Bytes changed in each of the root's blocks, so that whatever is read first is damaged.
 const BLOCK: u64 = 4096;

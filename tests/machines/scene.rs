@@ -66,6 +66,28 @@ impl Scene {
             .and_then(|()| self.cluster.wait_condition(&["clusters.garboard.dev", "cluster"], "Ready", READY_LIMIT))
             .with_context(|| format!("the console's end:\n{}", self.machine.console_end()))
     }
+
+    /// Starts a pod that shares the machine's processes and may do anything to them.
+    ///
+    /// # Errors
+    /// When it does not run in time.
+    pub fn start_intruder(&self) -> Result<()> {
+        let mut pod = sample_pod(&self.sample_image()?, "intruder", &["sleep"]);
+        pod["spec"]["hostPID"] = json!(true);
+        // As root, which the image's own user is not.
+        pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true, "runAsUser": 0 });
+        pod["metadata"]["namespace"] = json!("kube-system");
+        self.cluster.apply(&pod.to_string())?;
+        self.cluster.wait_condition(&["pod", "intruder", "-n", "kube-system"], "Ready", POD_LIMIT)
+    }
+
+    /// Runs a command of the sample program in that pod.
+    ///
+    /// # Errors
+    /// When it fails, or the answer is lost.
+    pub fn intrude(&self, command: &[&str]) -> Result<String> {
+        self.cluster.kubectl_ok(&[&["exec", "-n", "kube-system", "intruder", "--", "/sample"], command].concat())
+    }
 }
 
 /// A pod of the sample image that is not started again.

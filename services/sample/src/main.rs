@@ -4,6 +4,7 @@
 
 mod dns;
 mod eat;
+mod files;
 mod fill;
 mod get;
 mod processes;
@@ -26,6 +27,8 @@ Usage: sample COMMAND
     sleep [SECONDS]                        wait, by default until stopped
     processes                              print number, proportional set size (KiB) and program of each process
     cat FILE                               print a file
+    count TEXT FOLDER                      print how often a text is in the files of a folder and those below
+    write FILE TEXT                        write to a file that is there
     kill PID [stop]                        end a process at once, or only stop it where it is";
 
 /// An error in words for the person who ran the command.
@@ -70,7 +73,15 @@ fn run(command: &str, arguments: &[String]) -> Outcome {
             _ => Err("usage: sample sleep [SECONDS]".to_owned()),
         },
         "processes" => processes::list(),
-        "cat" => processes::cat(&only(arguments, "cat FILE")?),
+        "cat" => files::cat(&only(arguments, "cat FILE")?),
+        "count" => match arguments {
+            [text, folder] => files::count(text, folder),
+            _ => Err("usage: sample count TEXT FOLDER".to_owned()),
+        },
+        "write" => match arguments {
+            [file, text] => files::write(file, text),
+            _ => Err("usage: sample write FILE TEXT".to_owned()),
+        },
         "kill" => match arguments {
             [pid] => processes::signal(number(pid)?, Signal::SIGKILL),
             [pid, stop] if stop == "stop" => processes::signal(number(pid)?, Signal::SIGSTOP),

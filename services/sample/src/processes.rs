@@ -1,7 +1,6 @@
 //! A look at processes, and an end for them: of this container, or of the whole machine in a pod that shares them.
 
 use std::fs;
-use std::io::Write;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -32,12 +31,6 @@ pub fn list() -> Outcome {
 fn proportional(rollup: &str) -> Option<u64> {
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     line.split_whitespace().next()?.parse().ok()
-}
-
-/// Prints a file.
-pub fn cat(path: &str) -> Outcome {
-    let content = fs::read(path).map_err(|error| format!("reading {path}: {error}"))?;
-    std::io::stdout().write_all(&content).map_err(|error| format!("printing {path}: {error}"))
 }
 
 /// Sends a signal.
