@@ -35,14 +35,8 @@ pub fn add(report: &mut Report) -> Result<()> {
         own.push(attach(&node, &format!("own-{number}"), |pod| ours.add(pod))?);
         reference.push(attach(&node, &format!("reference-{number}"), reference_add)?);
     }
-    let mut sorted = reference.clone();
-    sorted.sort_by(f64::total_cmp);
-    let beside = Reference {
-        what: "bridge, host-local and portmap".to_owned(),
-        value: sorted.get(PODS / 2).copied().unwrap_or_default(),
-        same_call: true,
-    };
-    report.add("cni: ADD", "ms", &own, Some(beside));
+    let beside = Reference::beside("bridge, host-local and portmap", &reference);
+    report.add("cni: ADD", "ms", &own, beside);
     Ok(())
 }
 

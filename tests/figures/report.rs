@@ -28,6 +28,13 @@ pub struct Reference {
     pub same_call: bool,
 }
 
+impl Reference {
+    /// The median of what was measured beside a figure in this call; none when there is no value.
+    pub fn beside(what: impl Into<String>, values: &[f64]) -> Option<Self> {
+        median(values).map(|value| Self { what: what.into(), value, same_call: true })
+    }
+}
+
 /// All figures of one call.
 #[derive(Default)]
 pub struct Report {
@@ -37,13 +44,12 @@ pub struct Report {
 impl Report {
     /// Adds what was measured; nothing when there is no value.
     pub fn add(&mut self, name: impl Into<String>, unit: &'static str, values: &[f64], reference: Option<Reference>) {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let (Some(min), Some(max), Some(median)) = (sorted.first(), sorted.last(), sorted.get(sorted.len() / 2)) else {
+        let (Some(median), Some(min), Some(max)) =
+            (median(values), values.iter().copied().reduce(f64::min), values.iter().copied().reduce(f64::max))
+        else {
             return;
         };
-        let figure =
-            Figure { name: name.into(), unit, min: *min, median: *median, max: *max, runs: values.len(), reference };
+        let figure = Figure { name: name.into(), unit, min, median, max, runs: values.len(), reference };
         eprintln!("{}", line(&figure));
         self.figures.push(figure);
     }
@@ -60,6 +66,13 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// The middle of the values, the upper one of an even number.
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
 }
 
 fn line(figure: &Figure) -> String {
