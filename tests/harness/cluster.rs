@@ -28,7 +28,7 @@ impl Cluster {
     /// # Errors
     /// What `garboardctl` says.
     pub fn new(image: &Image, directory: &Path, ports: Ports) -> Result<Self> {
-        let cluster = Self { image: image.clone(), directory: directory.to_path_buf() };
+        let cluster = Self::of_kubeconfig(image, directory);
         let output = Command::new(&image.garboardctl)
             .arg("new")
             .arg(directory)
@@ -41,6 +41,21 @@ impl Cluster {
         succeeded("garboardctl new", &output)?;
         cluster.write_manifests("")?;
         Ok(cluster)
+    }
+
+    /// A cluster that `kubectl` alone reaches, by the kubeconfig that is in `directory`.
+    pub fn of_kubeconfig(image: &Image, directory: &Path) -> Self {
+        Self { image: image.clone(), directory: directory.to_path_buf() }
+    }
+
+    /// Waits until the API server says that it is ready.
+    ///
+    /// # Errors
+    /// When it does not within `limit`.
+    pub fn wait_api_ready(&self, limit: Duration) -> Result<()> {
+        wait::until("the API server to be ready", limit, || {
+            self.kubectl_ok(&["get", "--raw", "/readyz"]).map(drop).map_err(|error| error.to_string())
+        })
     }
 
     /// Where its files are: manifests, keys, kubeconfig.

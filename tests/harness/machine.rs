@@ -35,12 +35,24 @@ impl Default for Hardware {
     }
 }
 
+/// What the firmware starts in place of the disk's boot loader.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The kernel, with its EFI stub.
+    pub image: PathBuf,
+    /// Its first root.
+    pub initrd: PathBuf,
+    /// Its command line.
+    pub command_line: String,
+}
+
 /// A machine with a disk of its own over the built image; its QEMU ends when this is dropped.
 pub struct Machine {
     directory: PathBuf,
     hardware: Hardware,
     ports: Ports,
     manifests: Option<PathBuf>,
+    kernel: Option<Kernel>,
     boots: u32,
     qemu: Option<Child>,
 }
@@ -98,12 +110,25 @@ impl Machine {
             path(&variables)?,
             path(&directory.join("vars.qcow2"))?,
         ])?;
-        Ok(Self { directory: directory.to_path_buf(), hardware, ports, manifests: None, boots: 0, qemu: None })
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            hardware,
+            ports,
+            manifests: None,
+            kernel: None,
+            boots: 0,
+            qemu: None,
+        })
     }
 
     /// Gives the machine this file of manifests at its next start; none takes it away.
     pub fn set_manifests(&mut self, file: Option<PathBuf>) {
         self.manifests = file;
+    }
+
+    /// Starts this kernel from now on, not what the disk would boot.
+    pub fn set_kernel(&mut self, kernel: Kernel) {
+        self.kernel = Some(kernel);
     }
 
     /// Gives QEMU these arguments too, from the next start on.
@@ -263,7 +288,8 @@ impl Machine {
 
     fn arguments(&self) -> Result<Vec<String>> {
         let code = firmware("CODE")?;
-        let mut arguments: Vec<String> = accelerator().into_iter().map(str::to_owned).collect();
+        let Accelerator { arguments: accelerator, kernel_arguments } = accelerator();
+        let mut arguments: Vec<String> = accelerator.iter().map(|argument| (*argument).to_owned()).collect();
         let Hardware { memory_mib, cpus, disk_gib: _, extra } = &self.hardware;
         let Ports { api, machine } = self.ports;
         let directory = path(&self.directory)?;
@@ -281,6 +307,17 @@ impl Machine {
         push(&["-device", "i6300esb", "-action", "watchdog=reset"]);
         push(&["-serial", &format!("file:{}", path(&console)?)]);
         push(&["-qmp", &format!("unix:{directory}/qmp.sock,server=on,wait=off")]);
+        match &self.kernel {
+            Some(Kernel { image, initrd, command_line }) => {
+                push(&["-kernel", path(image)?, "-initrd", path(initrd)?]);
+                push(&["-append", &[&[command_line.as_str()], kernel_arguments].concat().join(" ")]);
+            }
+            None => {
+                for argument in kernel_arguments {
+                    push(&["-smbios", &format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={argument}")]);
+                }
+            }
+        }
         if let Some(manifests) = &self.manifests {
             push(&["-fw_cfg", &format!("name=opt/dev.garboard/manifests,file={}", path(manifests)?)]);
         }
@@ -297,16 +334,26 @@ impl Drop for Machine {
     }
 }
 
-/// How this host runs a machine: `image/boot` decides by a trial, so that both agree.
-fn accelerator() -> Vec<&'static str> {
+/// How this host runs a machine.
+struct Accelerator {
+    /// For QEMU.
+    arguments: &'static [&'static str],
+    /// For the machine's kernel.
+    kernel_arguments: &'static [&'static str],
+}
+
+/// `image/boot` decides by a trial, so that both agree.
+fn accelerator() -> Accelerator {
     let trial = Command::new(top().join("image/boot")).arg("accelerator").stdin(Stdio::null()).output();
     let kvm = trial.is_ok_and(|trial| trial.status.success() && trial.stdout.starts_with(b"kvm"));
     if kvm {
-        vec!["-machine", "q35,accel=kvm", "-cpu", "host"]
+        Accelerator { arguments: &["-machine", "q35,accel=kvm", "-cpu", "host"], kernel_arguments: &[] }
     } else {
-        // An emulated processor has none of the faults that mitigations guard against.
-        let guards = "type=11,value=io.systemd.stub.kernel-cmdline-extra=mitigations=off";
-        vec!["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "Nehalem", "-smbios", guards]
+        Accelerator {
+            arguments: &["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "Nehalem"],
+            // An emulated processor has none of the faults that mitigations guard against.
+            kernel_arguments: &["mitigations=off"],
+        }
     }
 }
 
