@@ -7,9 +7,9 @@ use garboard_tests::cluster::{Cluster, READY_LIMIT};
 use garboard_tests::fresh::Fresh;
 use garboard_tests::image::Image;
 use garboard_tests::machine::Hardware;
-use garboard_tests::wait;
 use serde_json::Value;
 
+use crate::baseline::Baseline;
 use crate::report::{Reference, Report};
 
 const MB: f64 = 1_000_000.0;
@@ -33,48 +33,83 @@ pub fn sizes(image: &Image, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// From power-on to each point of a first boot.
+/// From power-on and from the kernel's start to each point of a first boot, ours and the baseline's in turn.
+///
+/// # Errors
+/// When a machine does not become Ready.
 pub fn times(image: &Image, runs: u32, report: &mut Report) -> Result<()> {
-    let mut points: Vec<(&str, Vec<f64>)> = vec![
-        ("kernel", Vec::new()),
-        ("machine API", Vec::new()),
-        ("API ready", Vec::new()),
-        ("node Ready", Vec::new()),
-    ];
+    let baseline = Baseline::new(image)?;
+    let (mut ours, mut bare) = (Times::default(), Times::default());
     let mut phases: Vec<Vec<f64>> = vec![Vec::new(); PHASES.len()];
     for _ in 0..runs {
-        let Fresh { machine, cluster, .. } = &mut Fresh::new(image, Hardware::default())?;
-        let on = Instant::now();
-        machine.start()?;
-        machine.wait_console("\n", READY_LIMIT)?;
-        let mut reached = vec![on.elapsed()];
-        cluster.fetch_kubeconfig(READY_LIMIT)?;
-        reached.push(on.elapsed());
-        wait::until("the API server to be ready", READY_LIMIT, || {
-            cluster.kubectl_ok(&["get", "--raw", "/readyz"]).map(drop).map_err(|error| error.to_string())
-        })?;
-        reached.push(on.elapsed());
-        cluster.wait_ready(READY_LIMIT)?;
-        reached.push(on.elapsed());
-        for (point, at) in points.iter_mut().zip(&reached) {
-            point.1.push(at.as_secs_f64());
-        }
-        for (values, at) in phases.iter_mut().zip(reached_phases(cluster)?) {
+        let mut fresh = Fresh::new(image, Hardware::default())?;
+        ours.boot(&mut fresh, |fresh| fresh.cluster.fetch_kubeconfig(READY_LIMIT))?;
+        for (values, at) in phases.iter_mut().zip(reached_phases(&fresh.cluster)?) {
             values.extend(at);
         }
+        drop(fresh);
+        bare.boot(&mut baseline.fresh()?, |fresh| Baseline::wait_started(fresh, READY_LIMIT))?;
     }
-    for (point, values) in &points {
-        let reference = (*point == "node Ready").then(|| Reference {
-            what: "a bare script as init 37 s, Debian with systemd".to_owned(),
-            value: 52.0,
-            same_call: false,
-        });
-        report.add(format!("boot: power-on to {point}"), "s", values, reference);
+    for (point, values) in [
+        ("kernel", &ours.kernel),
+        ("machine API", &ours.reachable),
+        ("API ready", &ours.api_ready),
+        ("node Ready", &ours.node_ready),
+    ] {
+        report.add(format!("boot: power-on to {point}"), "s", values, None);
+    }
+    for (point, values, beside) in
+        [("API ready", &ours.api_ready, &bare.api_ready), ("node Ready", &ours.node_ready, &bare.node_ready)]
+    {
+        let beside = Reference::beside("a bare script as init", &since(&bare.kernel, beside));
+        report.add(format!("boot: kernel start to {point}"), "s", &since(&ours.kernel, values), beside);
     }
     for (Phase { name, .. }, values) in PHASES.iter().zip(&phases) {
-        report.add(format!("boot: kernel start to {name}"), "s", values, None);
+        report.add(format!("boot: in the machine's log, {name}"), "s", values, None);
     }
     Ok(())
+}
+
+/// What every kernel that an UEFI firmware starts says first: its EFI stub writes to the firmware's console.
+const KERNEL_STARTS: &str = "EFI stub: ";
+
+/// Seconds from power-on to each point of boots, by the host's clock.
+#[derive(Default)]
+struct Times {
+    kernel: Vec<f64>,
+    /// When it is worth asking for the API server: each asking takes of the processors that the machine runs on.
+    reachable: Vec<f64>,
+    api_ready: Vec<f64>,
+    node_ready: Vec<f64>,
+}
+
+impl Times {
+    /// Powers a machine on, waits until it is Ready and adds its times.
+    fn boot(&mut self, fresh: &mut Fresh, reachable: impl Fn(&Fresh) -> Result<()>) -> Result<()> {
+        let on = Instant::now();
+        fresh.machine.start()?;
+        fresh.machine.wait_console(KERNEL_STARTS, READY_LIMIT)?;
+        let kernel = on.elapsed();
+        let ready = (|| -> Result<_> {
+            reachable(fresh)?;
+            let reachable = on.elapsed();
+            fresh.cluster.wait_api_ready(READY_LIMIT)?;
+            let api_ready = on.elapsed();
+            fresh.cluster.wait_ready(READY_LIMIT)?;
+            Ok([reachable, api_ready, on.elapsed()])
+        })();
+        let [reachable, api_ready, node_ready] = ready.with_context(|| fresh.machine.console_end())?;
+        self.kernel.push(kernel.as_secs_f64());
+        self.reachable.push(reachable.as_secs_f64());
+        self.api_ready.push(api_ready.as_secs_f64());
+        self.node_ready.push(node_ready.as_secs_f64());
+        Ok(())
+    }
+}
+
+/// From each of `starts` to the end of the same boot.
+fn since(starts: &[f64], ends: &[f64]) -> Vec<f64> {
+    starts.iter().zip(ends).map(|(start, end)| end - start).collect()
 }
 
 /// A point on the way to a Ready node, and the first line of a log that tells of it.

@@ -1,0 +1,211 @@
+//! What our boot is compared with: a bare script as init, `baseline-init.sh`, that starts the image's own programs for Kubernetes
+//! from the image's own root, on the same kernel, modules and hardware.
+//!
+//! It has what a node needs to be Ready and to run pods, and nothing for safety beyond the API server's certificates and RBAC:
+//! etcd without TLS, one administrator for all components, no audit log, no encryption of Secrets, no verified root, no isolation
+//! of services. The firmware starts its kernel from QEMU, not through the boot loader, so only times from the kernel's start on
+//! compare.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use garboard_tests::cluster::Cluster;
+use garboard_tests::fresh::Fresh;
+use garboard_tests::image::Image;
+use garboard_tests::machine::{Hardware, Kernel, Machine, Ports};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use serde_json::json;
+use tempfile::TempDir;
+
+/// The script, and its other name in the initrd.
+const SCRIPT: &str = include_str!("baseline-init.sh");
+const INIT: &str = "baseline/init";
+
+/// What the script says on the console when it has started the API server.
+const STARTED: &str = "baseline: the API server is started";
+
+/// Debian's files that go with the script, and where they lie in the initrd.
+const FILES: [(&str, &str); 3] = [
+    ("/bin/busybox", "bin/busybox"),
+    ("/usr/lib/cni/bridge", "baseline/cni/bridge"),
+    ("/usr/lib/cni/host-local", "baseline/cni/host-local"),
+];
+
+/// Size of the disk for `/var`, bytes.
+const VAR_BYTES: u64 = 4 << 30;
+
+/// The API server's addresses: on the machine and as QEMU forwards it, in QEMU's network, and its Service.
+const ADDRESSES: [Ipv4Addr; 3] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(10, 0, 2, 15), Ipv4Addr::new(10, 96, 0, 1)];
+
+/// What all boots of the baseline share.
+pub struct Baseline {
+    image: Image,
+    kernel: Kernel,
+    folder: TempDir,
+}
+
+impl Baseline {
+    /// Makes the initrd with the script and its certificates.
+    ///
+    /// # Errors
+    /// When a file cannot be made, or a program or file of Debian is missing; `tests/bench` installs those.
+    pub fn new(image: &Image) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("garboard-").tempdir().context("make a folder")?;
+        let file = |name: &str| folder.path().join(name);
+        let tree = file("tree");
+        for (source, target) in FILES {
+            let target = tree.join(target);
+            make_parent(&target)?;
+            fs::copy(source, &target).with_context(|| format!("copy {source}"))?;
+        }
+        symlink("busybox", tree.join("bin/sh")).context("link bin/sh")?;
+        write(&tree.join(INIT), SCRIPT)?;
+        run(Command::new("chmod").arg("0755").arg(tree.join(INIT)), "")?;
+        make_pki(&tree.join("baseline/pki")).context("make certificates")?;
+
+        let sections = [".linux", ".initrd", ".cmdline"].map(|name| section(image, name, &file(name)));
+        let [linux, initrd, command_line] = sections;
+        let kernel = Kernel { image: linux?, initrd: file("initrd"), command_line: command_line_of(&command_line?)? };
+        // The kernel unpacks one archive after the other: ours, padded to full words by cpio, then the image's with its modules.
+        let mut joined = archive(&tree)?;
+        joined.extend(fs::read(initrd?).context("read the image's initrd")?);
+        fs::write(&kernel.initrd, joined).context("write the initrd")?;
+        Ok(Self { image: image.clone(), kernel, folder })
+    }
+
+    /// A machine that was never on, with the baseline's kernel and initrd.
+    ///
+    /// # Errors
+    /// When files cannot be made, or no port is free.
+    pub fn fresh(&self) -> Result<Fresh> {
+        let directory = tempfile::Builder::new().prefix("garboard-").tempdir().context("make a folder")?;
+        let ports = Ports::free()?;
+        let cluster = Cluster::of_kubeconfig(&self.image, &directory.path().join("cluster"));
+        write(&cluster.kubeconfig(), &self.kubeconfig(ports))?;
+        let var = directory.path().join("var.raw");
+        fs::File::create(&var).and_then(|file| file.set_len(VAR_BYTES)).context("make the disk for /var")?;
+        run(Command::new("/usr/sbin/mkfs.ext4").args(["-q", "-F"]).arg(&var), "")?;
+
+        let mut machine = Machine::create(&self.image, &directory.path().join("machine"), Hardware::default(), ports)?;
+        machine.set_kernel(self.kernel.clone());
+        machine.add_arguments([
+            "-drive",
+            &format!("if=none,id=var,format=raw,cache=writeback,discard=unmap,file={}", var.display()),
+            "-device",
+            "virtio-blk-pci,drive=var,serial=var",
+        ]);
+        Ok(Fresh { machine, cluster, directory })
+    }
+
+    /// Waits until the API server is started, so that asking it is no waste of the processors that the machine runs on.
+    ///
+    /// # Errors
+    /// When it is not within `limit`.
+    pub fn wait_started(fresh: &Fresh, limit: Duration) -> Result<()> {
+        fresh.machine.wait_console(STARTED, limit)
+    }
+
+    /// The administrator's way to the API server.
+    fn kubeconfig(&self, ports: Ports) -> String {
+        let pki = self.folder.path().join("tree/baseline/pki");
+        let server = format!("https://127.0.0.1:{}", ports.api);
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{
+                "name": "baseline",
+                "cluster": { "server": server, "certificate-authority": pki.join("ca.crt") },
+            }],
+            "users": [{
+                "name": "admin",
+                "user": { "client-certificate": pki.join("admin.crt"), "client-key": pki.join("admin.key") },
+            }],
+            "contexts": [{ "name": "baseline", "context": { "cluster": "baseline", "user": "admin" } }],
+            "current-context": "baseline",
+        });
+        config.to_string()
+    }
+}
+
+/// An authority, the API server's certificate, the administrator's, and the key of service accounts' tokens.
+fn make_pki(folder: &Path) -> Result<()> {
+    let pem = |name: &str, text: &str| write(&folder.join(name), text);
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "baseline");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate()?;
+    pem("ca.crt", &params.self_signed(&key)?.pem())?;
+    let authority = Issuer::new(params, key);
+
+    let leaf = |name: &str, usage: ExtendedKeyUsagePurpose, mut params: CertificateParams| -> Result<()> {
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages.push(usage);
+        let key = KeyPair::generate()?;
+        pem(&format!("{name}.crt"), &params.signed_by(&key, &authority)?.pem())?;
+        pem(&format!("{name}.key"), &key.serialize_pem())
+    };
+    let mut server = CertificateParams::default();
+    server.subject_alt_names.extend(ADDRESSES.map(|address| SanType::IpAddress(IpAddr::V4(address))));
+    leaf("server", ExtendedKeyUsagePurpose::ServerAuth, server)?;
+    let mut admin = CertificateParams::default();
+    admin.distinguished_name.push(DnType::OrganizationName, "system:masters");
+    leaf("admin", ExtendedKeyUsagePurpose::ClientAuth, admin)?;
+
+    let accounts = KeyPair::generate()?;
+    pem("service-account.key", &accounts.serialize_pem())?;
+    pem("service-account.pub", &accounts.public_key_pem())
+}
+
+/// Copies a section of the image's UKI to a file.
+fn section(image: &Image, name: &str, file: &Path) -> Result<PathBuf> {
+    let uki = image.directory.join("garboard.efi");
+    let mut objcopy = Command::new("objcopy");
+    objcopy.args(["-O", "binary", &format!("--only-section={name}")]).arg(uki).arg(file);
+    run(&mut objcopy, "")?;
+    Ok(file.to_path_buf())
+}
+
+/// The image's command line, but with the script in place of the verified root.
+fn command_line_of(section: &Path) -> Result<String> {
+    let text = fs::read_to_string(section).context("read the UKI's command line")?;
+    let words = text.split(|end: char| end.is_whitespace() || end == '\0');
+    let init = format!("rdinit=/{INIT}");
+    let kept = words.filter(|word| !word.is_empty() && !word.starts_with("roothash="));
+    Ok(kept.chain([init.as_str()]).collect::<Vec<_>>().join(" "))
+}
+
+/// A folder as a cpio archive.
+fn archive(tree: &Path) -> Result<Vec<u8>> {
+    let names = run(Command::new("find").arg(".").current_dir(tree), "")?.stdout;
+    let mut cpio = Command::new("cpio");
+    cpio.args(["--create", "--quiet", "--format=newc", "--owner=0:0"]).current_dir(tree);
+    Ok(run(&mut cpio, &String::from_utf8_lossy(&names))?.stdout)
+}
+
+/// Runs a program that is given `input`.
+fn run(command: &mut Command, input: &str) -> Result<Output> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let failed = || format!("run {program}: is it installed? tests/bench installs it");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(failed)?;
+    child.stdin.take().context("no pipe")?.write_all(input.as_bytes()).with_context(failed)?;
+    let output = child.wait_with_output().with_context(failed)?;
+    ensure!(output.status.success(), "{program}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    Ok(output)
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    make_parent(file)?;
+    fs::write(file, text).with_context(|| format!("write {}", file.display()))
+}
+
+fn make_parent(file: &Path) -> Result<()> {
+    let parent = file.parent().unwrap_or(file);
+    fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))
+}
