@@ -123,11 +123,18 @@ start_programs() {
     start containerd --config="$here/containerd.toml"
     echo "baseline: the API server is started"
 
-    # kubelet ends without its runtime, the others without the API server: before that they would only take of its time.
+    # kubelet ends without its runtime.
     until [ -S /run/containerd/containerd.sock ]; do sleep 0.1; done
     start kubelet --config="$here/kubelet.yaml" --kubeconfig="$here/kubeconfig" --hostname-override=node-1 --node-ip=10.0.2.15
+
+    # The others end without an API server that is ready; until then they would only take of its time. busybox does not know
+    # its TLS, and starting kubectl for each question would take as much time as they do.
     until grep -q 'Serving securely' /var/log/kube-apiserver.log; do sleep 0.1; done
-    echo "baseline: the API server serves"
+    /usr/bin/kubectl --kubeconfig="$here/kubeconfig" proxy --port=8001 >/dev/null 2>&1 &
+    proxy=$!
+    until wget -q -O /dev/null http://127.0.0.1:8001/readyz 2>/dev/null; do sleep 0.2; done
+    kill "$proxy"
+    echo "baseline: the API server is ready"
     start kube-controller-manager --kubeconfig="$here/kubeconfig" --leader-elect=false \
         --root-ca-file="$here/pki/ca.crt" --service-account-private-key-file="$here/pki/service-account.key"
     start kube-scheduler --kubeconfig="$here/kubeconfig" --leader-elect=false

@@ -1,10 +1,10 @@
 //! What our boot is compared with: a bare script as init, `baseline-init.sh`, that starts the image's own programs for Kubernetes
 //! from the image's own root, on the same kernel, modules and hardware.
 //!
-//! It has what a node needs to be Ready and to run pods, and nothing for safety beyond the API server's certificates and RBAC:
-//! etcd without TLS, one administrator for all components, no audit log, no encryption of Secrets, no verified root, no isolation
-//! of services. The firmware starts its kernel from QEMU, not through the boot loader, so only times from the kernel's start on
-//! compare.
+//! It has what a node needs to be Ready, and nothing for safety beyond the API server's certificates and RBAC: etcd without TLS,
+//! one administrator for all components, no audit log, no encryption of Secrets, no verified root, no isolation of services. Its
+//! network has a fixed address, its disk for `/var` is formatted before, and images of pods would come from a registry. The
+//! firmware takes its kernel from QEMU, not from the boot loader, so only times from the kernel's start on compare.
 
 use std::fs;
 use std::io::Write as _;

@@ -80,6 +80,7 @@ struct Times {
     /// When it is worth asking for the API server: each asking takes of the processors that the machine runs on.
     reachable: Vec<f64>,
     api_ready: Vec<f64>,
+    /// Node and API server both.
     node_ready: Vec<f64>,
 }
 
