@@ -17,8 +17,9 @@ usage: tests/bench [-o text|json] [--runs N] [FIGURE ...]
 Measures the built image in QEMU and prints each figure beside its reference. One machine at a time is measured; quote
 medians, and compare only figures of one call: hosts differ, and so does one host from minute to minute.
 
-  boot      power-on and kernel start to API ready and to Ready, and when each phase was over by the machine's log; in turn
-            with ours, boots of a bare script as init that starts the image's own programs on the same kernel and hardware
+  boot      power-on and kernel start to API ready and to Ready by this host's clock; in turn with ours, boots of a bare
+            script as init that starts the image's own programs on the same kernel and hardware, and nothing for safety
+            that they work without; and the phases of ours by the machine's own log
   memory    memory of everything that is not Kubernetes (proportional set size)
   idle      processor time of the machine at rest
   pods      from creating a pod to its being Ready: one, and ten at once
