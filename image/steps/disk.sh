@@ -30,7 +30,7 @@ build_disk() {
     mkdir -p "$work"/cache "$made"
 
     local level=3
-    [[ $mode == quick ]] || level=19
+    [[ $mode == quick ]] || level=15
     # 64 KiB clusters: larger ones make each page fault unpack more. The ends of files share clusters.
     local erofs="-zzstd,level=$level -C65536 -Efragments"
     run "building the disk image ($mode compression)" mkosi.log \
