@@ -55,6 +55,7 @@ fn service(name: &str, argv: Vec<String>) -> Result<ServiceSpec, InvalidServiceN
         env: BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned())]),
         user: "root".to_owned(),
         supplementary_groups: Vec::new(),
+        umask: 0o022,
         working_directory: PathBuf::from("/"),
         directories: Vec::new(),
         files: Vec::new(),

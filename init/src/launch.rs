@@ -172,6 +172,7 @@ fn execute(
         command.env("WATCHDOG_USEC", ms.saturating_mul(1000).to_string());
     }
     sandbox.enter().step(|| "isolate the service".to_owned())?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(spec.umask));
     // Only now: the directory may lie in the service's own view, and must be its user's to enter.
     std::env::set_current_dir(&spec.working_directory)
         .step(|| format!("enter directory {}", spec.working_directory.display()))?;

@@ -82,6 +82,9 @@ pub struct ServiceSpec {
     /// Further groups, by name in `/etc/group`.
     #[serde(default)]
     pub supplementary_groups: Vec<String>,
+    /// Permissions that what the process makes never has.
+    #[serde(default = "default_umask")]
+    pub umask: u32,
     /// The directory that the process starts in.
     #[serde(default = "root_directory")]
     pub working_directory: PathBuf,
@@ -137,6 +140,10 @@ fn root() -> String {
 
 fn root_directory() -> PathBuf {
     PathBuf::from("/")
+}
+
+fn default_umask() -> u32 {
+    0o022
 }
 
 fn default_nofile() -> u64 {

@@ -243,7 +243,7 @@ pub struct Plan {
 /// Who signs a certificate, and whom its bearer trusts.
 pub fn authority(leaf: Leaf) -> Authority {
     match leaf {
-        Leaf::EtcdServer | Leaf::EtcdPeer | Leaf::ApiserverEtcdClient | Leaf::EtcdProbe => Authority::Etcd,
+        Leaf::EtcdServer | Leaf::EtcdPeer | Leaf::EtcdProbe => Authority::Etcd,
         Leaf::FrontProxyClient => Authority::FrontProxy,
         Leaf::Apiserver
         | Leaf::ApiserverKubeletClient
@@ -267,7 +267,6 @@ fn profile(leaf: Leaf, input: &PkiInput) -> Profile {
     match leaf {
         // etcd is a client of itself (its own health) and of its peers.
         Leaf::EtcdServer | Leaf::EtcdPeer => server_and_client(node, etcd_names(input)),
-        Leaf::ApiserverEtcdClient => client("kube-apiserver", None),
         Leaf::EtcdProbe => client("garboard:probe", None),
         Leaf::Apiserver => Profile { client: false, ..server_and_client("kube-apiserver", apiserver_names(input)) },
         Leaf::ApiserverKubeletClient => client(identity::APISERVER_KUBELET_CLIENT, None),

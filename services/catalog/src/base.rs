@@ -29,6 +29,7 @@ pub(crate) fn blank(
         env: BTreeMap::new(),
         user: user.name.to_owned(),
         supplementary_groups: Vec::new(),
+        umask: 0o022,
         working_directory: PathBuf::from("/"),
         directories: vec![Directory { path: service_dir(name), mode: 0o750, owner: None }],
         files: Vec::new(),

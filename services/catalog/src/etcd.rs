@@ -1,15 +1,22 @@
-//! etcd: the cluster's store, one member per control-plane machine, reachable on loopback by mutual TLS only.
+//! etcd: the cluster's store, one member per control-plane machine. The API server reaches it by a socket that only members of its
+//! group may open, everybody else on loopback by mutual TLS.
+//!
+//! The API server opens a connection for each kind of object, one after the other: two hundred handshakes of TLS, on which its start
+//! would wait.
 
 use garboard_supervisor::spec::{ProbeAction, ServiceSpec, Slice, Stop};
 
 use crate::base::{Args, blank, cgroup, comma, https, liveness, private_directory, readiness};
+use crate::paths::service_dir;
 use crate::pki::Leaf;
 use crate::users;
 use crate::{CatalogError, CatalogInput, tls};
 
 /// The service's name.
 pub const NAME: &str = "etcd";
-/// Where clients connect.
+/// Where the machine's own API server connects: as a member of the group [`users::ETCD`].
+pub const LOCAL_URL: &str = "unix:///run/garboard/services/etcd/client.sock";
+/// Where other clients connect.
 pub const CLIENT_URL: &str = "https://127.0.0.1:2379";
 /// Port of [`CLIENT_URL`].
 pub const CLIENT_PORT: u16 = 2379;
@@ -27,7 +34,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     let args = Args::new("/usr/bin/etcd")
         .flag("name", name)
         .flag("data-dir", DATA_DIR)
-        .flag("listen-client-urls", CLIENT_URL)
+        .flag("listen-client-urls", comma(&[CLIENT_URL, LOCAL_URL]))
         .flag("advertise-client-urls", CLIENT_URL)
         .flag("listen-peer-urls", PEER_URL)
         .flag("initial-advertise-peer-urls", PEER_URL)
@@ -60,7 +67,9 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
 
     let mut spec = blank(NAME, users::ETCD, limits, args.into_vec())?;
     spec.directories.push(private_directory(DATA_DIR));
-    spec.isolation.read_write.push(DATA_DIR.into());
+    spec.isolation.read_write.extend([DATA_DIR.into(), service_dir(NAME)]);
+    // The socket is its group's to write to; its files are made for it alone.
+    spec.umask = 0o007;
     spec.readiness = Some(readiness(ProbeAction::Notify {}));
     spec.liveness =
         Some(liveness(https(CLIENT_PORT, "/livez", Leaf::EtcdProbe.ca_file(), Some(Leaf::EtcdProbe.client_files()))));

@@ -38,6 +38,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
         private_file(audit_policy_file(), pretty(&audit_policy())),
     ];
     spec.isolation.read_write.push(paths::AUDIT_DIR.into());
+    spec.supplementary_groups.push(users::ETCD.name.to_owned());
     // It retries its store for a while by itself, so it may start at the same time.
     spec.requires.push(started(etcd::NAME)?);
     spec.readiness = Some(readiness(https(PORT, "/readyz", Leaf::Apiserver.ca_file(), None)));
@@ -83,10 +84,7 @@ fn args(input: &CatalogInput) -> Result<Args, CatalogError> {
         .flag("profiling", false)
         // At its end it would wait for whoever watches, which everybody does for as long as it is there.
         .flag("shutdown-watch-termination-grace-period", "2s")
-        .flag("etcd-servers", etcd::CLIENT_URL)
-        .flag("etcd-cafile", Leaf::ApiserverEtcdClient.ca_file())
-        .flag("etcd-certfile", Leaf::ApiserverEtcdClient.cert_file())
-        .flag("etcd-keyfile", Leaf::ApiserverEtcdClient.key_file())
+        .flag("etcd-servers", etcd::LOCAL_URL)
         .flag("encryption-provider-config", keys::ENCRYPTION_CONFIG)
         .flag("encryption-provider-config-automatic-reload", true)
         .flag("kubelet-certificate-authority", Leaf::ApiserverKubeletClient.ca_file())

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | [`containerd`] | root | unix socket, root only |
 //! | [`bus`] | messagebus | unix socket |
-//! | [`etcd`] | etcd | 127.0.0.1:2379 and :2380, mutual TLS |
+//! | [`etcd`] | etcd | 127.0.0.1:2379 and :2380, mutual TLS; a socket for its group |
 //! | [`kube_apiserver`] | kube-apiserver | :6443, TLS with client certificates or tokens |
 //! | [`kube_controller_manager`] | kube-controller-manager | 127.0.0.1:10257, TLS |
 //! | [`kube_scheduler`] | kube-scheduler | 127.0.0.1:10259, TLS |

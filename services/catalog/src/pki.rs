@@ -12,8 +12,6 @@ pub enum Leaf {
     EtcdServer,
     /// What etcd members show to each other.
     EtcdPeer,
-    /// kube-apiserver as a client of etcd.
-    ApiserverEtcdClient,
     /// The agent's health probe as a client of etcd.
     EtcdProbe,
     /// What kube-apiserver shows to its clients.
@@ -40,10 +38,9 @@ pub enum Leaf {
 
 impl Leaf {
     /// Every certificate.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 13] = [
         Self::EtcdServer,
         Self::EtcdPeer,
-        Self::ApiserverEtcdClient,
         Self::EtcdProbe,
         Self::Apiserver,
         Self::ApiserverKubeletClient,
@@ -62,7 +59,6 @@ impl Leaf {
         match self {
             Self::EtcdServer => "etcd-server",
             Self::EtcdPeer => "etcd-peer",
-            Self::ApiserverEtcdClient => "kube-apiserver-etcd-client",
             Self::EtcdProbe => "etcd-probe",
             Self::Apiserver => "kube-apiserver",
             Self::ApiserverKubeletClient => "kube-apiserver-kubelet-client",
@@ -81,9 +77,7 @@ impl Leaf {
     pub fn owner(self) -> User {
         match self {
             Self::EtcdServer | Self::EtcdPeer => users::ETCD,
-            Self::Apiserver | Self::ApiserverEtcdClient | Self::ApiserverKubeletClient | Self::FrontProxyClient => {
-                users::KUBE_APISERVER
-            }
+            Self::Apiserver | Self::ApiserverKubeletClient | Self::FrontProxyClient => users::KUBE_APISERVER,
             Self::ControllerManager => users::KUBE_CONTROLLER_MANAGER,
             Self::Scheduler => users::KUBE_SCHEDULER,
             Self::Dns => users::DNS,

@@ -170,6 +170,11 @@ fn every_listener_is_on_loopback_or_asks_for_a_certificate() {
         assert!(flag(&specs[service], listener).unwrap().contains("127.0.0.1"), "{service}");
     }
     assert_eq!(flag(&specs["etcd"], "client-cert-auth"), Some("true"));
+    // Its socket is closed to all but its own group, which only the API server is in.
+    assert_eq!(specs["etcd"].umask, 0o007);
+    for (name, spec) in &specs {
+        assert_eq!(spec.supplementary_groups.contains(&"etcd".to_owned()), name == "kube-apiserver", "{name}");
+    }
     assert_eq!(flag(&specs["etcd"], "peer-client-cert-auth"), Some("true"));
     assert!(flag(&specs["kube-apiserver"], "client-ca-file").is_some());
     for arg in specs.values().flat_map(|spec| &spec.argv) {

@@ -8,6 +8,7 @@
 mod candidate;
 mod world;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use garboard_api::refusal::Origin;
 use garboard_api::{About, Cluster, Machine, Refusals};
 use garboard_catalog::paths::CONTAINERD_SOCKET;
 use garboard_catalog::pki::Leaf;
+use garboard_catalog::users;
 use garboard_controllers::leader::Standing;
 use garboard_controllers::network::NodeAddresses;
 use garboard_controllers::{addons, events, images, node};
@@ -85,6 +87,9 @@ fn anonymous_clients_see_health_and_nothing_else(world: &World) {
     assert_eq!(world.status("https://127.0.0.1:2379/health", None), 0);
     assert_eq!(world.status("https://127.0.0.1:2379/health", Some(Leaf::Apiserver)), 0);
     assert_eq!(world.status("https://127.0.0.1:2379/livez", Some(Leaf::EtcdProbe)), 200);
+    // Its socket is for its group.
+    let socket = std::fs::metadata("/run/garboard/services/etcd/client.sock").unwrap();
+    assert_eq!((socket.mode() & 0o777, socket.gid()), (0o770, users::ETCD.id));
 }
 
 async fn secrets_are_encrypted_in_the_store(world: &World, client: &kube::Client) {
@@ -339,8 +344,7 @@ async fn renewed_certificates_are_served_without_a_restart(world: &mut World) {
     for (url, before) in urls.into_iter().zip(before) {
         world.wait(url, || world.certificate(url).is_some_and(|now| now != before)).await;
     }
-    // The API server is still a client of etcd, which shows a new certificate and is shown one.
-    world.wait("the store", || world.ready("https://127.0.0.1:6443/readyz")).await;
+    world.wait("the API server", || world.ready("https://127.0.0.1:6443/readyz")).await;
     assert!(world.all_alive());
 }
 
