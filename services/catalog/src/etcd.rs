@@ -1,8 +1,8 @@
 //! etcd: the cluster's store, one member per control-plane machine. The API server reaches it by a socket that only members of its
 //! group may open, everybody else on loopback by mutual TLS.
 //!
-//! The API server opens a connection for each kind of object, one after the other: two hundred handshakes of TLS, on which its start
-//! would wait.
+//! The API server opens a connection for each kind of object, one after the other, and its start would wait for as many handshakes of
+//! TLS.
 
 use garboard_supervisor::spec::{ProbeAction, ServiceSpec, Slice, Stop};
 
