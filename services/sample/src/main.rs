@@ -27,7 +27,8 @@ Usage: sample COMMAND
     sleep [SECONDS]                        wait, by default until stopped
     processes                              print number, proportional set size (KiB) and program of each process
     cat FILE                               print a file
-    count TEXT FOLDER                      print how often a text is in the files of a folder and those below
+    count FOLDER PART...                   print how often a text, the parts joined, is in the files of a folder and those
+                                           below: in parts it is not in the logs that tell of this command
     write FILE TEXT                        write to a file that is there
     kill PID [stop]                        end a process at once, or only stop it where it is";
 
@@ -75,8 +76,8 @@ fn run(command: &str, arguments: &[String]) -> Outcome {
         "processes" => processes::list(),
         "cat" => files::cat(&only(arguments, "cat FILE")?),
         "count" => match arguments {
-            [text, folder] => files::count(text, folder),
-            _ => Err("usage: sample count TEXT FOLDER".to_owned()),
+            [folder, parts @ ..] if !parts.is_empty() => files::count(&parts.concat(), folder),
+            _ => Err("usage: sample count FOLDER PART...".to_owned()),
         },
         "write" => match arguments {
             [file, text] => files::write(file, text),
