@@ -39,14 +39,8 @@ impl Running {
         for namespace in ["kube-system", "default"] {
             fresh.cluster.wait_exists(&["serviceaccount", "default", "-n", namespace], READY_LIMIT)?;
         }
-        let sample = format!("garboard.dev/sample:{}", image.version()?);
-        let running = Self { fresh, sample };
-        let mut observer = running.pod("observer");
-        observer["metadata"]["namespace"] = json!("kube-system");
-        observer["spec"]["hostPID"] = json!(true);
-        observer["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true, "runAsUser": 0 });
-        running.fresh.cluster.apply(&observer.to_string())?;
-        running.fresh.cluster.wait_condition(&["pod", "observer", "-n", "kube-system"], "Ready", READY_LIMIT)?;
+        fresh.cluster.start_intruder(READY_LIMIT)?;
+        let running = Self { sample: fresh.cluster.sample_image()?, fresh };
         wait::throughout("the machine to settle", SETTLE, || Ok(()))?;
         Ok(running)
     }
@@ -58,7 +52,7 @@ impl Running {
     pub fn memory(&self, report: &mut Report) -> Result<()> {
         let mut total = 0.0;
         let mut per_program = vec![0.0; OURS.len()];
-        for line in self.observe(&["processes"])?.lines() {
+        for line in self.fresh.cluster.intrude(&["processes"])?.lines() {
             let mut fields = line.split_whitespace();
             let (Some(pid), Some(pss_kib), Some(program)) = (fields.next(), fields.next(), fields.next()) else {
                 continue;
@@ -138,15 +132,9 @@ impl Running {
         })
     }
 
-    fn observe(&self, arguments: &[&str]) -> Result<String> {
-        self.fresh
-            .cluster
-            .kubectl_ok(&[&["exec", "-n", "kube-system", "observer", "--", "/sample"], arguments].concat())
-    }
-
     /// All ticks and idle ticks since boot.
     fn ticks(&self) -> Result<(f64, f64)> {
-        let stat = self.observe(&["cat", "/proc/stat"])?;
+        let stat = self.fresh.cluster.intrude(&["cat", "/proc/stat"])?;
         let line = stat.lines().next().context("an empty /proc/stat")?;
         let ticks: Vec<f64> = line.split_whitespace().skip(1).filter_map(|tick| tick.parse().ok()).collect();
         // user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); guest time is part of user.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 
 use crate::image::Image;
 use crate::machine::Ports;
@@ -80,6 +80,18 @@ impl Cluster {
             text += "\n---\n";
         }
         fs::write(self.manifests(), text + more).context("write manifests.yaml")
+    }
+
+    /// Replaces the first `from` in one of its files, such as `machine.yaml`.
+    ///
+    /// # Errors
+    /// When the file does not have it, or cannot be read or written.
+    pub fn edit(&self, name: &str, from: &str, to: &str) -> Result<()> {
+        let file = self.directory.join(name);
+        let text = fs::read_to_string(&file).with_context(|| format!("read {name}"))?;
+        let changed = text.replacen(from, to, 1);
+        ensure!(changed != text, "{name} has no {from:?}:\n{text}");
+        fs::write(&file, changed).with_context(|| format!("write {name}"))
     }
 
     /// Runs `garboardctl` in this cluster's context.
@@ -215,6 +227,36 @@ impl Cluster {
         self.wait_condition(&["node", "node-1"], "Ready", limit)
     }
 
+    /// The name of the sample image that the machine holds.
+    ///
+    /// # Errors
+    /// When `release.json` cannot be read.
+    pub fn sample_image(&self) -> Result<String> {
+        Ok(format!("garboard.dev/sample:{}", self.image.version()?))
+    }
+
+    /// Starts a pod that shares the machine's processes and may do anything to them.
+    ///
+    /// # Errors
+    /// When it does not run within `limit`.
+    pub fn start_intruder(&self, limit: Duration) -> Result<()> {
+        let mut pod = sample_pod(&self.sample_image()?, "intruder", &["sleep"]);
+        pod["spec"]["hostPID"] = json!(true);
+        // As root, which the image's own user is not.
+        pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true, "runAsUser": 0 });
+        pod["metadata"]["namespace"] = json!("kube-system");
+        self.apply(&pod.to_string())?;
+        self.wait_condition(&["pod", "intruder", "-n", "kube-system"], "Ready", limit)
+    }
+
+    /// Runs a command of the sample program in that pod.
+    ///
+    /// # Errors
+    /// When it fails, or the answer is lost.
+    pub fn intrude(&self, command: &[&str]) -> Result<String> {
+        self.kubectl_ok(&[&["exec", "-n", "kube-system", "intruder", "--", "/sample"], command].concat())
+    }
+
     /// The machine's services by name, from the machine API.
     ///
     /// # Errors
@@ -241,6 +283,17 @@ impl Cluster {
         let services = self.services()?;
         services.iter().map(|service| restarts(service).with_context(|| format!("no restarts in {service}"))).collect()
     }
+}
+
+/// A pod of the sample image that is not started again.
+pub fn sample_pod(image: &str, name: &str, arguments: &[&str]) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [{ "name": name, "image": image, "args": arguments }],
+        },
+    })
 }
 
 fn succeeded(what: &str, output: &Output) -> Result<String> {

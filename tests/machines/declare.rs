@@ -1,7 +1,5 @@
 //! What a machine is told after its image was written: manifests that come late, and changes over the machine API.
 
-use std::fs;
-
 use anyhow::{Context, Result, ensure};
 use garboard_tests::cluster::READY_LIMIT;
 use garboard_tests::machine::Hardware;
@@ -36,7 +34,6 @@ fn without_manifests_it_waits() -> Result<()> {
 
 fn the_machine_api_takes_changes(scene: &mut Scene) -> Result<()> {
     let file = scene.cluster.directory().join("machine.yaml");
-    let written = fs::read_to_string(&file).context("read machine.yaml")?;
     let apply = |arguments: &[&str]| {
         let path = file.to_str().context("the folder's path is not UTF-8")?;
         scene.cluster.garboardctl(&[&["apply", "-f", path], arguments].concat())
@@ -52,18 +49,13 @@ fn the_machine_api_takes_changes(scene: &mut Scene) -> Result<()> {
     };
     outcomes(&[], &[["Machine/node-1", "unchanged"], ["Secret/node-1", "unchanged"]])?;
 
-    let write = |from: &str, to: &str| -> Result<()> {
-        let changed = written.replacen(from, to, 1);
-        ensure!(changed != written, "machine.yaml has no {from:?}:\n{written}");
-        fs::write(&file, changed).context("write machine.yaml")
-    };
     let pointer = "/spec/kubelet/maxPods";
     let machine = ["machines.garboard.dev", "node-1"];
-    write("maxPods: 110", "maxPods: 0")?;
+    scene.cluster.edit("machine.yaml", "maxPods: 110", "maxPods: 0")?;
     let refused = apply(&[])?;
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && error.contains("maxPods"), "maxPods: 0 was not refused by name: {refused:?}");
-    write("maxPods: 110", "maxPods: 50")?;
+    scene.cluster.edit("machine.yaml", "maxPods: 0", "maxPods: 50")?;
     outcomes(&["--dry-run"], &[["Machine/node-1", "changed"]])?;
     ensure!(scene.cluster.get(&machine)?.pointer(pointer) == Some(&json!(110)), "a dry run or a refusal changed it");
     outcomes(&[], &[["Machine/node-1", "changed"]])?;

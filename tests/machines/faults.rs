@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use garboard_tests::cluster::sample_pod;
 use garboard_tests::wait;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::scene::{POD_LIMIT, Scene, on_ready, sample_pod};
+use crate::scene::{POD_LIMIT, Scene, on_ready};
 
 pub fn scenarios() -> Vec<Trial> {
     vec![
@@ -52,8 +53,8 @@ fn seen(scene: &Scene) -> Result<BTreeMap<String, Seen>> {
 }
 
 fn every_service_killed_comes_back_and_disturbs_no_other(scene: &mut Scene) -> Result<()> {
-    let image = scene.sample_image()?;
-    scene.start_intruder()?;
+    let image = scene.cluster.sample_image()?;
+    scene.cluster.start_intruder(POD_LIMIT)?;
     let bystander = sample_pod(&image, "bystander", &["serve", "--port", "8080"]);
     scene.cluster.apply(&bystander.to_string())?;
     scene.cluster.wait_condition(&["pod", "bystander"], "Ready", POD_LIMIT)?;
@@ -72,7 +73,7 @@ fn every_service_killed_comes_back_and_disturbs_no_other(scene: &mut Scene) -> R
             }
             // Asked again while it lives: a kubelet that has just come back knows no pods yet. The answer may be lost with the process
             // that carried it; whether it died is seen above.
-            Err(scene.intrude(&["kill", &pid]).err().map(|error| error.to_string()).unwrap_or_default())
+            Err(scene.cluster.intrude(&["kill", &pid]).err().map(|error| error.to_string()).unwrap_or_default())
         })?;
         for (name, was) in before.iter().filter(|(name, _)| **name != victim) {
             let now = after.get(name).with_context(|| format!("{name} is gone after {victim} was killed"))?;
@@ -87,12 +88,12 @@ fn every_service_killed_comes_back_and_disturbs_no_other(scene: &mut Scene) -> R
 
 /// One service tells by itself that it lives, the other is asked.
 fn a_service_that_hangs_is_started_again(scene: &mut Scene) -> Result<()> {
-    scene.start_intruder()?;
+    scene.cluster.start_intruder(POD_LIMIT)?;
     let before = seen(scene)?;
     let hung = ["agent", "kube-proxy"];
     for name in hung {
         let pid = before[name].pid.to_string();
-        scene.intrude(&["kill", &pid, "stop"])?;
+        scene.cluster.intrude(&["kill", &pid, "stop"])?;
     }
     let after = wait::until("what hung to be started again", HUNG_LIMIT, || {
         // The agent answers this, so it cannot before it is back.
@@ -112,7 +113,7 @@ const WRITE_BYTES: usize = 500_000;
 
 fn a_full_disk_leaves_etcd_writing(scene: &mut Scene) -> Result<()> {
     let before = scene.cluster.restarts()?;
-    let mut filler = sample_pod(&scene.sample_image()?, "filler", &["fill", "/scratch/file"]);
+    let mut filler = sample_pod(&scene.cluster.sample_image()?, "filler", &["fill", "/scratch/file"]);
     filler["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "scratch", "mountPath": "/scratch" }]);
     filler["spec"]["volumes"] = json!([{ "name": "scratch", "emptyDir": {} }]);
     filler["spec"]["containers"][0]["securityContext"] = json!({ "runAsUser": 0 });

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use garboard_tests::cluster::READY_LIMIT;
+use garboard_tests::cluster::sample_pod;
 use garboard_tests::machine::Hardware;
 use garboard_tests::wait;
 use libtest_mimic::Trial;
 
-use crate::scene::{POD_LIMIT, Scene, cold, on_ready, sample_pod};
+use crate::scene::{POD_LIMIT, Scene, cold, on_ready};
 
 pub fn scenarios() -> Vec<Trial> {
     vec![
@@ -31,7 +32,7 @@ const CUTS: u32 = 10;
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
 
 fn the_button_gives_pods_their_grace_and_powers_off(scene: &mut Scene) -> Result<()> {
-    let pod = sample_pod(&scene.sample_image()?, "graceful", &["serve", "--grace", "5"]);
+    let pod = sample_pod(&scene.cluster.sample_image()?, "graceful", &["serve", "--grace", "5"]);
     scene.cluster.apply(&pod.to_string())?;
     scene.cluster.wait_condition(&["pod", "graceful"], "Ready", POD_LIMIT)?;
     let mut follow =
@@ -60,10 +61,10 @@ fn a_reboot_keeps_everything(scene: &mut Scene) -> Result<()> {
 
 fn the_watchdog_resets(scene: &mut Scene) -> Result<()> {
     let before = boot_id(scene)?;
-    scene.start_intruder()?;
+    scene.cluster.start_intruder(POD_LIMIT)?;
     // No signal stops the first process; the freezer of its cgroup does.
     let freezer = "/proc/1/root/sys/fs/cgroup/init/cgroup.freeze";
-    scene.intrude(&["write", freezer, "1"])?;
+    scene.cluster.intrude(&["write", freezer, "1"])?;
     wait_boot_after(scene, &before)
 }
 

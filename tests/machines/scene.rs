@@ -9,7 +9,6 @@ use garboard_tests::fresh::Fresh;
 use garboard_tests::image::Image;
 use garboard_tests::machine::{Hardware, Machine};
 use libtest_mimic::{Failed, Trial};
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Longest time for a pod to do what it is meant to: three times what is usual under emulation.
@@ -38,14 +37,6 @@ impl Scene {
         Ok(Self { machine, cluster, _directory: directory })
     }
 
-    /// The name of the sample image that the machine holds.
-    ///
-    /// # Errors
-    /// When `release.json` cannot be read.
-    pub fn sample_image(&self) -> Result<String> {
-        Ok(format!("garboard.dev/sample:{}", Image::latest()?.version()?))
-    }
-
     /// Powers on and waits until the node is Ready.
     ///
     /// # Errors
@@ -66,39 +57,6 @@ impl Scene {
             .and_then(|()| self.cluster.wait_condition(&["clusters.garboard.dev", "cluster"], "Ready", READY_LIMIT))
             .with_context(|| format!("the console's end:\n{}", self.machine.console_end()))
     }
-
-    /// Starts a pod that shares the machine's processes and may do anything to them.
-    ///
-    /// # Errors
-    /// When it does not run in time.
-    pub fn start_intruder(&self) -> Result<()> {
-        let mut pod = sample_pod(&self.sample_image()?, "intruder", &["sleep"]);
-        pod["spec"]["hostPID"] = json!(true);
-        // As root, which the image's own user is not.
-        pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true, "runAsUser": 0 });
-        pod["metadata"]["namespace"] = json!("kube-system");
-        self.cluster.apply(&pod.to_string())?;
-        self.cluster.wait_condition(&["pod", "intruder", "-n", "kube-system"], "Ready", POD_LIMIT)
-    }
-
-    /// Runs a command of the sample program in that pod.
-    ///
-    /// # Errors
-    /// When it fails, or the answer is lost.
-    pub fn intrude(&self, command: &[&str]) -> Result<String> {
-        self.cluster.kubectl_ok(&[&["exec", "-n", "kube-system", "intruder", "--", "/sample"], command].concat())
-    }
-}
-
-/// A pod of the sample image that is not started again.
-pub fn sample_pod(image: &str, name: &str, arguments: &[&str]) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name },
-        "spec": {
-            "restartPolicy": "Never",
-            "containers": [{ "name": name, "image": image, "args": arguments }],
-        },
-    })
 }
 
 static SHARED: OnceLock<Mutex<Option<Scene>>> = OnceLock::new();

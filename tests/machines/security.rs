@@ -6,10 +6,11 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use garboard_tests::cluster::sample_pod;
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::scene::{Scene, on_ready, sample_pod};
+use crate::scene::{POD_LIMIT, Scene, on_ready};
 
 pub fn scenarios() -> Vec<Trial> {
     vec![
@@ -49,7 +50,7 @@ fn strangers_and_privileged_pods_are_refused(scene: &mut Scene) -> Result<()> {
         ensure!(!answer.status.success() && said.contains("Unauthorized"), "{path} for a stranger: {answer:?}");
     }
 
-    let mut pod = sample_pod(&scene.sample_image()?, "privileged", &["sleep"]);
+    let mut pod = sample_pod(&scene.cluster.sample_image()?, "privileged", &["sleep"]);
     pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
     let refused = scene.cluster.apply(&pod.to_string()).err().context("a privileged pod was admitted")?;
     ensure!(format!("{refused:#}").contains("violates PodSecurity \"baseline"), "{refused:#}");
@@ -61,10 +62,10 @@ fn secrets_are_sealed_on_disk(scene: &mut Scene) -> Result<()> {
     let value = |value: &str| format!("--from-literal=value={value}");
     scene.cluster.kubectl_ok(&["create", "configmap", "open", &value(open)])?;
     scene.cluster.kubectl_ok(&["create", "secret", "generic", "sealed", &value(secret)])?;
-    scene.start_intruder()?;
+    scene.cluster.start_intruder(POD_LIMIT)?;
     let count = |folder: &str, text: &str| -> Result<u64> {
         let (start, end) = text.split_at(text.len() / 2);
-        let said = scene.intrude(&["count", &format!("/proc/1/root{folder}"), start, end])?;
+        let said = scene.cluster.intrude(&["count", &format!("/proc/1/root{folder}"), start, end])?;
         said.trim().parse().with_context(|| format!("{said:?} is no number"))
     };
     ensure!(count("/var/lib/etcd", open)? > 0, "what is no secret is not found in etcd's files either");
@@ -78,11 +79,11 @@ fn secrets_are_sealed_on_disk(scene: &mut Scene) -> Result<()> {
 }
 
 fn services_have_few_rights(scene: &mut Scene) -> Result<()> {
-    scene.start_intruder()?;
+    scene.cluster.start_intruder(POD_LIMIT)?;
     for service in scene.cluster.services()? {
         let name = service["name"].as_str().context("a service without a name")?;
         let Some(pid) = service["pid"].as_u64().filter(|pid| *pid != 0) else { continue };
-        let status = scene.intrude(&["cat", &format!("/proc/{pid}/status")])?;
+        let status = scene.cluster.intrude(&["cat", &format!("/proc/{pid}/status")])?;
         let fields: BTreeMap<&str, &str> =
             status.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name, value.trim())).collect();
         let of = |field: &str| fields.get(field).copied().with_context(|| format!("{name}: no {field} in {status}"));

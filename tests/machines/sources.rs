@@ -43,11 +43,7 @@ fn a_config_drive_and_ipvs() -> Result<()> {
 }
 
 fn set_proxy_mode(scene: &Scene, mode: &str) -> Result<()> {
-    let file = scene.cluster.directory().join("cluster.yaml");
-    let text = fs::read_to_string(&file).context("read cluster.yaml")?;
-    let changed = text.replacen("\nspec:\n", &format!("\nspec:\n  proxyMode: {mode}\n"), 1);
-    ensure!(changed != text, "cluster.yaml has no spec:\n{text}");
-    fs::write(&file, changed).context("write cluster.yaml")
+    scene.cluster.edit("cluster.yaml", "\nspec:\n", &format!("\nspec:\n  proxyMode: {mode}\n"))
 }
 
 /// A file system as cloud tools label it, with these files of `folder`.

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use garboard_tests::cluster::sample_pod;
 use garboard_tests::wait;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::scene::{POD_LIMIT, Scene, on_ready, sample_pod};
+use crate::scene::{POD_LIMIT, Scene, on_ready};
 
 pub fn scenarios() -> Vec<Trial> {
     vec![
@@ -28,7 +29,7 @@ pub fn scenarios() -> Vec<Trial> {
 
 /// A Deployment of the sample's web server with a Service in front of it.
 fn web(scene: &Scene, replicas: u32) -> Result<String> {
-    let image = scene.sample_image()?;
+    let image = scene.cluster.sample_image()?;
     let labels = json!({ "app": "web" });
     let deployment = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "web" },
@@ -57,7 +58,7 @@ fn web(scene: &Scene, replicas: u32) -> Result<String> {
 
 /// A pod to run commands in.
 fn client(scene: &Scene) -> Result<()> {
-    scene.cluster.apply(&sample_pod(&scene.sample_image()?, "client", &["sleep"]).to_string())?;
+    scene.cluster.apply(&sample_pod(&scene.cluster.sample_image()?, "client", &["sleep"]).to_string())?;
     scene.cluster.wait_condition(&["pod", "client"], "Ready", POD_LIMIT)
 }
 
@@ -161,7 +162,7 @@ fn metrics_of_the_kubelet_are_served(scene: &mut Scene) -> Result<()> {
 
 fn a_pod_that_eats_all_memory_takes_nothing_else_down(scene: &mut Scene) -> Result<()> {
     let before = scene.cluster.restarts()?;
-    let eater = sample_pod(&scene.sample_image()?, "eater", &["eat", "8192"]);
+    let eater = sample_pod(&scene.cluster.sample_image()?, "eater", &["eat", "8192"]);
     scene.cluster.apply(&eater.to_string())?;
     wait::until("the pod to be killed for its memory", POD_LIMIT, || {
         let pod = scene.cluster.get(&["pod", "eater"]).map_err(|error| error.to_string())?;
