@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use garboard_supervisor::spec::{
     Cgroup, Condition, InvalidServiceName, Isolation, Probe, ProbeAction, Reached, Restart, Seccomp, ServiceName,
-    ServiceSpec, Slice, Stop,
+    ServiceSpec, Slice, Stop, UMASK,
 };
 
 /// Mounts STATE and what depends on it.
@@ -55,7 +55,7 @@ fn service(name: &str, argv: Vec<String>) -> Result<ServiceSpec, InvalidServiceN
         env: BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned())]),
         user: "root".to_owned(),
         supplementary_groups: Vec::new(),
-        umask: 0o022,
+        umask: UMASK,
         working_directory: PathBuf::from("/"),
         directories: Vec::new(),
         files: Vec::new(),

@@ -14,7 +14,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use garboard_supervisor::spec::{Directory, RenderedFile, Seccomp, ServiceSpec};
+use garboard_supervisor::spec::{Directory, RenderedFile, Seccomp, ServiceSpec, UMASK};
 use garboard_sys::cgroup::Cgroup;
 use garboard_sys::isolate::{Accounts, Capabilities, MountView, Sandbox};
 use nix::sys::signal::SigSet;
@@ -84,7 +84,7 @@ fn run(socket: &mut UnixStream) -> Result<(), StepError> {
     if let Some(path) = &cgroup {
         enter_cgroup(path)?;
     }
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
     let accounts = Accounts::load(Path::new("/etc")).step(|| "look up users".to_owned())?;
     match task {
         Task::WriteFiles => prepare(&spec, &accounts),

@@ -62,6 +62,9 @@ impl fmt::Display for ServiceName {
     }
 }
 
+/// The usual umask: what a process makes is its own to write to and everybody's to read.
+pub const UMASK: u32 = 0o022;
+
 /// One supervised process and everything that surrounds it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -143,7 +146,7 @@ fn root_directory() -> PathBuf {
 }
 
 fn default_umask() -> u32 {
-    0o022
+    UMASK
 }
 
 fn default_nofile() -> u64 {

@@ -18,7 +18,7 @@ use garboard_plan::machine::{self as plan, Observed};
 use garboard_plan::node as node_plan;
 use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Step};
 use garboard_runtime::applier::chain;
-use garboard_runtime::status::{ANSWER, StatusError};
+use garboard_runtime::status::{StatusError, in_time};
 use garboard_supervisor::spec::ServiceSpec;
 use garboard_supervisor::status::Change;
 use ipnet::IpNet;
@@ -257,14 +257,14 @@ async fn claim_block(machine: &Machine, cluster: &ClusterSpec, context: &Context
     let (api, name) = (Api::<Node>::all(client), machine.node_name());
     let claim = async {
         let alone = api.list_metadata(&ListParams::default().limit(2)).await?.items.len() == 1;
-        let blocks = pod_cidrs(context, cluster);
-        let Some(block) = blocks.first().filter(|_| alone) else { return Ok(()) };
-        let patch = json!({ "metadata": { "uid": uid }, "spec": { "podCIDR": block, "podCIDRs": blocks } });
+        let block = node_plan::first_block(cluster.pod_cidr.net()).filter(|_| alone);
+        let Some(block) = block else { return Ok(()) };
+        let patch = json!({ "metadata": { "uid": uid }, "spec": { "podCIDR": block, "podCIDRs": [block] } });
         api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
     };
-    match tokio::time::timeout(ANSWER, claim).await {
+    match in_time(claim).await {
         Ok(claimed) => claimed.map_err(|error| MachineError::PodAddresses(Box::new(error))),
-        Err(elapsed) => Err(MachineError::PodAddresses(Box::new(elapsed))),
+        Err(silent) => Err(MachineError::PodAddresses(Box::new(silent))),
     }
 }
 
@@ -278,9 +278,9 @@ async fn label(machine: &Machine, context: &Context) -> Result<(), MachineError>
     if !lacking && !context.labels_differ(labels) {
         return Ok(());
     }
-    match tokio::time::timeout(ANSWER, node::label(&client, machine.node_name(), &uid, labels)).await {
+    match in_time(node::label(&client, machine.node_name(), &uid, labels)).await {
         Ok(applied) => applied.map_err(|error| MachineError::Labels(Box::new(error)))?,
-        Err(elapsed) => return Err(MachineError::Labels(Box::new(elapsed))),
+        Err(silent) => return Err(MachineError::Labels(Box::new(silent))),
     };
     context.labels_applied(labels.clone());
     Ok(())

@@ -139,7 +139,6 @@ mod tests {
     use std::time::SystemTime;
 
     use garboard_api::refusal::Origin;
-    use garboard_api::{About, Refusals};
     use garboard_catalog::pki::Leaf;
     use garboard_supervisor::status::PublicState;
 

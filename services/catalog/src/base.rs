@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use garboard_supervisor::spec::{
     Cgroup, ClientFiles, Condition, Directory, InvalidServiceName, Isolation, Probe, ProbeAction, Reached,
-    RenderedFile, Restart, ServiceName, ServiceSpec, Slice, Stop,
+    RenderedFile, Restart, ServiceName, ServiceSpec, Slice, Stop, UMASK,
 };
 
 use crate::paths::service_dir;
@@ -29,7 +29,7 @@ pub(crate) fn blank(
         env: BTreeMap::new(),
         user: user.name.to_owned(),
         supplementary_groups: Vec::new(),
-        umask: 0o022,
+        umask: UMASK,
         working_directory: PathBuf::from("/"),
         directories: vec![Directory { path: service_dir(name), mode: 0o750, owner: None }],
         files: Vec::new(),

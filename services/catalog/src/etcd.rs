@@ -7,16 +7,14 @@
 use garboard_supervisor::spec::{ProbeAction, ServiceSpec, Slice, Stop};
 
 use crate::base::{Args, blank, cgroup, comma, https, liveness, private_directory, readiness};
-use crate::paths::service_dir;
+use crate::paths::{service_dir, service_file};
 use crate::pki::Leaf;
 use crate::users;
 use crate::{CatalogError, CatalogInput, tls};
 
 /// The service's name.
 pub const NAME: &str = "etcd";
-/// Where the machine's own API server connects: as a member of the group [`users::ETCD`].
-pub const LOCAL_URL: &str = "unix:///run/garboard/services/etcd/client.sock";
-/// Where other clients connect.
+/// Where other clients than the machine's own API server connect.
 pub const CLIENT_URL: &str = "https://127.0.0.1:2379";
 /// Port of [`CLIENT_URL`].
 pub const CLIENT_PORT: u16 = 2379;
@@ -24,6 +22,11 @@ pub const CLIENT_PORT: u16 = 2379;
 pub const PEER_URL: &str = "https://127.0.0.1:2380";
 /// The member's data.
 pub const DATA_DIR: &str = "/var/lib/etcd";
+
+/// Where the machine's own API server connects: as a member of the group [`users::ETCD`].
+pub fn local_url() -> String {
+    format!("unix://{}", service_file(NAME, "client.sock"))
+}
 
 /// The specification of etcd.
 ///
@@ -34,7 +37,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     let args = Args::new("/usr/bin/etcd")
         .flag("name", name)
         .flag("data-dir", DATA_DIR)
-        .flag("listen-client-urls", comma(&[CLIENT_URL, LOCAL_URL]))
+        .flag("listen-client-urls", comma(&[CLIENT_URL, &local_url()]))
         .flag("advertise-client-urls", CLIENT_URL)
         .flag("listen-peer-urls", PEER_URL)
         .flag("initial-advertise-peer-urls", PEER_URL)

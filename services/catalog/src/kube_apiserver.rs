@@ -84,7 +84,7 @@ fn args(input: &CatalogInput) -> Result<Args, CatalogError> {
         .flag("profiling", false)
         // At its end it would wait for whoever watches, which everybody does for as long as it is there.
         .flag("shutdown-watch-termination-grace-period", "2s")
-        .flag("etcd-servers", etcd::LOCAL_URL)
+        .flag("etcd-servers", etcd::local_url())
         .flag("encryption-provider-config", keys::ENCRYPTION_CONFIG)
         .flag("encryption-provider-config-automatic-reload", true)
         .flag("kubelet-certificate-authority", Leaf::ApiserverKubeletClient.ca_file())
