@@ -141,7 +141,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         handed,
     };
     tasks.spawn("events", events::run(watched, api_seen.clone(), stop.clone()));
-    tasks.spawn("images", preload::run(statuses.clone(), problems, stop.clone()));
+    tasks.spawn("images", preload::run(statuses.clone(), api_seen.clone(), problems, stop.clone()));
     let machine_again = stream::select_all([
         changes(addresses),
         changes(statuses.clone()),

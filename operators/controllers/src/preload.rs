@@ -9,7 +9,9 @@ use garboard_catalog::paths::{CONTAINERD_SOCKET, PRELOADED_IMAGES};
 use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
 use garboard_supervisor::status::ServiceStatus;
+use kube::Client;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -18,14 +20,27 @@ use crate::problems::Problems;
 
 /// First and longest wait after containerd refused.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Longest time that the first import waits for the API server. No pod starts before it serves, and until then it has a better use
+/// for the processors and the disk.
+const FIRST: Duration = Duration::from_secs(60);
 /// What problems are about.
 const PART: &str = "images of the release";
 
 /// Imports after each start of containerd, until `stop`. What is imported already costs a question.
-pub async fn run(statuses: watch::Receiver<Arc<Vec<ServiceStatus>>>, problems: Problems, stop: CancellationToken) {
+pub async fn run(
+    statuses: watch::Receiver<Arc<Vec<ServiceStatus>>>,
+    mut api: watch::Receiver<Option<Client>>,
+    problems: Problems,
+    stop: CancellationToken,
+) {
+    let import = async {
+        // Whether it serves or the time is over, what follows is the same.
+        let _ = timeout(FIRST, api.wait_for(Option::is_some)).await.map(drop);
+        follow(statuses, &problems).await;
+    };
     tokio::select! {
         () = stop.cancelled() => {}
-        () = follow(statuses, &problems) => {}
+        () = import => {}
     }
 }
 
