@@ -56,8 +56,6 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
         .flag("tls-min-version", tls::ETCD_MIN_VERSION)
         // kube-apiserver speaks gRPC; the JSON gateway is a second door that nobody uses.
         .flag("enable-grpc-gateway", false)
-        // The API server serves consistent reads from its watch cache by these notifications.
-        .flag("watch-progress-notify-interval", "5s")
         // Compaction leaves holes in the file that nothing else gives back.
         .flag("bootstrap-defrag-threshold-megabytes", 100)
         .flag("quota-backend-bytes", 8u64 << 30)
