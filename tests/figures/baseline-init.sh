@@ -99,7 +99,7 @@ start() {
     shift
     while :; do
         PATH=/usr/sbin:/usr/bin "/usr/bin/$name" "$@" >>"/var/log/$name.log" 2>&1 || true
-        echo "baseline: $name ended"
+        echo "baseline: $name ended: $(tail -n 1 "/var/log/$name.log")"
         sleep 1
     done &
 }
