@@ -25,7 +25,7 @@ build_programs() {
 # build_rust TARGET: all packages that have programs, static, without this host's paths in them. Cargo names the
 # sources of the workspace relative to it; were its path among the flags, each clone would build everything anew.
 build_rust() {
-    local flags lto=thin
+    local flags lto=fat
     flags="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$1=/target"
     # The addresses that a program corrects when it is loaded take a hundredth of the space in this form.
     flags+=" -C link-arg=-Wl,-z,pack-relative-relocs"
