@@ -15,9 +15,10 @@ use garboard_control::Client as Control;
 use garboard_controllers::connect::Connect;
 use garboard_controllers::context::{Context, Paths, Published};
 use garboard_controllers::machine_api::{self, View};
-use garboard_controllers::network::{Network, NetworkConfig, NetworkPaths};
+use garboard_controllers::network::{Network, NetworkPaths};
 use garboard_controllers::node::NodeWatch;
 use garboard_controllers::pki::PkiStore;
+use garboard_controllers::pool::PoolWatch;
 use garboard_controllers::probes::{self, Watched};
 use garboard_controllers::problems::Problems;
 use garboard_controllers::services::Services;
@@ -66,7 +67,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         Source::start(ledger.clone(), manifests.machine.as_ref(), refusals.clone(), api_seen.clone())
             .with_context(|| start("Machine"))?;
     let (cluster_source, cluster, cluster_events) =
-        Source::start(ledger.clone(), manifests.cluster.as_ref(), refusals, api_seen.clone())
+        Source::start(ledger.clone(), manifests.cluster.as_ref(), refusals.clone(), api_seen.clone())
             .with_context(|| start("Cluster"))?;
 
     let declared = [(machine.current().is_some(), "Machine"), (cluster.current().is_some(), "Cluster")];
@@ -75,7 +76,10 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         notify::tell(NotifyState::Status(&format!("no {kind} is declared")));
     }
     // A machine without a declaration has a network too: its address is what one needs to know to declare it.
-    let network_declared = machine.current().map(|machine| NetworkConfig::from(&*machine));
+    let (pool_watch, pool) = PoolWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone(), refusals);
+    let network_declared = machine
+        .current()
+        .map(|machine| machine::declared_network(&machine, pool.borrow().as_deref(), cluster.current().as_deref()));
     let (network_config, config) = watch::channel(network_declared.clone().unwrap_or_default());
     let (network, addresses) = Network::new(config, NetworkPaths::default()).context("watch the network")?;
     if let Some(declared) = network_declared {
@@ -110,6 +114,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         statuses: StatusSink::new(&paths.status, api_seen.clone()),
         machine: machine.clone(),
         cluster: cluster.clone(),
+        pool: pool.clone(),
         refusals: refusals_seen.clone(),
         network_config,
         network: addresses.clone(),
@@ -127,6 +132,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("machine source", machine_source.run(stop.clone()));
     tasks.spawn("cluster source", cluster_source.run(stop.clone()));
     tasks.spawn("node", node.run(stop.clone()));
+    tasks.spawn("pool", pool_watch.run(stop.clone()));
     tasks.spawn("connect", Connect::new(pki.clone(), api, problems.clone()).run(stop.clone()));
     tasks.spawn(
         "probes",
@@ -149,6 +155,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         changes(node_view.clone()),
         changes(api_seen.clone()),
         changes(cluster.object.clone()),
+        changes(pool),
         changes(refusals_seen.clone()),
     ]);
     tasks.spawn(

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::Context;
 use garboard_controllers::leader::{self, Identity, Standing};
-use garboard_controllers::{connect, csr};
+use garboard_controllers::{connect, csr, pools};
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -25,6 +25,9 @@ pub async fn run(machine: &str, stop: CancellationToken) -> anyhow::Result<()> {
         notify::tell(NotifyState::Status(&standing.to_string()));
     };
     let client = connect::operators();
-    leader::lead(client.clone(), identity, tell, |stop| csr::run(client.clone(), stop), stop).await;
+    let duties = async |stop: CancellationToken| {
+        tokio::join!(csr::run(client.clone(), stop.clone()), pools::run(client.clone(), stop));
+    };
+    leader::lead(client.clone(), identity, tell, duties, stop).await;
     Ok(())
 }

@@ -10,6 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::machine::MachineSpec;
 use crate::types::{ACCESS_NAME, Cidr, DOMAIN, HOST, PublicKeyPin, WILDCARD_HOST};
 
 /// The one name of the one `Cluster`.
@@ -93,6 +94,11 @@ pub struct ClusterSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub access: Vec<Access>,
+    /// Settings of all machines. Those of a MachinePool's template and of a Machine itself count more; a list counts as a whole, a
+    /// mapping entry by entry.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("!has(self.hostname)").message("a host name belongs to one machine: declare it in the Machine"))]
+    pub machines: MachineSpec,
 }
 
 impl Default for ClusterSpec {
@@ -105,6 +111,7 @@ impl Default for ClusterSpec {
             dns_domain: default_dns_domain(),
             proxy_mode: ProxyMode::default(),
             access: Vec::new(),
+            machines: MachineSpec::default(),
         }
     }
 }

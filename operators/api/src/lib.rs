@@ -8,12 +8,14 @@
 //! |---|---|---|
 //! | [`Machine`] | cluster | the machine's, which is also its node's |
 //! | [`Cluster`] | cluster | always `cluster` |
+//! | [`MachinePool`] | cluster | the pool's |
 
 pub mod cluster;
 pub mod condition;
 pub mod crds;
 pub mod field_error;
 pub mod machine;
+pub mod machine_pool;
 pub mod manifest;
 pub mod refusal;
 pub mod schema;
@@ -23,8 +25,10 @@ pub mod validate;
 pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, ProxyMode, Role};
 pub use field_error::FieldError;
 pub use machine::{
-    Link, LinkMatch, Machine, MachineKubelet, MachineNetwork, MachineSpec, MachineStatus, ServiceSummary, Versions,
+    Effective, Link, LinkMatch, Machine, MachineKubelet, MachineNetwork, MachineSpec, MachineStatus, PoolReference,
+    ServiceSummary, Versions,
 };
+pub use machine_pool::{MachinePool, MachinePoolSpec, MachinePoolStatus, MachineTemplate};
 pub use refusal::{About, Refusals};
 pub use types::{Cidr, MacAddress, PublicKeyPin};
 

@@ -30,6 +30,7 @@ use crate::types::{Cidr, DOMAIN, INTERFACE, LABEL, MacAddress, addresses_schema,
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "What the machine is doing"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]"),
+    printcolumn(name = "Pool", type_ = "string", json_path = ".status.pool.name"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.versions.garboard"),
     printcolumn(name = "Kubernetes", type_ = "string", json_path = ".status.versions.kubernetes", priority = 1),
     printcolumn(name = "Kernel", type_ = "string", json_path = ".status.versions.kernel", priority = 1),
@@ -124,50 +125,46 @@ pub struct LinkMatch {
 }
 
 /// Settings of a machine's node.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.shutdownGracePeriodCriticalPodsSeconds <= self.shutdownGracePeriodSeconds")
+#[x_kube(validation = Rule::new("!has(self.shutdownGracePeriodCriticalPodsSeconds) || !has(self.shutdownGracePeriodSeconds) \
+        || self.shutdownGracePeriodCriticalPodsSeconds <= self.shutdownGracePeriodSeconds")
     .message("shutdownGracePeriodCriticalPodsSeconds is a part of shutdownGracePeriodSeconds and cannot be longer"))]
 pub struct MachineKubelet {
     /// Labels that the node has in any case. Others' labels stay.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub node_labels: BTreeMap<String, String>,
-    /// Most pods at a time. A node has 253 addresses for pods.
-    #[serde(default = "default_max_pods")]
+    /// Most pods at a time. A node has 253 addresses for pods. Default: 110.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 250))]
-    pub max_pods: u32,
+    pub max_pods: Option<u32>,
     /// Time that pods have to end when the machine shuts down, seconds: at most 570, as the machine waits ten minutes for them.
-    #[serde(default = "default_shutdown_grace")]
+    /// Default: 30.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 570))]
-    pub shutdown_grace_period_seconds: u32,
-    /// The last part of that time, which is kept for critical pods, seconds.
-    #[serde(default = "default_shutdown_grace_critical")]
+    pub shutdown_grace_period_seconds: Option<u32>,
+    /// The last part of that time, which is kept for critical pods, seconds. Default: 10, or all of a shorter time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 570))]
-    pub shutdown_grace_period_critical_pods_seconds: u32,
+    pub shutdown_grace_period_critical_pods_seconds: Option<u32>,
 }
 
-impl Default for MachineKubelet {
-    fn default() -> Self {
-        Self {
-            node_labels: BTreeMap::new(),
-            max_pods: default_max_pods(),
-            shutdown_grace_period_seconds: default_shutdown_grace(),
-            shutdown_grace_period_critical_pods_seconds: default_shutdown_grace_critical(),
-        }
+impl MachineKubelet {
+    /// Most pods at a time.
+    pub fn max_pods(&self) -> u32 {
+        self.max_pods.unwrap_or(110)
     }
-}
 
-const fn default_max_pods() -> u32 {
-    110
-}
+    /// Time that pods have to end when the machine shuts down, seconds.
+    pub fn shutdown_grace_period_seconds(&self) -> u32 {
+        self.shutdown_grace_period_seconds.unwrap_or(30)
+    }
 
-const fn default_shutdown_grace() -> u32 {
-    30
-}
-
-const fn default_shutdown_grace_critical() -> u32 {
-    10
+    /// The last part of that time, which is kept for critical pods, seconds.
+    pub fn shutdown_grace_period_critical_pods_seconds(&self) -> u32 {
+        self.shutdown_grace_period_critical_pods_seconds.unwrap_or(10).min(self.shutdown_grace_period_seconds())
+    }
 }
 
 /// What a machine is.
@@ -196,6 +193,13 @@ pub struct MachineStatus {
     /// What runs in which version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<Versions>,
+    /// The pool that the machine belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolReference>,
+    /// What the layers of configuration come to: the image's defaults, the Cluster's `machines`, the MachinePool's template and the
+    /// Machine itself, each of which counts before those named before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective: Option<Effective>,
     /// Identifies this start of the machine.
     #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
@@ -210,6 +214,33 @@ pub struct MachineStatus {
 /// Nobody but the agent writes a status, so it needs no rules, and the API server counts the cost of each.
 fn status_addresses_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({ "type": "array", "items": { "type": "string", "maxLength": 45 } })
+}
+
+/// A machine's pool.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolReference {
+    /// Name of the MachinePool.
+    pub name: String,
+    /// The generation of the MachinePool that the machine follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// What the layers of configuration come to.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Effective {
+    /// The settings that are in force, in the form of the Machine's spec.
+    #[schemars(schema_with = "any_object_schema")]
+    pub spec: MachineSpec,
+    /// Which layer set each of them, by the path of the field below `spec`: Image, Cluster, MachinePool/NAME or Machine.
+    pub sources: BTreeMap<String, String>,
+}
+
+/// It repeats the Machine's spec, which has the documentation and the rules.
+fn any_object_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
 }
 
 /// One supervised process.

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// One of the two resources that declare a machine.
+/// One of the resources that declare a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum About {
     /// The Machine.
     Machine,
     /// The Cluster.
     Cluster,
+    /// The MachinePool.
+    MachinePool,
 }
 
 /// Where a refused declaration came from.
@@ -23,7 +25,7 @@ pub enum Origin {
         holder: &'static str,
     },
     /// A text found at the machine that could not be read, in words that help to find it: `machine.yaml on /dev/sdb1`. It may be
-    /// about either resource.
+    /// about any resource.
     Text(String),
 }
 
@@ -35,6 +37,7 @@ impl fmt::Display for About {
         f.write_str(match self {
             Self::Machine => "Machine",
             Self::Cluster => "Cluster",
+            Self::MachinePool => "MachinePool",
         })
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
 use crate::field_error::FieldError;
 use crate::machine::{Link, LinkMatch, Machine, MachineKubelet, MachineNetwork, MachineSpec};
+use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr};
 
 /// Collects what is wrong.
@@ -30,23 +31,49 @@ pub fn machine(machine: &Machine) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let name = machine.metadata.name.as_deref().unwrap_or_default();
     errors.require(types::is_label(name), "metadata.name", name, types::LABEL_WORDS);
-    let MachineSpec { hostname, network, kubelet } = &machine.spec;
+    check_settings(&mut errors, "spec", &machine.spec);
+    errors.0
+}
+
+/// What is wrong with a MachinePool; empty when it is valid.
+pub fn machine_pool(pool: &MachinePool) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let MachinePoolSpec { selector, template: MachineTemplate { spec } } = &pool.spec;
+    if let Err(error) = pool.selector() {
+        let shown = serde_json::to_value(selector).unwrap_or_default();
+        errors.0.push(FieldError::new("spec.selector", &shown, error.to_string()));
+    }
+    check_shared(&mut errors, "spec.template.spec", spec);
+    errors.0
+}
+
+/// Settings of more than one machine.
+fn check_shared(errors: &mut Errors, field: &str, spec: &MachineSpec) {
+    if let Some(hostname) = &spec.hostname {
+        let allowed = "a host name belongs to one machine: declare it in the Machine";
+        errors.require(false, format!("{field}.hostname"), hostname.as_str(), allowed);
+    }
+    check_settings(errors, field, spec);
+}
+
+/// Settings of machines, those of `base`, whichever layer they belong to.
+fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
+    let MachineSpec { hostname, network, kubelet } = spec;
     if let Some(hostname) = hostname {
-        errors.require(types::is_label(hostname), "spec.hostname", hostname.as_str(), types::LABEL_WORDS);
+        errors.require(types::is_label(hostname), format!("{base}.hostname"), hostname.as_str(), types::LABEL_WORDS);
     }
     // Name servers and domains are of any form that their types and the schema let pass.
     let MachineNetwork { links, nameservers: _, search_domains: _ } = network;
     let mut matched = BTreeSet::new();
     for (index, link) in links.iter().enumerate() {
-        let field = format!("spec.network.links[{index}]");
-        check_link(&mut errors, &field, link);
+        let field = format!("{base}.network.links[{index}]");
+        check_link(errors, &field, link);
         let LinkMatch { name, mac } = &link.matches;
         let key = (name.as_deref(), mac.map(|mac| mac.octets()));
         let shown = serde_json::to_value(&link.matches).unwrap_or_default();
         errors.require(matched.insert(key), format!("{field}.match"), shown, "each link once");
     }
-    check_kubelet(&mut errors, kubelet);
-    errors.0
+    check_kubelet(errors, base, kubelet);
 }
 
 fn check_link(errors: &mut Errors, field: &str, link: &Link) {
@@ -85,7 +112,7 @@ fn is_host_address(net: IpNet) -> bool {
     !special && !edge && net.prefix_len() > 0
 }
 
-fn check_kubelet(errors: &mut Errors, kubelet: &MachineKubelet) {
+fn check_kubelet(errors: &mut Errors, base: &str, kubelet: &MachineKubelet) {
     let MachineKubelet {
         node_labels,
         max_pods: _,
@@ -93,16 +120,18 @@ fn check_kubelet(errors: &mut Errors, kubelet: &MachineKubelet) {
         shutdown_grace_period_critical_pods_seconds: critical,
     } = kubelet;
     for (key, value) in node_labels {
-        let field = format!("spec.kubelet.nodeLabels.{key}");
+        let field = format!("{base}.kubelet.nodeLabels.{key}");
         errors.require(types::is_label_key(key), &field, key.as_str(), types::LABEL_KEY_WORDS);
         errors.require(types::is_label_value(value), &field, value.as_str(), types::LABEL_VALUE_WORDS);
     }
-    errors.require(
-        critical <= grace,
-        "spec.kubelet.shutdownGracePeriodCriticalPodsSeconds",
-        *critical,
-        "at most shutdownGracePeriodSeconds, of which it is a part",
-    );
+    if let (Some(critical), Some(grace)) = (critical, grace) {
+        errors.require(
+            critical <= grace,
+            format!("{base}.kubelet.shutdownGracePeriodCriticalPodsSeconds"),
+            *critical,
+            "at most shutdownGracePeriodSeconds, of which it is a part",
+        );
+    }
 }
 
 /// What is wrong with a Cluster; empty when it is valid.
@@ -110,7 +139,8 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
     errors.require(name == cluster::NAME, "metadata.name", name, "there is one Cluster, and its name is cluster");
-    let ClusterSpec { endpoint, cert_sans, pod_cidr, service_cidr, dns_domain, proxy_mode: _, access } = &cluster.spec;
+    let ClusterSpec { endpoint, cert_sans, pod_cidr, service_cidr, dns_domain, proxy_mode: _, access, machines } =
+        &cluster.spec;
     if let Some(Endpoint { host, port: _ }) = endpoint {
         errors.require(is_host(host), "spec.endpoint.host", host.as_str(), types::HOST_WORDS);
     }
@@ -132,6 +162,7 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
         let key = entry.public_key;
         errors.require(keys.insert(key), format!("{field}.publicKey"), key.to_string(), "each key once");
     }
+    check_shared(&mut errors, "spec.machines", machines);
     errors.0
 }
 

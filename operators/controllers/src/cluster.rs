@@ -58,7 +58,7 @@ pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<A
         api,
         objects_problem: kept.as_ref().err().map(|error| chain(error)),
         account,
-        refusals: context.refusals_of(About::Cluster),
+        refusals: context.refusals_of(&[About::Cluster]),
     };
     publish(&cluster, &context, &observed).await?;
     kept?;

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use garboard_api::machine::Versions;
-use garboard_api::{About, Cluster, Machine, Refusals};
+use garboard_api::machine::{Effective, Versions};
+use garboard_api::{About, Cluster, Machine, MachinePool, Refusals};
 use garboard_control::{Client as Control, MachineInfo, MachinePhase};
 use garboard_plan::events::Notable;
+use garboard_plan::layers;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::Declared;
 use garboard_runtime::status::StatusSink;
@@ -71,6 +72,8 @@ pub struct Context {
     pub machine: Declared<Machine>,
     /// The declared cluster.
     pub cluster: Declared<Cluster>,
+    /// The machine's pool.
+    pub pool: watch::Receiver<Option<Arc<MachinePool>>>,
     /// Declarations that were refused.
     pub refusals: watch::Receiver<Refusals>,
     /// What the network should be: written by the machine's reconciler.
@@ -124,11 +127,17 @@ impl Context {
         Time(Timestamp::from_second(i64::try_from(seconds).unwrap_or_default()).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
-    /// Declarations of a resource that were refused, and those that may be of either.
-    pub fn refusals_of(&self, about: About) -> Refusals {
+    /// Declarations of some kinds of resources that were refused, and those that may be of any.
+    pub fn refusals_of(&self, kinds: &[About]) -> Refusals {
         let mut refusals = self.refusals.borrow().clone();
-        refusals.retain(|origin, _| origin.about().is_none_or(|of| of == about));
+        refusals.retain(|origin, _| origin.about().is_none_or(|about| kinds.contains(&about)));
         refusals
+    }
+
+    /// The machine with the settings of all layers, and where each comes from.
+    pub fn effective(&self, machine: &Machine) -> (Machine, Effective) {
+        let pool = self.pool.borrow().clone();
+        layers::merge(machine, pool.as_deref(), self.cluster.current().as_deref())
     }
 
     /// Takes the labels that were applied last, to compare and replace them.

@@ -78,7 +78,8 @@ async fn follow(mut watched: Watched, mut api: watch::Receiver<Option<Client>>) 
             let cluster = watched.cluster_reference();
             while let Some(notable) = pending.front() {
                 let about = match notable.about {
-                    About::Machine => &machine,
+                    // What a pool cannot give a machine is news of the machine.
+                    About::Machine | About::MachinePool => &machine,
                     About::Cluster => cluster.as_ref().unwrap_or(&machine),
                 };
                 if !record(recorder, about, notable).await {

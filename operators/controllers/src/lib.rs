@@ -18,6 +18,8 @@ pub mod media;
 pub mod network;
 pub mod node;
 pub mod pki;
+pub mod pool;
+pub mod pools;
 pub mod preload;
 pub mod probes;
 pub mod problems;

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use garboard_api::cluster::ClusterSpec;
 use garboard_api::condition;
-use garboard_api::machine::MachineStatus;
-use garboard_api::{About, Cluster, Machine, validate};
+use garboard_api::machine::{Effective, MachineStatus, PoolReference};
+use garboard_api::{About, Cluster, Machine, MachinePool, validate};
 use garboard_catalog::input::apiserver_service_address;
 use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
 use garboard_control::{ControlError, MachinePhase};
 use garboard_plan::events as events_plan;
+use garboard_plan::layers;
 use garboard_plan::machine::{self as plan, Observed};
 use garboard_plan::node as node_plan;
 use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Step};
@@ -64,19 +65,20 @@ pub enum MachineError {
 /// # Errors
 /// [`MachineError`] of what failed; the status tells it too, and everything is tried again.
 pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<Action, MachineError> {
-    declare_network(&machine, &context);
+    let (merged, effective) = context.effective(&machine);
+    declare_network(&merged, &context);
     let cluster = context.cluster.current();
     let mut observed = observe(&context, cluster.is_some());
     let converged = match &cluster {
-        Some(cluster) => converge(&machine, cluster, &context, &mut observed).await,
+        Some(cluster) => converge(&merged, cluster, &context, &mut observed).await,
         None => Ok(RESYNC),
     };
     let claimed = match &cluster {
-        Some(cluster) => claim_block(&machine, &cluster.spec, &context).await,
+        Some(cluster) => claim_block(&merged, &cluster.spec, &context).await,
         None => Ok(()),
     };
-    let labelled = label(&machine, &context).await;
-    publish(&machine, &context, &observed).await?;
+    let labelled = label(&merged, &context).await;
+    publish(&machine, effective, &context, &observed).await?;
     claimed?;
     labelled?;
     converged.map(Action::requeue)
@@ -86,6 +88,11 @@ impl From<&Machine> for NetworkConfig {
     fn from(machine: &Machine) -> Self {
         Self { hostname: machine.hostname().to_owned(), network: (&machine.spec.network).into() }
     }
+}
+
+/// What the layers of a machine's configuration declare of its network.
+pub fn declared_network(machine: &Machine, pool: Option<&MachinePool>, cluster: Option<&Cluster>) -> NetworkConfig {
+    (&layers::merge(machine, pool, cluster).0).into()
 }
 
 fn declare_network(machine: &Machine, context: &Context) {
@@ -109,7 +116,7 @@ fn observe(context: &Context, cluster_declared: bool) -> Observed {
         desired_services: (!specs.is_empty()).then(|| names(&specs)),
         services_problem: None,
         services: context.services.borrow().to_vec(),
-        refusals: context.refusals_of(About::Machine),
+        refusals: context.refusals_of(&[About::Machine, About::MachinePool]),
     }
 }
 
@@ -286,7 +293,19 @@ async fn label(machine: &Machine, context: &Context) -> Result<(), MachineError>
     Ok(())
 }
 
-async fn publish(machine: &Machine, context: &Context, observed: &Observed) -> Result<(), StatusError> {
+fn pool_reference(pool: &MachinePool) -> PoolReference {
+    PoolReference {
+        name: pool.metadata.name.clone().unwrap_or_default(),
+        observed_generation: pool.metadata.generation,
+    }
+}
+
+async fn publish(
+    machine: &Machine,
+    effective: Effective,
+    context: &Context,
+    observed: &Observed,
+) -> Result<(), StatusError> {
     let former = context.statuses.former::<Machine>(machine.node_name());
     let stopping = *context.phase.borrow() != MachinePhase::Running;
     let conditions = condition::merge(
@@ -305,6 +324,8 @@ async fn publish(machine: &Machine, context: &Context, observed: &Observed) -> R
         services: observed.services.iter().map(plan::summary).collect(),
         addresses: observed.addresses.clone(),
         versions: Some(context.versions.clone()),
+        pool: context.pool.borrow().as_deref().map(pool_reference),
+        effective: Some(effective),
         boot_id: Some(context.info.boot_id.clone()),
         machine_id: Some(context.info.machine_id.clone()),
         fingerprint: Some(context.fingerprint.clone()),

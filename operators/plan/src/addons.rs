@@ -230,7 +230,7 @@ fn readers_rules() -> Value {
         rule("", &["namespaces", "nodes", "persistentvolumes"], &READ),
         rule("storage.k8s.io", &["storageclasses", "csidrivers", "csinodes", "volumeattachments"], &READ),
         rule("apiextensions.k8s.io", &["customresourcedefinitions"], &READ),
-        rule(garboard_api::GROUP, &["clusters", "machines"], &READ),
+        rule(garboard_api::GROUP, &["clusters", "machinepools", "machines"], &READ),
     ])
 }
 
@@ -248,7 +248,8 @@ fn operators_rules() -> Value {
         rule("certificates.k8s.io", &["certificatesigningrequests/approval"], &["update", "patch"]),
         rule_for("kubernetes.io/kubelet-serving", "certificates.k8s.io", "signers", &["approve"]),
         rule("", &["nodes"], &READ),
-        rule(garboard_api::GROUP, &["clusters", "machines"], &READ),
+        rule(garboard_api::GROUP, &["clusters", "machinepools", "machines"], &READ),
+        rule(garboard_api::GROUP, &["machinepools/status"], &["get", "update", "patch"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ])
 }
@@ -265,6 +266,7 @@ fn agent_rules() -> Value {
     json!([
         rule(garboard_api::GROUP, &["clusters", "machines"], &["get", "list", "watch", "create", "update", "patch"]),
         rule(garboard_api::GROUP, &["clusters/status", "machines/status"], &["get", "update", "patch"]),
+        rule(garboard_api::GROUP, &["machinepools"], &READ),
         rule(
             "apiextensions.k8s.io",
             &["customresourcedefinitions"],

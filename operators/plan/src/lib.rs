@@ -5,10 +5,12 @@ pub mod cluster;
 pub mod console;
 pub mod csr;
 pub mod events;
+pub mod layers;
 pub mod leader;
 pub mod machine;
 pub mod network;
 pub mod node;
 pub mod pki;
+pub mod pool;
 #[cfg(test)]
 mod testing;

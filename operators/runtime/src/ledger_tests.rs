@@ -5,7 +5,7 @@ use super::*;
 
 fn entry(max_pods: u32) -> Entry<Machine> {
     let mut object = Machine::new("node-1", Default::default());
-    object.spec.kubelet.max_pods = max_pods;
+    object.spec.kubelet.max_pods = Some(max_pods);
     Entry { object, local_digest: Some(digest(b"x")), pending: true }
 }
 

@@ -96,7 +96,7 @@ fn config(input: &CatalogInput) -> Value {
             "imagefs.inodesFree": "5%",
         },
         "podPidsLimit": 4096,
-        "maxPods": settings.max_pods,
+        "maxPods": settings.max_pods(),
         "seccompDefault": true,
         "protectKernelDefaults": true,
         "serializeImagePulls": false,
@@ -106,8 +106,8 @@ fn config(input: &CatalogInput) -> Value {
         "makeIPTablesUtilChains": !matches!(input.cluster.proxy_mode, ProxyMode::Nftables),
         // The default lies in the read-only root.
         "volumePluginDir": format!("{DATA_DIR}/volume-plugins"),
-        "shutdownGracePeriod": format!("{}s", settings.shutdown_grace_period_seconds),
-        "shutdownGracePeriodCriticalPods": format!("{}s", settings.shutdown_grace_period_critical_pods_seconds),
+        "shutdownGracePeriod": format!("{}s", settings.shutdown_grace_period_seconds()),
+        "shutdownGracePeriodCriticalPods": format!("{}s", settings.shutdown_grace_period_critical_pods_seconds()),
     })
 }
 

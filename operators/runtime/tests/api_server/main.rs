@@ -170,21 +170,25 @@ impl<K: Kind> Running<K> {
 
 fn local(max_pods: u32) -> Machine {
     let mut machine = Machine::new("node-1", Default::default());
-    machine.spec.kubelet.max_pods = max_pods;
+    machine.spec.kubelet.max_pods = Some(max_pods);
     machine
 }
 
 async fn a_declaration_moves_to_the_api_server(client: &Client, ledger: &Ledger) {
     let machines: Api<Machine> = Api::all(client.clone());
     let source = Running::start(ledger, Some(&local(50)), None);
-    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 50, "it counts before there is an API server");
+    assert_eq!(
+        source.declared.current().unwrap().spec.kubelet.max_pods,
+        Some(50),
+        "it counts before there is an API server"
+    );
     assert_eq!(source.declared.current().unwrap().metadata.generation, Some(1));
     source.api.send_replace(Some(client.clone()));
     let created = source.until("created", |machine| machine.metadata.uid.is_some()).await;
     assert_eq!(machines.get("node-1").await.unwrap().uid(), created.uid());
 
     set_max_pods(&machines, 60).await;
-    let edited = source.until("edited", |machine| machine.spec.kubelet.max_pods == 60).await;
+    let edited = source.until("edited", |machine| machine.spec.kubelet.max_pods == Some(60)).await;
     assert_eq!(edited.metadata.generation, Some(2));
     assert!(edited.metadata.managed_fields.is_none(), "nobody needs it");
 
@@ -203,13 +207,13 @@ async fn a_declaration_moves_to_the_api_server(client: &Client, ledger: &Ledger)
     let former = source.declared.current().unwrap().uid();
     machines.delete("node-1", &DeleteParams::default()).await.unwrap();
     source.until("made again", |machine| machine.uid() != former).await;
-    assert_eq!(machines.get("node-1").await.unwrap().spec.kubelet.max_pods, 60);
+    assert_eq!(machines.get("node-1").await.unwrap().spec.kubelet.max_pods, Some(60));
 
     assert!(source.declared.submit(local(70), true).await.unwrap(), "a dry run tells that it would change something");
-    assert_eq!(machines.get("node-1").await.unwrap().spec.kubelet.max_pods, 60, "and changes nothing");
+    assert_eq!(machines.get("node-1").await.unwrap().spec.kubelet.max_pods, Some(60), "and changes nothing");
     source.declared.submit(local(70), false).await.unwrap();
-    assert_eq!(machines.get("node-1").await.unwrap().spec.kubelet.max_pods, 70);
-    source.until("submitted", |machine| machine.spec.kubelet.max_pods == 70).await;
+    assert_eq!(machines.get("node-1").await.unwrap().spec.kubelet.max_pods, Some(70));
+    source.until("submitted", |machine| machine.spec.kubelet.max_pods == Some(70)).await;
     assert!(!source.declared.submit(local(70), false).await.unwrap());
     let mut other = local(70);
     other.metadata.name = Some("node-2".into());
@@ -226,22 +230,22 @@ async fn a_manifest_that_changed_is_an_edit(client: &Client, ledger: &Ledger) {
     let machines: Api<Machine> = Api::all(client.clone());
     // The machine starts again with the manifest that it had: what the API server was told since counts.
     let source = Running::start(ledger, Some(&local(50)), None);
-    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 70);
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, Some(70));
     source.end().await;
     // And with another one: that counts, at once and in the API.
     let mut changed = local(80);
     changed.spec.hostname = Some("keel".into());
     let source = Running::start(ledger, Some(&changed), None);
-    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 80);
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, Some(80));
     source.api.send_replace(Some(client.clone()));
-    wait("pushed", || async { machines.get("node-1").await.unwrap().spec.kubelet.max_pods == 80 }).await;
+    wait("pushed", || async { machines.get("node-1").await.unwrap().spec.kubelet.max_pods == Some(80) }).await;
     assert_eq!(machines.get("node-1").await.unwrap().spec.hostname.as_deref(), Some("keel"));
     set_max_pods(&machines, 90).await;
-    source.until("edited later", |machine| machine.spec.kubelet.max_pods == 90).await;
+    source.until("edited later", |machine| machine.spec.kubelet.max_pods == Some(90)).await;
     source.end().await;
     // It counts once.
     let source = Running::start(ledger, Some(&changed), Some(client.clone()));
-    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 90);
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, Some(90));
     source.end().await;
     // What cannot change is refused and named, and everything stays.
     let cluster = Cluster::new("cluster", Default::default());
@@ -263,18 +267,20 @@ async fn an_outage_changes_nothing_and_edits_during_it_arrive(server: &mut Serve
     server.stop_apiserver();
     let error = source.declared.submit(local(91), false).await.unwrap_err();
     assert!(matches!(error, SubmitError::Api(_)), "{error}");
-    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 90);
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, Some(90));
     source.end().await;
     // The agent starts again during the outage, with an edit.
     let source = Running::start(ledger, Some(&local(92)), None);
-    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, 92);
+    assert_eq!(source.declared.current().unwrap().spec.kubelet.max_pods, Some(92));
     source.end().await;
     let source = Running::start(ledger, Some(&local(92)), Some(client));
     server.start_apiserver().await;
-    wait("pushed", || async { machines.get("node-1").await.is_ok_and(|machine| machine.spec.kubelet.max_pods == 92) })
-        .await;
+    wait("pushed", || async {
+        machines.get("node-1").await.is_ok_and(|machine| machine.spec.kubelet.max_pods == Some(92))
+    })
+    .await;
     set_max_pods(&machines, 93).await;
-    source.until("followed again", |machine| machine.spec.kubelet.max_pods == 93).await;
+    source.until("followed again", |machine| machine.spec.kubelet.max_pods == Some(93)).await;
     source.end().await;
 }
 

@@ -1,0 +1,93 @@
+//! `MachinePool`: what the machines that a selector picks have in common.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::core::{ParseExpressionError, Selector, SelectorExt as _};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::machine::MachineSpec;
+
+/// What the machines of a pool have in common.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "garboard.dev",
+    version = "v1alpha1",
+    kind = "MachinePool",
+    plural = "machinepools",
+    singular = "machinepool",
+    shortname = "gmp",
+    category = "garboard",
+    status = "MachinePoolStatus",
+    derive = "Default",
+    derive = "PartialEq",
+    doc = "Machines that are configured alike: a selector picks them by their labels, a template configures them.",
+    printcolumn(name = "Machines", type_ = "integer", json_path = ".status.machines"),
+    printcolumn(
+        name = "Updated",
+        type_ = "integer",
+        json_path = ".status.updatedMachines",
+        description = "Machines that follow the newest template"
+    ),
+    printcolumn(name = "Ready", type_ = "integer", json_path = ".status.readyMachines"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MachinePoolSpec {
+    /// Labels of the Machines that belong to the pool. A Machine belongs to one pool: one that two of them pick keeps the
+    /// configuration that it has, and says so.
+    pub selector: LabelSelector,
+    /// What its machines are.
+    #[serde(default)]
+    pub template: MachineTemplate,
+}
+
+/// What the machines of a pool are.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineTemplate {
+    /// Their settings. Those of the Cluster's `machines` count less, those of a Machine itself count more; a list counts as a whole,
+    /// a mapping entry by entry.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("!has(self.hostname)").message("a host name belongs to one machine: declare it in the Machine"))]
+    pub spec: MachineSpec,
+}
+
+/// What the machines of a pool have reached.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachinePoolStatus {
+    /// The generation of the declaration that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// What holds of the pool: Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// How many machines belong to it.
+    #[serde(default)]
+    pub machines: u32,
+    /// How many of them follow the newest template.
+    #[serde(default)]
+    pub updated_machines: u32,
+    /// How many of them are Ready.
+    #[serde(default)]
+    pub ready_machines: u32,
+}
+
+impl MachinePool {
+    /// Its selector in a form that can be asked.
+    ///
+    /// # Errors
+    /// What is wrong with one of its expressions.
+    pub fn selector(&self) -> Result<Selector, ParseExpressionError> {
+        self.spec.selector.clone().try_into()
+    }
+
+    /// Whether it picks a machine with these labels; a selector that is not valid picks none.
+    pub fn picks(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.selector().is_ok_and(|selector| selector.matches(labels))
+    }
+}
