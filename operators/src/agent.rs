@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures::{Stream, stream};
+use garboard_api::machine::MachineKernel;
 use garboard_api::refusal::Origin;
 use garboard_api::{Cluster, Machine, Refusals};
 use garboard_control::Client as Control;
 use garboard_controllers::connect::Connect;
 use garboard_controllers::context::{Context, Paths, Published};
+use garboard_controllers::kernel::{Kernel, KernelPaths};
 use garboard_controllers::machine_api::{self, View};
 use garboard_controllers::network::{Network, NetworkPaths};
 use garboard_controllers::node::NodeWatch;
@@ -92,6 +94,10 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
             error!(error = applier::chain(&error), "network");
         }
     });
+    let (notables, handed) = mpsc::channel(events::HANDED);
+    let (kernel_config, config) = watch::channel(MachineKernel::default());
+    let (kernel, kernel_problems) = Kernel::new(config, notables.clone(), KernelPaths::default());
+    tasks.spawn("kernel", kernel.run(stop.clone()));
     let pki = PkiStore::new(&paths.pki_state, &paths.pki);
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (specs, specs_seen) = watch::channel(Arc::default());
@@ -103,7 +109,6 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         problems.set("release", Some(error));
         release::own(&info.version)
     });
-    let (notables, handed) = mpsc::channel(events::HANDED);
     let context = Arc::new(Context {
         control: control.clone(),
         info,
@@ -118,6 +123,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         refusals: refusals_seen.clone(),
         network_config,
         network: addresses.clone(),
+        kernel_config,
+        kernel: kernel_problems.clone(),
         specs,
         services: statuses.clone(),
         phase: phase.clone(),
@@ -150,6 +157,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("images", preload::run(statuses.clone(), api_seen.clone(), problems, stop.clone()));
     let machine_again = stream::select_all([
         changes(addresses),
+        changes(kernel_problems),
         changes(statuses.clone()),
         changes(phase),
         changes(node_view.clone()),

@@ -25,8 +25,8 @@ pub mod validate;
 pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, ProxyMode, Role};
 pub use field_error::FieldError;
 pub use machine::{
-    Effective, Link, LinkMatch, Machine, MachineKubelet, MachineNetwork, MachineSpec, MachineStatus, PoolReference,
-    ServiceSummary, Versions,
+    Effective, Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec, MachineStatus,
+    PoolReference, ServiceSummary, Versions,
 };
 pub use machine_pool::{MachinePool, MachinePoolSpec, MachinePoolStatus, MachineTemplate};
 pub use refusal::{About, Refusals};

@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Cidr, DOMAIN, INTERFACE, LABEL, MacAddress, addresses_schema, optional_address_schema};
+use crate::types::{Cidr, DOMAIN, INTERFACE, LABEL, MODULE, MacAddress, addresses_schema, optional_address_schema};
 
 /// What a machine should be.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct MachineSpec {
     /// The node's settings.
     #[serde(default)]
     pub kubelet: MachineKubelet,
+    /// The kernel's settings.
+    #[serde(default)]
+    pub kernel: MachineKernel,
 }
 
 /// Network of a machine.
@@ -124,6 +127,21 @@ pub struct LinkMatch {
     pub mac: Option<MacAddress>,
 }
 
+/// Settings of a machine's kernel.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineKernel {
+    /// Parameters by their names, such as `net.core.somaxconn: "4096"`. One that is changed on the machine is set again within seconds;
+    /// one that is taken out of here gets back the value that it had before. What Garboard or kubelet rely on cannot be changed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 128, "additionalProperties" = { "type": "string", "minLength": 1, "maxLength": 256 }))]
+    pub sysctls: BTreeMap<String, String>,
+    /// Modules that are loaded in any case, with those that they need. One that is taken out of here stays until the machine restarts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 64), regex(pattern = MODULE)))]
+    pub modules: Vec<String>,
+}
+
 /// Settings of a machine's node.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -178,7 +196,8 @@ pub struct MachineStatus {
     /// conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// What holds of the machine: Ready, Accepted, NetworkReady, CertificatesReady, ServicesReady.
+    /// What holds of the machine: Ready, Accepted, NetworkReady, KernelReady, CertificatesReady,
+    /// ServicesReady.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -220,6 +220,10 @@ pub(crate) const WILDCARD_HOST: &str =
 pub(crate) const HOST_WORDS: &str = "a DNS name or an IP address";
 /// Pattern of the name of an interface.
 pub(crate) const INTERFACE: &str = r"^[^\s/:]+$";
+/// Pattern of the name of a kernel module.
+pub(crate) const MODULE: &str = "^[A-Za-z0-9_-]+$";
+/// Names of kernel parameters in words.
+pub(crate) const SYSCTL_WORDS: &str = "a kernel parameter's name, such as net.core.somaxconn";
 /// Pattern of the name of somebody who has access.
 pub(crate) const ACCESS_NAME: &str = r"^[a-z0-9]([-a-z0-9.@]*[a-z0-9])?$";
 /// Pattern of a [`PublicKeyPin`].
@@ -237,6 +241,7 @@ pub(crate) fn pattern_words(pattern: &str) -> Option<&'static str> {
         DOMAIN => Some(DOMAIN_WORDS),
         HOST | WILDCARD_HOST => Some(HOST_WORDS),
         INTERFACE => Some("the name of an interface: no blank, slash or colon"),
+        MODULE => Some("the name of a kernel module: letters, digits, - and _"),
         ACCESS_NAME => Some("a-z, 0-9, and - . @ between them"),
         PIN => Some(PublicKeyPin::ALLOWED),
         _ => None,
@@ -255,6 +260,16 @@ pub fn is_label(text: &str) -> bool {
 /// Whether a text is a DNS name in lower case.
 pub fn is_domain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
+}
+
+/// Whether a text can be the name of a kernel parameter: parts joined by dots. A slash stands for a dot within a part.
+pub(crate) fn is_sysctl(text: &str) -> bool {
+    let is_part = |part: &str| {
+        // A part that is only `.` or `..` would lead elsewhere.
+        !part.replace('/', ".").chars().all(|c| c == '.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "_-@:/".contains(c))
+    };
+    (3..=128).contains(&text.len()) && text.contains('.') && text.split('.').all(is_part)
 }
 
 /// Whether a text can be the value of a label.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
 use crate::field_error::FieldError;
-use crate::machine::{Link, LinkMatch, Machine, MachineKubelet, MachineNetwork, MachineSpec};
+use crate::machine::{Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec};
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr};
 
@@ -58,7 +58,7 @@ fn check_shared(errors: &mut Errors, field: &str, spec: &MachineSpec) {
 
 /// Settings of machines, those of `base`, whichever layer they belong to.
 fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
-    let MachineSpec { hostname, network, kubelet } = spec;
+    let MachineSpec { hostname, network, kubelet, kernel } = spec;
     if let Some(hostname) = hostname {
         errors.require(types::is_label(hostname), format!("{base}.hostname"), hostname.as_str(), types::LABEL_WORDS);
     }
@@ -74,6 +74,37 @@ fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
         errors.require(matched.insert(key), format!("{field}.match"), shown, "each link once");
     }
     check_kubelet(errors, base, kubelet);
+    check_kernel(errors, base, kernel);
+}
+
+/// Kernel parameters that are not the user's to change, and why.
+const KEPT_SYSCTLS: [(&str, &str); 12] = [
+    ("kernel.core_pattern", "it names a program that the kernel runs as root"),
+    ("kernel.hotplug", "it names a program that the kernel runs as root"),
+    ("kernel.modprobe", "it names a program that the kernel runs as root"),
+    ("kernel.poweroff_cmd", "it names a program that the kernel runs as root"),
+    ("kernel.modules_disabled", "it cannot be taken back, and drivers that are needed later could not be loaded"),
+    ("kernel.kexec_load_disabled", "it cannot be taken back"),
+    ("kernel.panic", "kubelet relies on it"),
+    ("kernel.panic_on_oops", "kubelet relies on it"),
+    ("vm.overcommit_memory", "kubelet relies on it"),
+    ("vm.panic_on_oom", "kubelet relies on it"),
+    ("net.ipv4.ip_forward", "pods have no network without it"),
+    ("net.ipv6.conf.all.forwarding", "pods have no network without it"),
+];
+
+fn check_kernel(errors: &mut Errors, base: &str, kernel: &MachineKernel) {
+    // Names of modules are of any form that the schema lets pass.
+    let MachineKernel { sysctls, modules: _ } = kernel;
+    for (name, value) in sysctls {
+        let field = format!("{base}.kernel.sysctls.{name}");
+        errors.require(types::is_sysctl(name), &field, name.as_str(), types::SYSCTL_WORDS);
+        let plain = !value.chars().any(|c| c.is_control() && c != '\t');
+        errors.require(plain, &field, value.as_str(), "one line");
+        if let Some((_, reason)) = KEPT_SYSCTLS.iter().find(|(kept, _)| kept == name) {
+            errors.require(false, &field, value.as_str(), &format!("it is not to be changed: {reason}"));
+        }
+    }
 }
 
 fn check_link(errors: &mut Errors, field: &str, link: &Link) {

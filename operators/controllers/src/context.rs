@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use garboard_api::machine::{Effective, Versions};
+use garboard_api::machine::{Effective, MachineKernel, Versions};
 use garboard_api::{About, Cluster, Machine, MachinePool, Refusals};
 use garboard_control::{Client as Control, MachineInfo, MachinePhase};
 use garboard_plan::events::Notable;
@@ -80,6 +80,10 @@ pub struct Context {
     pub network_config: watch::Sender<NetworkConfig>,
     /// What the network has reached.
     pub network: watch::Receiver<NodeAddresses>,
+    /// What the kernel's settings should be: written by the machine's reconciler.
+    pub kernel_config: watch::Sender<MachineKernel>,
+    /// Settings of the kernel that are not as declared, in words.
+    pub kernel: watch::Receiver<Vec<String>>,
     /// The services that PID 1 was told: written by the machine's reconciler.
     pub specs: watch::Sender<Arc<Vec<ServiceSpec>>>,
     /// What the services are.

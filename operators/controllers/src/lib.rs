@@ -11,6 +11,7 @@ pub mod events;
 pub mod firmware;
 pub mod hostname;
 pub mod images;
+pub mod kernel;
 pub mod leader;
 pub mod machine;
 pub mod machine_api;

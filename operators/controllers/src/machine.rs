@@ -27,6 +27,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use serde_json::json;
+use tokio::sync::watch;
 use tracing::{debug, info};
 
 use crate::context::Context;
@@ -66,7 +67,8 @@ pub enum MachineError {
 /// [`MachineError`] of what failed; the status tells it too, and everything is tried again.
 pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<Action, MachineError> {
     let (merged, effective) = context.effective(&machine);
-    declare_network(&merged, &context);
+    declare(&context.network_config, NetworkConfig::from(&merged));
+    declare(&context.kernel_config, merged.spec.kernel.clone());
     let cluster = context.cluster.current();
     let mut observed = observe(&context, cluster.is_some());
     let converged = match &cluster {
@@ -95,9 +97,9 @@ pub fn declared_network(machine: &Machine, pool: Option<&MachinePool>, cluster: 
     (&layers::merge(machine, pool, cluster).0).into()
 }
 
-fn declare_network(machine: &Machine, context: &Context) {
-    let config = NetworkConfig::from(machine);
-    context.network_config.send_if_modified(|current| {
+/// Tells a task what is declared for it, if that is new.
+fn declare<T: PartialEq>(channel: &watch::Sender<T>, config: T) {
+    channel.send_if_modified(|current| {
         let differs = *current != config;
         *current = config;
         differs
@@ -112,6 +114,7 @@ fn observe(context: &Context, cluster_declared: bool) -> Observed {
         addresses: network.addresses,
         network_waiting: network.waiting,
         network_problems: network.problems,
+        kernel_problems: context.kernel.borrow().clone(),
         certificate_problems: None,
         desired_services: (!specs.is_empty()).then(|| names(&specs)),
         services_problem: None,

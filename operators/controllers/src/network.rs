@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::client::{DhcpLink, LinkIdentity};
+pub(crate) use self::etc::replace;
 use crate::hostname;
 
 /// After a failure everything is tried again.
@@ -356,7 +357,7 @@ fn load(file: &Path) -> Option<NetworkConfig> {
 }
 
 fn store(file: &Path, config: &NetworkConfig) -> io::Result<()> {
-    etc::replace(file, &serde_json::to_vec(config)?)
+    replace(file, &serde_json::to_vec(config)?)
 }
 
 /// An error with its causes in one line.

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod console;
 pub mod csr;
 pub mod events;
+pub mod kernel;
 pub mod layers;
 pub mod leader;
 pub mod machine;

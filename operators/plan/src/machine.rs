@@ -31,6 +31,8 @@ pub struct Observed {
     pub network_waiting: Vec<String>,
     /// What failed in its network, in words.
     pub network_problems: Vec<String>,
+    /// Kernel parameters and modules that are not as declared, in words.
+    pub kernel_problems: Vec<String>,
     /// What is wrong with its certificates, in words; none while they have not been looked at.
     pub certificate_problems: Option<Vec<String>>,
     /// Names of the services that it should run; none while that is not known.
@@ -45,7 +47,7 @@ pub struct Observed {
 
 /// The conditions of a machine.
 pub fn conditions(observed: &Observed) -> Vec<Observation> {
-    let parts = [network(observed), certificates(observed), services(observed)];
+    let parts = [network(observed), kernel(observed), certificates(observed), services(observed)];
     let ready = match parts.iter().find(|part| part.holds != Some(true)) {
         None => Observation::new(condition::READY, true, "Serving", "every service serves"),
         Some(part) => Observation::new(condition::READY, false, part.reason.clone(), part.message.clone()),
@@ -75,6 +77,14 @@ fn network(observed: &Observed) -> Observation {
         Observation::new(type_, true, "Configured", "links, addresses and routes are as declared")
     } else {
         Observation::new(type_, false, "Waiting", network_waiting.join("; "))
+    }
+}
+
+fn kernel(observed: &Observed) -> Observation {
+    let type_ = condition::KERNEL_READY;
+    match observed.kernel_problems[..] {
+        [] => Observation::new(type_, true, "Configured", "parameters and modules are as declared"),
+        _ => Observation::new(type_, false, "Failed", observed.kernel_problems.join("; ")),
     }
 }
 

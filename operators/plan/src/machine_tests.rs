@@ -27,9 +27,10 @@ type Case = (&'static str, fn(&mut Observed), &'static str, &'static str);
 #[test]
 fn a_machine_is_ready_when_every_part_is() {
     assert_eq!(get(&serving(), condition::READY).holds, Some(true));
-    let cases: [Case; 8] = [
+    let cases: [Case; 9] = [
         ("no address", |o| o.addresses.clear(), condition::NETWORK_READY, "NoAddress"),
         ("a failed link", |o| o.network_problems.push("x".into()), condition::NETWORK_READY, "Failed"),
+        ("a refused parameter", |o| o.kernel_problems.push("x".into()), condition::KERNEL_READY, "Failed"),
         ("no certificates", |o| o.certificate_problems = None, condition::CERTIFICATES_READY, "NotReached"),
         (
             "a bad certificate",

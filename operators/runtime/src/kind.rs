@@ -71,8 +71,8 @@ impl Kind for Machine {
     }
 
     fn declare(&mut self, other: &Self) {
-        let MachineSpec { hostname, network, kubelet } = other.spec.clone();
-        self.spec = MachineSpec { hostname, network, kubelet };
+        let MachineSpec { hostname, network, kubelet, kernel } = other.spec.clone();
+        self.spec = MachineSpec { hostname, network, kubelet, kernel };
         self.metadata.labels.clone_from(&other.metadata.labels);
         self.metadata.annotations.clone_from(&other.metadata.annotations);
     }

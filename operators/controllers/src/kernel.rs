@@ -1,0 +1,237 @@
+//! Keeps kernel parameters and modules as declared.
+//!
+//! The kernel tells nobody when a parameter changes, so declared ones are looked at every few seconds. What they were before Garboard set
+//! them is kept until the machine restarts, when they are that again by themselves.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use garboard_api::About;
+use garboard_api::machine::MachineKernel;
+use garboard_plan::events::Notable;
+use garboard_plan::kernel::{self as plan, Cause, Parameters, Step};
+use garboard_runtime::applier::chain;
+use garboard_sys::modules::Modules;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::network::replace;
+
+/// Time between two looks at declared parameters.
+const LOOK: Duration = Duration::from_secs(3);
+
+/// Where the kernel's settings are.
+#[derive(Clone, Debug)]
+pub struct KernelPaths {
+    /// The kernel's parameters.
+    pub parameters: PathBuf,
+    /// What was set, and what it was before; it lasts as long as the kernel runs.
+    pub record: PathBuf,
+}
+
+impl Default for KernelPaths {
+    fn default() -> Self {
+        Self { parameters: "/proc/sys".into(), record: "/run/garboard/kernel.json".into() }
+    }
+}
+
+/// What was done to the running kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Record {
+    set: Parameters,
+    originals: Parameters,
+}
+
+/// The task that keeps the kernel's settings.
+#[derive(Debug)]
+pub struct Kernel {
+    config: watch::Receiver<MachineKernel>,
+    problems: watch::Sender<Vec<String>>,
+    notables: mpsc::Sender<Notable>,
+    paths: KernelPaths,
+    record: Record,
+    modules: Vec<String>,
+}
+
+impl Kernel {
+    /// Prepares the task, and the channel on which it publishes what is not as declared.
+    pub fn new(
+        config: watch::Receiver<MachineKernel>,
+        notables: mpsc::Sender<Notable>,
+        paths: KernelPaths,
+    ) -> (Self, watch::Receiver<Vec<String>>) {
+        let record =
+            fs::read(&paths.record).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let (problems, receiver) = watch::channel(Vec::new());
+        (Self { config, problems, notables, paths, record, modules: Vec::new() }, receiver)
+    }
+
+    /// Keeps the settings until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let declared = self.config.borrow_and_update().clone();
+            let mut problems = self.keep_parameters(&declared.sysctls);
+            problems.extend(self.load_modules(&declared.modules));
+            self.problems.send_if_modified(|current| {
+                let differs = *current != problems;
+                problems
+                    .iter()
+                    .filter(|problem| !current.contains(problem))
+                    .for_each(|problem| warn!(problem, "kernel"));
+                *current = problems;
+                differs
+            });
+            let again = async {
+                match declared.sysctls.is_empty() {
+                    true => std::future::pending().await,
+                    false => tokio::time::sleep(LOOK).await,
+                }
+            };
+            // Each arm only waits.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Ok(()) = self.config.changed() => {}
+                () = again => {}
+            }
+        }
+    }
+
+    fn keep_parameters(&mut self, declared: &Parameters) -> Vec<String> {
+        let names = declared.keys().chain(self.record.originals.keys());
+        let now: BTreeMap<_, _> = names.filter_map(|name| Some((name.clone(), self.read(name).ok()?))).collect();
+        let steps = plan::plan(declared, &self.record.set, &self.record.originals, &now);
+        let mut problems = Vec::new();
+        let mut record = self.record.clone();
+        record.set.clone_from(declared);
+        for step in steps {
+            match self.apply(&step) {
+                Ok(()) => {
+                    match (step.cause, &step.before) {
+                        (Cause::Withdrawn, _) => drop(record.originals.remove(&step.name)),
+                        (Cause::Declared, Some(before)) => {
+                            record.originals.entry(step.name.clone()).or_insert_with(|| before.clone());
+                        }
+                        (Cause::Drifted, _) | (Cause::Declared, None) => {}
+                    }
+                    self.tell(&step);
+                }
+                Err(error) => problems.push(format!("{}: cannot be set to {:?}: {error}", step.name, step.value)),
+            }
+        }
+        if record != self.record {
+            self.record = record;
+            let saved = serde_json::to_vec(&self.record).map_err(io::Error::from);
+            if let Err(error) = saved.and_then(|bytes| replace(&self.paths.record, &bytes)) {
+                warn!(%error, "what the parameters were before is not recorded");
+            }
+        }
+        problems
+    }
+
+    fn read(&self, name: &str) -> io::Result<String> {
+        fs::read_to_string(self.path(name)).map(|text| text.trim_end().to_owned())
+    }
+
+    fn apply(&self, step: &Step) -> io::Result<()> {
+        fs::write(self.path(&step.name), &step.value)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.paths.parameters.join(Path::new(&plan::path(name)))
+    }
+
+    fn tell(&self, Step { name, before, value, cause }: &Step) {
+        info!(name, before, value, ?cause, "kernel parameter set");
+        if *cause == Cause::Drifted {
+            let before = before.as_deref().unwrap_or_default();
+            let note = format!("kernel parameter {name} was {before}, and is {value} again as declared");
+            let notable = Notable { about: About::Machine, warning: true, reason: "DriftRepaired", note };
+            if let Err(error) = self.notables.try_send(notable) {
+                debug!(%error, "event not recorded");
+            }
+        }
+    }
+
+    /// Loads what is declared now and was not before.
+    fn load_modules(&mut self, declared: &[String]) -> Vec<String> {
+        let mut problems = Vec::new();
+        let modules = Modules::of_running_kernel();
+        let mut loaded = Vec::new();
+        for name in declared {
+            if self.modules.contains(name) {
+                loaded.push(name.clone());
+                continue;
+            }
+            match modules.load_requested(name) {
+                Ok(()) => {
+                    info!(name, "kernel module loaded");
+                    loaded.push(name.clone());
+                }
+                Err(error) => problems.push(format!("module {name}: {}", chain(&error))),
+            }
+        }
+        self.modules = loaded;
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(root: &Path) -> (Kernel, mpsc::Receiver<Notable>) {
+        let (_, config) = watch::channel(MachineKernel::default());
+        let (notables, handed) = mpsc::channel(4);
+        let paths = KernelPaths { parameters: root.join("sys"), record: root.join("kernel.json") };
+        (Kernel::new(config, notables, paths).0, handed)
+    }
+
+    fn declared(pairs: &[(&str, &str)]) -> Parameters {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn parameters_are_kept_and_given_back_over_a_restart_of_the_agent() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("sys/net/core/somaxconn");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "128\n").unwrap();
+        let value = || fs::read_to_string(&file).unwrap();
+
+        let (mut first, mut told) = kernel(root.path());
+        assert_eq!(first.keep_parameters(&declared(&[("net.core.somaxconn", "4096")])), Vec::<String>::new());
+        assert_eq!(value(), "4096");
+        assert!(told.try_recv().is_err(), "a declaration is no drift");
+
+        fs::write(&file, "1").unwrap();
+        let (mut second, mut told) = kernel(root.path());
+        second.keep_parameters(&declared(&[("net.core.somaxconn", "4096")]));
+        assert_eq!(value(), "4096");
+        assert_eq!(told.try_recv().unwrap().reason, "DriftRepaired");
+
+        second.keep_parameters(&Parameters::new());
+        assert_eq!(value(), "128", "what it was before Garboard set it");
+    }
+
+    #[test]
+    fn a_parameter_that_is_not_there_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut kernel, _told) = kernel(root.path());
+        let problems = kernel.keep_parameters(&declared(&[("net.core.nothing", "1")]));
+        assert!(problems[0].starts_with("net.core.nothing: cannot be set to \"1\": "), "{problems:?}");
+    }
+
+    #[test]
+    fn a_module_that_is_not_there_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut kernel, _told) = kernel(root.path());
+        let problems = kernel.load_modules(&["no-such-module".to_owned()]);
+        assert!(problems[0].starts_with("module no-such-module: "), "{problems:?}");
+    }
+}
