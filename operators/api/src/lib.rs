@@ -26,7 +26,7 @@ pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, ProxyMo
 pub use field_error::FieldError;
 pub use machine::{
     Effective, Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec, MachineStatus,
-    PoolReference, ServiceSummary, Versions,
+    PoolReference, ServiceSummary, Taint, TaintEffect, Versions,
 };
 pub use machine_pool::{MachinePool, MachinePoolSpec, MachinePoolStatus, MachineTemplate};
 pub use refusal::{About, Refusals};

@@ -222,6 +222,10 @@ pub(crate) const HOST_WORDS: &str = "a DNS name or an IP address";
 pub(crate) const INTERFACE: &str = r"^[^\s/:]+$";
 /// Pattern of the name of a kernel module.
 pub(crate) const MODULE: &str = "^[A-Za-z0-9_-]+$";
+/// Pattern of an amount.
+pub(crate) const QUANTITY: &str = r"^[0-9]+(\.[0-9]+)?(m|k|[KMGTPE]i|[MGTPE])?$";
+/// Pattern of an amount or a part.
+pub(crate) const QUANTITY_OR_PERCENT: &str = r"^[0-9]+(\.[0-9]+)?(m|k|[KMGTPE]i|[MGTPE]|%)?$";
 /// Names of kernel parameters in words.
 pub(crate) const SYSCTL_WORDS: &str = "a kernel parameter's name, such as net.core.somaxconn";
 /// Pattern of the name of somebody who has access.
@@ -241,6 +245,8 @@ pub(crate) fn pattern_words(pattern: &str) -> Option<&'static str> {
         DOMAIN => Some(DOMAIN_WORDS),
         HOST | WILDCARD_HOST => Some(HOST_WORDS),
         INTERFACE => Some("the name of an interface: no blank, slash or colon"),
+        QUANTITY => Some("an amount, such as 500m, 2 or 1Gi"),
+        QUANTITY_OR_PERCENT => Some("an amount, such as 100Mi, or a part in percent, such as 5%"),
         MODULE => Some("the name of a kernel module: letters, digits, - and _"),
         ACCESS_NAME => Some("a-z, 0-9, and - . @ between them"),
         PIN => Some(PublicKeyPin::ALLOWED),

@@ -1,7 +1,7 @@
 //! Rules that no schema expresses. The same hold for local manifests and for objects of the API server, where most of
 //! them are CEL rules too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
 use crate::field_error::FieldError;
-use crate::machine::{Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec};
+use crate::machine::{
+    self, Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec, Taint,
+};
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr};
 
@@ -146,6 +148,11 @@ fn is_host_address(net: IpNet) -> bool {
 fn check_kubelet(errors: &mut Errors, base: &str, kubelet: &MachineKubelet) {
     let MachineKubelet {
         node_labels,
+        taints,
+        kube_reserved,
+        system_reserved,
+        eviction_hard,
+        feature_gates,
         max_pods: _,
         shutdown_grace_period_seconds: grace,
         shutdown_grace_period_critical_pods_seconds: critical,
@@ -155,6 +162,36 @@ fn check_kubelet(errors: &mut Errors, base: &str, kubelet: &MachineKubelet) {
         errors.require(types::is_label_key(key), &field, key.as_str(), types::LABEL_KEY_WORDS);
         errors.require(types::is_label_value(value), &field, value.as_str(), types::LABEL_VALUE_WORDS);
     }
+    let mut unique = BTreeSet::new();
+    for (index, Taint { key, value, effect }) in taints.iter().enumerate() {
+        let field = format!("{base}.kubelet.taints[{index}]");
+        errors.require(types::is_label_key(key), format!("{field}.key"), key.as_str(), types::LABEL_KEY_WORDS);
+        let value = value.as_deref().unwrap_or_default();
+        errors.require(types::is_label_value(value), format!("{field}.value"), value, types::LABEL_VALUE_WORDS);
+        errors.require(
+            unique.insert((key, effect)),
+            format!("{field}.key"),
+            key.as_str(),
+            "each key once with an effect",
+        );
+    }
+    let amounts = [
+        ("kubeReserved", kube_reserved, &machine::RESERVABLE[..]),
+        ("systemReserved", system_reserved, &machine::RESERVABLE[..]),
+        ("evictionHard", eviction_hard, &machine::EVICTION_SIGNALS[..]),
+    ];
+    for (name, given, allowed) in amounts {
+        for key in given.keys() {
+            let words = format!("there are {}", allowed.join(", "));
+            errors.require(
+                allowed.contains(&key.as_str()),
+                format!("{base}.kubelet.{name}.{key}"),
+                key.as_str(),
+                &words,
+            );
+        }
+    }
+    check_gates(errors, &format!("{base}.kubelet.featureGates"), feature_gates);
     if let (Some(critical), Some(grace)) = (critical, grace) {
         errors.require(
             critical <= grace,
@@ -162,6 +199,16 @@ fn check_kubelet(errors: &mut Errors, base: &str, kubelet: &MachineKubelet) {
             *critical,
             "at most shutdownGracePeriodSeconds, of which it is a part",
         );
+    }
+}
+
+/// Kubernetes' own programs end when they do not know a gate; that its name is one at least is seen here.
+fn check_gates(errors: &mut Errors, field: &str, gates: &BTreeMap<String, bool>) {
+    for name in gates.keys() {
+        let plain =
+            name.starts_with(|c: char| c.is_ascii_uppercase()) && name.chars().all(|c| c.is_ascii_alphanumeric());
+        let words = "a feature gate's name: letters and digits, the first in upper case";
+        errors.require(plain && name.len() <= 128, format!("{field}.{name}"), name.as_str(), words);
     }
 }
 

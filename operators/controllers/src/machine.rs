@@ -56,6 +56,9 @@ pub enum MachineError {
     /// Its node's labels.
     #[error("cannot label the node")]
     Labels(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Its node's taints.
+    #[error("cannot taint the node")]
+    Taints(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Its status.
     #[error(transparent)]
     Status(#[from] StatusError),
@@ -80,9 +83,11 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
         None => Ok(()),
     };
     let labelled = label(&merged, &context).await;
+    let tainted = taint(&merged, &context).await;
     publish(&machine, effective, &context, &observed).await?;
     claimed?;
     labelled?;
+    tainted?;
     converged.map(Action::requeue)
 }
 
@@ -294,6 +299,21 @@ async fn label(machine: &Machine, context: &Context) -> Result<(), MachineError>
     };
     context.labels_applied(labels.clone());
     Ok(())
+}
+
+/// Keeps the Machine's taints on the Node. Others' taints stay; those that the Machine no longer declares go.
+async fn taint(machine: &Machine, context: &Context) -> Result<(), MachineError> {
+    let view = context.node.borrow().clone();
+    let client = context.api.borrow().clone();
+    let (Some(client), Some(uid)) = (client, view.uid) else { return Ok(()) };
+    let declared = &machine.spec.kubelet.taints;
+    if node_plan::taints(declared, &view.declared_taints, &view.taints).is_none() {
+        return Ok(());
+    }
+    match in_time(node::taint(&client, machine.node_name(), &uid, declared)).await {
+        Ok(applied) => applied.map_err(|error| MachineError::Taints(Box::new(error))),
+        Err(silent) => Err(MachineError::Taints(Box::new(silent))),
+    }
 }
 
 fn pool_reference(pool: &MachinePool) -> PoolReference {

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use garboard_api::Machine;
+use garboard_api::machine::Taint;
+use garboard_plan::node as plan;
 use garboard_runtime::applier::chain;
 use garboard_runtime::ledger::{Ledger, LedgerError};
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{self as core, Node};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -21,11 +23,13 @@ use tracing::{info, warn};
 
 /// Name of the ledger's file.
 const FILE: &str = "node";
+/// The Node's annotation that tells which of its taints the Machine declared.
+const TAINTS: &str = "garboard.dev/taints";
 /// The name under which the Machine's labels are owned on the Node.
 const LABEL_MANAGER: &str = "garboard-machine";
 
 /// What is known of this machine's node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeView {
     /// UID of the Node; none while it is not seen in the API.
     pub uid: Option<String>,
@@ -35,6 +39,10 @@ pub struct NodeView {
     pub ready: Option<bool>,
     /// Labels of the Node.
     pub labels: BTreeMap<String, String>,
+    /// Its taints.
+    pub taints: Vec<core::Taint>,
+    /// Those of them that were declared last.
+    pub declared_taints: Vec<Taint>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -156,6 +164,24 @@ pub async fn label(
     Api::<Node>::all(client.clone()).patch(name, &parameters, &Patch::Apply(&patch)).await.map(drop)
 }
 
+/// Gives a Node the taints that its Machine declares; those that were declared before and are no longer go, others' stay.
+///
+/// # Errors
+/// The API server's answer: a refusal when somebody else changes the Node at the same moment.
+pub async fn taint(client: &Client, name: &str, uid: &str, declared: &[Taint]) -> Result<(), kube::Error> {
+    let nodes = Api::<Node>::all(client.clone());
+    let Some(node) = nodes.get_opt(name).await?.filter(|node| node.metadata.uid.as_deref() == Some(uid)) else {
+        return Ok(());
+    };
+    let version = node.metadata.resource_version.clone();
+    let seen = view(node);
+    let Some(taints) = plan::taints(declared, &seen.declared_taints, &seen.taints) else { return Ok(()) };
+    let note = BTreeMap::from([(TAINTS, json!(declared).to_string())]);
+    let patch =
+        json!({ "metadata": { "resourceVersion": version, "annotations": note }, "spec": { "taints": taints } });
+    nodes.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+}
+
 fn node_name(machine: &Option<Arc<Machine>>) -> Option<String> {
     machine.as_ref().map(|machine| machine.node_name().to_owned())
 }
@@ -165,10 +191,13 @@ fn view(node: Node) -> NodeView {
     let cidrs = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
     let conditions = node.status.unwrap_or_default().conditions.unwrap_or_default();
     let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
+    let declared = node.metadata.annotations.as_ref().and_then(|annotations| annotations.get(TAINTS));
     NodeView {
         uid: node.metadata.uid,
         pod_cidrs: cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect(),
         ready: ready.map(|condition| condition.status == "True"),
         labels: node.metadata.labels.unwrap_or_default(),
+        taints: spec.taints.unwrap_or_default(),
+        declared_taints: declared.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
     }
 }

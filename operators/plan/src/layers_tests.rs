@@ -94,7 +94,7 @@ fn specs() -> impl Strategy<Value = MachineSpec> {
                 node_labels,
                 max_pods,
                 shutdown_grace_period_seconds: grace,
-                shutdown_grace_period_critical_pods_seconds: None,
+                ..MachineKubelet::default()
             };
             MachineSpec { kubelet, ..MachineSpec::default() }
         },

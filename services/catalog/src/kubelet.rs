@@ -1,5 +1,7 @@
 //! kubelet: runs this node's pods. It makes mounts and cgroups for others, so it sees the machine as it is.
 
+use std::collections::BTreeMap;
+
 use garboard_supervisor::spec::{ServiceSpec, Slice, Stop};
 use serde_json::{Value, json};
 
@@ -86,15 +88,12 @@ fn config(input: &CatalogInput) -> Value {
         "cgroupRoot": paths::PODS_CGROUP,
         "cgroupsPerQOS": true,
         "enforceNodeAllocatable": ["pods"],
-        "kubeReserved": kube_reserved(node.memory_bytes),
-        "systemReserved": { "cpu": "50m", "memory": "128Mi", "pid": "1024" },
-        "evictionHard": {
-            "memory.available": "100Mi",
-            "nodefs.available": "10%",
-            "nodefs.inodesFree": "5%",
-            "imagefs.available": "15%",
-            "imagefs.inodesFree": "5%",
-        },
+        "kubeReserved": with(kube_reserved(node.memory_bytes), &settings.kube_reserved),
+        "systemReserved": with(json!({ "cpu": "50m", "memory": "128Mi", "pid": "1024" }), &settings.system_reserved),
+        "evictionHard": with(eviction_hard(), &settings.eviction_hard),
+        "featureGates": settings.feature_gates,
+        // The agent keeps them later.
+        "registerWithTaints": settings.taints,
         "podPidsLimit": 4096,
         "maxPods": settings.max_pods(),
         "seccompDefault": true,
@@ -109,6 +108,25 @@ fn config(input: &CatalogInput) -> Value {
         "shutdownGracePeriod": format!("{}s", settings.shutdown_grace_period_seconds()),
         "shutdownGracePeriodCriticalPods": format!("{}s", settings.shutdown_grace_period_critical_pods_seconds()),
     })
+}
+
+/// kubelet's own defaults, which it forgets when any is given.
+fn eviction_hard() -> Value {
+    json!({
+        "memory.available": "100Mi",
+        "nodefs.available": "10%",
+        "nodefs.inodesFree": "5%",
+        "imagefs.available": "15%",
+        "imagefs.inodesFree": "5%",
+    })
+}
+
+/// Amounts by default, and those that are declared in their place.
+fn with(mut defaults: Value, declared: &BTreeMap<String, String>) -> Value {
+    for (name, amount) in declared {
+        defaults[name.as_str()] = json!(amount);
+    }
+    defaults
 }
 
 /// What the control plane and the node's daemons need, kept from pods: measured 550 MiB at rest, and more on machines whose
