@@ -10,6 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::control_plane::ControlPlane;
 use crate::machine::MachineSpec;
 use crate::types::{ACCESS_NAME, Cidr, DOMAIN, HOST, PublicKeyPin, WILDCARD_HOST};
 
@@ -87,6 +88,9 @@ pub struct ClusterSpec {
     /// How kube-proxy carries traffic to Services.
     #[serde(default)]
     pub proxy_mode: ProxyMode,
+    /// Settings of the control plane's components.
+    #[serde(default)]
+    pub control_plane: ControlPlane,
     /// Who may use the machine API, and get a kubeconfig there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
@@ -110,6 +114,7 @@ impl Default for ClusterSpec {
             service_cidr: default_service_cidr(),
             dns_domain: default_dns_domain(),
             proxy_mode: ProxyMode::default(),
+            control_plane: ControlPlane::default(),
             access: Vec::new(),
             machines: MachineSpec::default(),
         }

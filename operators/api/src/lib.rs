@@ -12,6 +12,7 @@
 
 pub mod cluster;
 pub mod condition;
+pub mod control_plane;
 pub mod crds;
 pub mod field_error;
 pub mod machine;
@@ -25,8 +26,8 @@ pub mod validate;
 pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, ProxyMode, Role};
 pub use field_error::FieldError;
 pub use machine::{
-    Effective, Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec, MachineStatus,
-    PoolReference, ServiceSummary, Taint, TaintEffect, Versions,
+    Effective, HostEntry, Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec,
+    MachineStatus, PoolReference, Registry, ServiceSummary, Taint, TaintEffect, Versions,
 };
 pub use machine_pool::{MachinePool, MachinePoolSpec, MachinePoolStatus, MachineTemplate};
 pub use refusal::{About, Refusals};

@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    Cidr, DOMAIN, INTERFACE, LABEL, MODULE, MacAddress, QUANTITY, QUANTITY_OR_PERCENT, addresses_schema,
-    optional_address_schema,
+    Cidr, DOMAIN, INTERFACE, LABEL, MODULE, MacAddress, QUANTITY, QUANTITY_OR_PERCENT, REGISTRY, URL, address_schema,
+    addresses_schema, optional_address_schema,
 };
 
 /// What a machine should be.
@@ -54,6 +54,13 @@ pub struct MachineSpec {
     /// The kernel's settings.
     #[serde(default)]
     pub kernel: MachineKernel,
+    /// Registries of container images that need more than their name to be reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 32),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["host"])
+    )]
+    pub registries: Vec<Registry>,
 }
 
 /// Network of a machine.
@@ -79,6 +86,22 @@ pub struct MachineNetwork {
         )
     )]
     pub search_domains: Vec<String>,
+    /// Names that are looked up nowhere else: entries of `/etc/hosts` for the machine itself and for pods on its network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub hosts: Vec<HostEntry>,
+}
+
+/// Names of an address.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostEntry {
+    /// The address.
+    #[schemars(schema_with = "address_schema")]
+    pub address: IpAddr,
+    /// Its names.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 253), regex(pattern = DOMAIN)))]
+    pub names: Vec<String>,
 }
 
 /// One network link of a machine.
@@ -128,6 +151,23 @@ pub struct LinkMatch {
     /// Hardware address, such as `52:54:00:12:34:56`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddress>,
+}
+
+/// A registry of container images.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Registry {
+    /// Its name in references of images, with its port if that is not the usual one, such as `docker.io` or `registry.example:5000`.
+    #[schemars(length(min = 1, max = 253), regex(pattern = REGISTRY))]
+    pub host: String,
+    /// What is asked for its images before itself, in this order, such as `https://mirror.example`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 253), regex(pattern = URL)))]
+    pub mirrors: Vec<String>,
+    /// Certificates (PEM) of the authorities that vouch for it and its mirrors, besides those of the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 65536))]
+    pub ca: Option<String>,
 }
 
 /// Settings of a machine's kernel.

@@ -222,6 +222,12 @@ pub(crate) const HOST_WORDS: &str = "a DNS name or an IP address";
 pub(crate) const INTERFACE: &str = r"^[^\s/:]+$";
 /// Pattern of the name of a kernel module.
 pub(crate) const MODULE: &str = "^[A-Za-z0-9_-]+$";
+/// Pattern of the name of a registry.
+pub(crate) const REGISTRY: &str = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?$";
+/// Pattern of where a mirror is.
+pub(crate) const URL: &str = r"^https?://[A-Za-z0-9][-A-Za-z0-9.:/_]*$";
+/// Pattern of where an issuer of tokens is.
+pub(crate) const HTTPS_URL: &str = r"^https://[A-Za-z0-9][-A-Za-z0-9.:/_~]*$";
 /// Pattern of an amount.
 pub(crate) const QUANTITY: &str = r"^[0-9]+(\.[0-9]+)?(m|k|[KMGTPE]i|[MGTPE])?$";
 /// Pattern of an amount or a part.
@@ -245,6 +251,9 @@ pub(crate) fn pattern_words(pattern: &str) -> Option<&'static str> {
         DOMAIN => Some(DOMAIN_WORDS),
         HOST | WILDCARD_HOST => Some(HOST_WORDS),
         INTERFACE => Some("the name of an interface: no blank, slash or colon"),
+        REGISTRY => Some("a registry's name, such as docker.io or registry.example:5000"),
+        HTTPS_URL => Some("an https URL, such as https://issuer.example"),
+        URL => Some("where it is, such as https://mirror.example"),
         QUANTITY => Some("an amount, such as 500m, 2 or 1Gi"),
         QUANTITY_OR_PERCENT => Some("an amount, such as 100Mi, or a part in percent, such as 5%"),
         MODULE => Some("the name of a kernel module: letters, digits, - and _"),

@@ -9,9 +9,10 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
+use crate::control_plane::{self, ApiServer, ControlPlane, OidcIssuer};
 use crate::field_error::FieldError;
 use crate::machine::{
-    self, Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec, Taint,
+    self, Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec, Registry, Taint,
 };
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr};
@@ -60,12 +61,12 @@ fn check_shared(errors: &mut Errors, field: &str, spec: &MachineSpec) {
 
 /// Settings of machines, those of `base`, whichever layer they belong to.
 fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
-    let MachineSpec { hostname, network, kubelet, kernel } = spec;
+    let MachineSpec { hostname, network, kubelet, kernel, registries } = spec;
     if let Some(hostname) = hostname {
         errors.require(types::is_label(hostname), format!("{base}.hostname"), hostname.as_str(), types::LABEL_WORDS);
     }
-    // Name servers and domains are of any form that their types and the schema let pass.
-    let MachineNetwork { links, nameservers: _, search_domains: _ } = network;
+    // The others are of any form that their types and the schema let pass.
+    let MachineNetwork { links, nameservers: _, search_domains: _, hosts: _ } = network;
     let mut matched = BTreeSet::new();
     for (index, link) in links.iter().enumerate() {
         let field = format!("{base}.network.links[{index}]");
@@ -77,6 +78,16 @@ fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
     }
     check_kubelet(errors, base, kubelet);
     check_kernel(errors, base, kernel);
+    check_registries(errors, base, registries);
+}
+
+fn check_registries(errors: &mut Errors, base: &str, registries: &[Registry]) {
+    let mut hosts = BTreeSet::new();
+    for (index, Registry { host, mirrors: _, ca }) in registries.iter().enumerate() {
+        let field = format!("{base}.registries[{index}]");
+        errors.require(hosts.insert(host), format!("{field}.host"), host.as_str(), "each registry once");
+        check_pem(errors, &format!("{field}.ca"), ca.as_deref());
+    }
 }
 
 /// Kernel parameters that are not the user's to change, and why.
@@ -217,8 +228,17 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
     errors.require(name == cluster::NAME, "metadata.name", name, "there is one Cluster, and its name is cluster");
-    let ClusterSpec { endpoint, cert_sans, pod_cidr, service_cidr, dns_domain, proxy_mode: _, access, machines } =
-        &cluster.spec;
+    let ClusterSpec {
+        endpoint,
+        cert_sans,
+        pod_cidr,
+        service_cidr,
+        dns_domain,
+        proxy_mode: _,
+        control_plane,
+        access,
+        machines,
+    } = &cluster.spec;
     if let Some(Endpoint { host, port: _ }) = endpoint {
         errors.require(is_host(host), "spec.endpoint.host", host.as_str(), types::HOST_WORDS);
     }
@@ -240,8 +260,53 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
         let key = entry.public_key;
         errors.require(keys.insert(key), format!("{field}.publicKey"), key.to_string(), "each key once");
     }
+    check_control_plane(&mut errors, control_plane);
     check_shared(&mut errors, "spec.machines", machines);
     errors.0
+}
+
+fn check_control_plane(errors: &mut Errors, control_plane: &ControlPlane) {
+    let ControlPlane { feature_gates, api_server, controller_manager, scheduler } = control_plane;
+    check_gates(errors, "spec.controlPlane.featureGates", feature_gates);
+    let ApiServer { extra_args, oidc, pod_security: _ } = api_server;
+    for (component, flags) in [
+        ("apiServer", extra_args),
+        ("controllerManager", &controller_manager.extra_args),
+        ("scheduler", &scheduler.extra_args),
+    ] {
+        for (name, value) in flags {
+            let field = format!("spec.controlPlane.{component}.extraArgs.{name}");
+            let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+            let words = "the name of a flag without its dashes: a-z, 0-9 and - between them";
+            errors.require(plain && types::is_label(name), &field, name.as_str(), words);
+            let own = control_plane::OWN_FLAGS.contains(&name.as_str());
+            errors.require(
+                !own,
+                &field,
+                value.as_str(),
+                "Garboard gives this flag itself, so that the cluster works and is safe",
+            );
+            errors.require(!value.contains(['\n', '\0']), &field, value.as_str(), "one line");
+        }
+    }
+    let mut issuers = BTreeSet::new();
+    for (index, OidcIssuer { issuer_url, ca, .. }) in oidc.iter().enumerate() {
+        let field = format!("spec.controlPlane.apiServer.oidc[{index}]");
+        errors.require(
+            issuers.insert(issuer_url),
+            format!("{field}.issuerURL"),
+            issuer_url.as_str(),
+            "each issuer once",
+        );
+        check_pem(errors, &format!("{field}.ca"), ca.as_deref());
+    }
+}
+
+fn check_pem(errors: &mut Errors, field: &str, pem: Option<&str>) {
+    if let Some(pem) = pem {
+        let is_pem = pem.contains("-----BEGIN CERTIFICATE-----") && pem.contains("-----END CERTIFICATE-----");
+        errors.require(is_pem, field, pem, "certificates in PEM");
+    }
 }
 
 fn check_range(errors: &mut Errors, field: &str, range: Cidr, lengths: RangeInclusive<u8>) {

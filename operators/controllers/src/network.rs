@@ -201,7 +201,7 @@ impl Network {
         match outcome {
             Ok(mut node) => {
                 node.problems.clone_from(&problems);
-                if let Err(error) = etc::write(&self.paths.etc, &config.hostname, &node) {
+                if let Err(error) = etc::write(&self.paths.etc, &config.hostname, &config.network.hosts, &node) {
                     let problem = format!("cannot write the files of /etc: {error}");
                     node.problems.push(problem.clone());
                     problems.push(problem);

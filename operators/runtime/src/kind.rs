@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use garboard_api::field_error::FieldError;
-use garboard_api::machine::{MachineSpec, MachineStatus};
+use garboard_api::machine::MachineStatus;
 use garboard_api::manifest::Manifests;
 use garboard_api::{About, Cluster, ClusterStatus, Machine, validate};
 use k8s_openapi::ClusterResourceScope;
@@ -71,8 +71,7 @@ impl Kind for Machine {
     }
 
     fn declare(&mut self, other: &Self) {
-        let MachineSpec { hostname, network, kubelet, kernel } = other.spec.clone();
-        self.spec = MachineSpec { hostname, network, kubelet, kernel };
+        self.spec = other.spec.clone();
         self.metadata.labels.clone_from(&other.metadata.labels);
         self.metadata.annotations.clone_from(&other.metadata.annotations);
     }

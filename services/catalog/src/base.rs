@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use garboard_api::control_plane::ControlPlane;
 use garboard_supervisor::spec::{
     Cgroup, ClientFiles, Condition, Directory, InvalidServiceName, Isolation, Probe, ProbeAction, Reached,
     RenderedFile, Restart, ServiceName, ServiceSpec, Slice, Stop, UMASK,
@@ -75,6 +76,15 @@ impl Args {
     pub(crate) fn flag(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.0.push(format!("--{name}={value}"));
         self
+    }
+
+    /// Adds what the user declares for a component of the control plane.
+    pub(crate) fn declared(mut self, control_plane: &ControlPlane, extra: &BTreeMap<String, String>) -> Self {
+        if !control_plane.feature_gates.is_empty() {
+            let gates: Vec<_> = control_plane.feature_gates.iter().map(|(name, on)| format!("{name}={on}")).collect();
+            self = self.flag("feature-gates", gates.join(","));
+        }
+        extra.iter().fold(self, |args, (name, value)| args.flag(name, value))
     }
 
     pub(crate) fn into_vec(self) -> Vec<String> {

@@ -1,5 +1,8 @@
 //! containerd: pulls images and runs containers, by request of kubelet.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use garboard_api::machine::Registry;
 use garboard_supervisor::spec::{Isolation, ProbeAction, Seccomp, ServiceSpec, Slice};
 
 use crate::base::{Args, blank, cgroup, liveness, private_directory, private_file, readiness};
@@ -38,6 +41,14 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     spec.env.insert("PATH".to_owned(), "/usr/bin:/usr/sbin:/bin:/sbin".to_owned());
     spec.directories.push(private_directory("/var/lib/containerd"));
     spec.files.push(private_file(config_file, config(input)));
+    let registries = registries_dir(&input.machine.registries);
+    spec.directories.push(private_directory(&registries));
+    for registry in &input.machine.registries {
+        let folder = format!("{registries}/{}", registry.host);
+        spec.directories.push(private_directory(&folder));
+        spec.files.push(private_file(format!("{folder}/hosts.toml"), hosts(registry, &folder)));
+        spec.files.extend(registry.ca.iter().map(|ca| private_file(ca_file(&folder), ca.clone())));
+    }
     open_isolation(&mut spec.isolation);
     spec.readiness = Some(readiness(ProbeAction::Notify {}));
     spec.liveness = Some(liveness(ProbeAction::Unix { path: paths::CONTAINERD_SOCKET.into() }));
@@ -59,7 +70,35 @@ pub(crate) fn open_isolation(isolation: &mut Isolation) {
     };
 }
 
+/// Where containerd looks for how to reach registries. Other registries have another folder, as nothing removes what is no longer
+/// declared.
+fn registries_dir(registries: &[Registry]) -> String {
+    let mut hasher = DefaultHasher::new();
+    for Registry { host, mirrors, ca } in registries {
+        (host, mirrors, ca).hash(&mut hasher);
+    }
+    service_file(NAME, &format!("registries-{:016x}", hasher.finish()))
+}
+
+fn ca_file(folder: &str) -> String {
+    format!("{folder}/ca.crt")
+}
+
+/// How to reach a registry, in the form of containerd's `hosts.toml`.
+fn hosts(registry: &Registry, folder: &str) -> String {
+    let Registry { host, mirrors, ca } = registry;
+    let ca = ca.as_ref().map(|_| format!("ca = \"{}\"\n", ca_file(folder))).unwrap_or_default();
+    // The one registry whose name is not where it is.
+    let server = if host == "docker.io" { "registry-1.docker.io" } else { host };
+    let mut text = format!("server = \"https://{server}\"\n{ca}");
+    for mirror in mirrors {
+        text += &format!("\n[host.\"{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\n{ca}");
+    }
+    text
+}
+
 fn config(input: &CatalogInput) -> String {
+    let registries = registries_dir(&input.machine.registries);
     let disabled = DISABLED_PLUGINS.map(|plugin| format!("  \"{plugin}\",\n")).concat();
     let pause = &input.pause_image;
     let conf_dir = paths::CNI_CONF_DIR;
@@ -78,6 +117,9 @@ disabled_plugins = [
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "overlayfs"
   discard_unpacked_layers = true
+
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{registries}"
 
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{pause}"

@@ -1,5 +1,6 @@
 //! kube-apiserver: the cluster's front. The only listener of the control plane beyond loopback.
 
+use garboard_api::control_plane::{OidcIssuer, PodSecurity};
 use garboard_supervisor::spec::{ServiceSpec, Slice, Stop};
 use serde_json::json;
 
@@ -33,8 +34,8 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     let mut spec = blank(NAME, users::KUBE_APISERVER, limits, args(input)?.into_vec())?;
     spec.directories.push(private_directory(paths::AUDIT_DIR));
     spec.files = vec![
-        private_file(authentication_file(), pretty(&authentication())),
-        private_file(admission_file(), pretty(&admission())),
+        private_file(authentication_file(), pretty(&authentication(&input.cluster.control_plane.api_server.oidc))),
+        private_file(admission_file(), pretty(&admission(&input.cluster.control_plane.api_server.pod_security))),
         private_file(audit_policy_file(), pretty(&audit_policy())),
     ];
     spec.isolation.read_write.push(paths::AUDIT_DIR.into());
@@ -107,10 +108,11 @@ fn args(input: &CatalogInput) -> Result<Args, CatalogError> {
         // At most five files of 64 MiB, whatever happens.
         .flag("audit-log-maxsize", 64)
         .flag("audit-log-maxbackup", 4)
-        .flag("audit-log-maxage", 30))
+        .flag("audit-log-maxage", 30)
+        .declared(&input.cluster.control_plane, &input.cluster.control_plane.api_server.extra_args))
 }
 
-fn authentication() -> serde_json::Value {
+fn authentication(oidc: &[OidcIssuer]) -> serde_json::Value {
     json!({
         "apiVersion": "apiserver.config.k8s.io/v1",
         "kind": "AuthenticationConfiguration",
@@ -118,12 +120,33 @@ fn authentication() -> serde_json::Value {
             "enabled": true,
             "conditions": ANONYMOUS_PATHS.map(|path| json!({ "path": path })),
         },
+        "jwt": oidc.iter().map(jwt).collect::<Vec<_>>(),
     })
 }
 
-/// Pods must keep to the baseline profile unless their namespace says otherwise, and are warned of what the restricted profile
-/// forbids. kube-system is exempt: what runs there runs the node.
-fn admission() -> serde_json::Value {
+fn jwt(issuer: &OidcIssuer) -> serde_json::Value {
+    let OidcIssuer { issuer_url, audiences, username_claim, username_prefix, groups_claim, groups_prefix, ca } = issuer;
+    let mut jwt = json!({
+        "issuer": { "url": issuer_url, "audiences": audiences },
+        "claimMappings": { "username": { "claim": username_claim, "prefix": username_prefix } },
+    });
+    if audiences.len() > 1 {
+        jwt["issuer"]["audienceMatchPolicy"] = json!("MatchAny");
+    }
+    if let Some(ca) = ca {
+        jwt["issuer"]["certificateAuthority"] = json!(ca);
+    }
+    if let Some(claim) = groups_claim {
+        let prefix = groups_prefix.as_ref().unwrap_or(username_prefix);
+        jwt["claimMappings"]["groups"] = json!({ "claim": claim, "prefix": prefix });
+    }
+    jwt
+}
+
+/// What pods may do unless their namespace says otherwise. kube-system is exempt: what runs there runs the node.
+fn admission(pod_security: &PodSecurity) -> serde_json::Value {
+    let PodSecurity { enforce, audit, warn, exempt_namespaces } = pod_security;
+    let exempt: Vec<&str> = ["kube-system"].into_iter().chain(exempt_namespaces.iter().map(String::as_str)).collect();
     json!({
         "apiVersion": "apiserver.config.k8s.io/v1",
         "kind": "AdmissionConfiguration",
@@ -133,14 +156,14 @@ fn admission() -> serde_json::Value {
                 "apiVersion": "pod-security.admission.config.k8s.io/v1",
                 "kind": "PodSecurityConfiguration",
                 "defaults": {
-                    "enforce": "baseline",
+                    "enforce": enforce,
                     "enforce-version": "latest",
-                    "audit": "restricted",
+                    "audit": audit,
                     "audit-version": "latest",
-                    "warn": "restricted",
+                    "warn": warn,
                     "warn-version": "latest",
                 },
-                "exemptions": { "usernames": [], "runtimeClasses": [], "namespaces": ["kube-system"] },
+                "exemptions": { "usernames": [], "runtimeClasses": [], "namespaces": exempt },
             },
         }],
     })

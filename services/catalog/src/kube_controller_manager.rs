@@ -62,7 +62,8 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
         .flag("kube-api-qps", 100)
         .flag("kube-api-burst", 200)
         // The default lies in the read-only root; nothing is ever put here.
-        .flag("flex-volume-plugin-dir", "/tmp/volume-plugins");
+        .flag("flex-volume-plugin-dir", "/tmp/volume-plugins")
+        .declared(&input.cluster.control_plane, &input.cluster.control_plane.controller_manager.extra_args);
     let mut limits = cgroup(Slice::ControlPlane, -997, 512, 48, 128);
     limits.cpu_weight = Some(200);
 

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use garboard_api::control_plane::{OWN_FLAGS, PodSecurityLevel};
+use garboard_api::machine::Registry;
 use garboard_catalog::{CatalogInput, NodeFacts, ProxyMode, services, users};
 use garboard_supervisor::spec::{ProbeAction, Seccomp, ServiceSpec, Slice};
 use serde_json::Value;
@@ -155,6 +157,92 @@ fn no_flag_is_given_twice() {
     for (name, spec) in by_name(&input()) {
         let flags: Vec<_> = spec.argv[1..].iter().map(|arg| arg.split('=').next()).collect();
         assert_eq!(flags.iter().collect::<BTreeSet<_>>().len(), flags.len(), "{name}");
+    }
+}
+
+#[test]
+fn what_the_user_declares_reaches_the_components_and_nothing_of_it_is_given_already() {
+    let mut input = input();
+    let control_plane = &mut input.cluster.control_plane;
+    control_plane.feature_gates = BTreeMap::from([("A".to_owned(), true), ("B".to_owned(), false)]);
+    control_plane.api_server.extra_args = BTreeMap::from([("event-ttl".to_owned(), "2h".to_owned())]);
+    control_plane.controller_manager.extra_args = BTreeMap::from([("v".to_owned(), "2".to_owned())]);
+    control_plane.scheduler.extra_args = BTreeMap::from([("v".to_owned(), "3".to_owned())]);
+    let specs = by_name(&input);
+    for (service, name, value) in
+        [("kube-apiserver", "event-ttl", "2h"), ("kube-controller-manager", "v", "2"), ("kube-scheduler", "v", "3")]
+    {
+        let spec = &specs[service];
+        assert_eq!((flag(spec, name), flag(spec, "feature-gates")), (Some(value), Some("A=true,B=false")), "{service}");
+        for given in spec.argv[1..].iter().filter_map(|arg| arg.strip_prefix("--")?.split('=').next()) {
+            assert!(given == name || OWN_FLAGS.contains(&given), "--{given} of {service} could be declared twice");
+        }
+    }
+}
+
+#[test]
+fn issuers_and_pod_security_are_in_the_configuration_of_the_api_server() {
+    let mut input = input();
+    let api_server = &mut input.cluster.control_plane.api_server;
+    api_server.oidc = vec![
+        serde_json::from_value(serde_json::json!({
+            "issuerURL": "https://issuer.example", "audiences": ["a", "b"], "usernamePrefix": "oidc:", "groupsClaim": "groups",
+        }))
+        .unwrap(),
+    ];
+    api_server.pod_security.enforce = PodSecurityLevel::Privileged;
+    api_server.pod_security.exempt_namespaces = vec!["storage".to_owned()];
+    let spec = &by_name(&input)["kube-apiserver"];
+    let jwt = config(spec, "authentication.json")["jwt"][0].clone();
+    assert_eq!(jwt["issuer"]["audienceMatchPolicy"], "MatchAny");
+    assert_eq!(jwt["claimMappings"]["username"], serde_json::json!({ "claim": "sub", "prefix": "oidc:" }));
+    assert_eq!(jwt["claimMappings"]["groups"], serde_json::json!({ "claim": "groups", "prefix": "oidc:" }));
+    let plugin = config(spec, "admission.json")["plugins"][0]["configuration"].clone();
+    assert_eq!(plugin["defaults"]["enforce"], "privileged");
+    assert_eq!(plugin["exemptions"]["namespaces"], serde_json::json!(["kube-system", "storage"]));
+}
+
+#[test]
+fn kubelets_settings_replace_defaults_one_by_one() {
+    let mut input = input();
+    let kubelet = &mut input.machine.kubelet;
+    kubelet.system_reserved = BTreeMap::from([("memory".to_owned(), "1Gi".to_owned())]);
+    kubelet.eviction_hard = BTreeMap::from([("nodefs.available".to_owned(), "5%".to_owned())]);
+    kubelet.feature_gates = BTreeMap::from([("A".to_owned(), true)]);
+    let config = config(&by_name(&input)["kubelet"], "config.json");
+    assert_eq!(config["systemReserved"], serde_json::json!({ "cpu": "50m", "memory": "1Gi", "pid": "1024" }));
+    let eviction = &config["evictionHard"];
+    assert_eq!((&eviction["nodefs.available"], &eviction["memory.available"]), (&"5%".into(), &"100Mi".into()));
+    assert_eq!(config["featureGates"], serde_json::json!({ "A": true }));
+}
+
+#[test]
+fn registries_are_reached_by_their_mirrors() {
+    let mut input = input();
+    let containerd = |input: &CatalogInput| by_name(input).remove("containerd").unwrap();
+    let path = |spec: &ServiceSpec| {
+        let config = &spec.files.iter().find(|file| file.path.ends_with("config.toml")).unwrap().content;
+        config.lines().find_map(|line| line.trim().strip_prefix("config_path = ").map(str::to_owned)).unwrap()
+    };
+    let before = path(&containerd(&input));
+    input.machine.registries = vec![Registry {
+        host: "docker.io".to_owned(),
+        mirrors: vec!["https://mirror.example".to_owned()],
+        ca: Some("-----BEGIN CERTIFICATE-----".to_owned()),
+    }];
+    let spec = containerd(&input);
+    assert_ne!(path(&spec), before, "what is no longer declared is not found any more");
+    let file = |name: &str| spec.files.iter().find(|file| file.path.ends_with(name)).unwrap();
+    let hosts = file("docker.io/hosts.toml");
+    let ca = file("docker.io/ca.crt").path.display().to_string();
+    let expected = format!(
+        "server = \"https://registry-1.docker.io\"\nca = \"{ca}\"\n\n[host.\"https://mirror.example\"]\n\
+         capabilities = [\"pull\", \"resolve\"]\nca = \"{ca}\"\n"
+    );
+    assert_eq!(hosts.content, expected);
+    for file in &spec.files {
+        let folder = file.path.parent().unwrap();
+        assert!(spec.directories.iter().any(|directory| Path::new(&directory.path) == folder), "{}", folder.display());
     }
 }
 

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use garboard_api::machine::HostEntry;
+
 use super::NodeAddresses;
 use crate::{hostname, resolver};
 
@@ -11,13 +13,13 @@ use crate::{hostname, resolver};
 ///
 /// # Errors
 /// The first that failed; the others are written anyway.
-pub fn write(directory: &Path, hostname: &str, node: &NodeAddresses) -> io::Result<()> {
+pub fn write(directory: &Path, hostname: &str, declared: &[HostEntry], node: &NodeAddresses) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     // A machine without a declaration has no name of its own.
     let hostname = if hostname.is_empty() { "localhost" } else { hostname };
     let files = [
         ("hostname", format!("{hostname}\n")),
-        ("hosts", hostname::hosts(hostname, &node.addresses)),
+        ("hosts", hostname::hosts(hostname, &node.addresses, declared)),
         ("resolv.conf", resolver::resolv_conf(&node.nameservers, &node.search)),
     ];
     let mut result = Ok(());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use garboard_api::machine::{self, LinkMatch, MachineNetwork};
+use garboard_api::machine::{self, HostEntry, LinkMatch, MachineNetwork};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ pub struct Config {
     pub nameservers: Vec<IpAddr>,
     /// Domains in which short names are looked up, before those of the leases.
     pub search: Vec<String>,
+    /// Names that are looked up nowhere else.
+    #[serde(default)]
+    pub hosts: Vec<HostEntry>,
 }
 
 /// Which link a [`LinkConfig`] is for.
@@ -50,11 +53,12 @@ pub struct LinkConfig {
 
 impl From<&MachineNetwork> for Config {
     fn from(network: &MachineNetwork) -> Self {
-        let MachineNetwork { links, nameservers, search_domains } = network;
+        let MachineNetwork { links, nameservers, search_domains, hosts } = network;
         Self {
             links: links.iter().map(LinkConfig::from).collect(),
             nameservers: nameservers.clone(),
             search: search_domains.clone(),
+            hosts: hosts.clone(),
         }
     }
 }

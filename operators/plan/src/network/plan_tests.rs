@@ -1,6 +1,6 @@
 use std::net::Ipv4Addr;
 
-use garboard_api::machine::MachineNetwork;
+use garboard_api::machine::{HostEntry, MachineNetwork};
 use proptest::prelude::*;
 
 use super::lease::LeaseRoute;
@@ -103,6 +103,7 @@ fn the_resource_becomes_the_configuration() {
         ],
         "nameservers": ["192.0.2.53"],
         "searchDomains": ["example.org"],
+        "hosts": [{ "address": "192.0.2.9", "names": ["nas"] }],
     }))
     .unwrap();
     let by_name = LinkConfig { dhcp4: true, mtu: Some(1400), ..declared(Selector::Name("eth0".to_owned())) };
@@ -115,6 +116,7 @@ fn the_resource_becomes_the_configuration() {
         links: vec![by_name, by_mac],
         nameservers: vec!["192.0.2.53".parse().unwrap()],
         search: vec!["example.org".to_owned()],
+        hosts: vec![HostEntry { address: [192, 0, 2, 9].into(), names: vec!["nas".into()] }],
     };
     assert_eq!(Config::from(&network), expected);
 }

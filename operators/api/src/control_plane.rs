@@ -1,0 +1,209 @@
+//! Settings of the control plane's components, a part of `Cluster`.
+
+use std::collections::BTreeMap;
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{HTTPS_URL, LABEL};
+
+/// Flags of the components that Garboard gives itself, or that would undo what keeps a cluster safe.
+pub const OWN_FLAGS: [&str; 66] = [
+    "admission-control-config-file",
+    "advertise-address",
+    "allocate-node-cidrs",
+    "allow-privileged",
+    "anonymous-auth",
+    "audit-log-maxage",
+    "audit-log-maxbackup",
+    "audit-log-maxsize",
+    "audit-log-path",
+    "audit-policy-file",
+    "authentication-config",
+    "authentication-kubeconfig",
+    "authentication-skip-lookup",
+    "authorization-config",
+    "authorization-kubeconfig",
+    "authorization-mode",
+    "bind-address",
+    "cert-dir",
+    "client-ca-file",
+    "cluster-cidr",
+    "cluster-name",
+    "cluster-signing-cert-file",
+    "cluster-signing-key-file",
+    "config",
+    "enable-admission-plugins",
+    "encryption-provider-config",
+    "encryption-provider-config-automatic-reload",
+    "etcd-cafile",
+    "etcd-certfile",
+    "etcd-keyfile",
+    "etcd-prefix",
+    "etcd-servers",
+    "feature-gates",
+    "flex-volume-plugin-dir",
+    "kube-api-burst",
+    "kube-api-qps",
+    "kubeconfig",
+    "kubelet-certificate-authority",
+    "kubelet-client-certificate",
+    "kubelet-client-key",
+    "kubelet-preferred-address-types",
+    "leader-elect",
+    "node-cidr-mask-size",
+    "permit-port-sharing",
+    "profiling",
+    "proxy-client-cert-file",
+    "proxy-client-key-file",
+    "requestheader-allowed-names",
+    "requestheader-client-ca-file",
+    "requestheader-extra-headers-prefix",
+    "requestheader-group-headers",
+    "requestheader-username-headers",
+    "root-ca-file",
+    "secure-port",
+    "service-account-issuer",
+    "service-account-key-file",
+    "service-account-private-key-file",
+    "service-account-signing-key-file",
+    "service-cluster-ip-range",
+    "shutdown-watch-termination-grace-period",
+    "tls-cert-file",
+    "tls-cipher-suites",
+    "tls-min-version",
+    "tls-private-key-file",
+    "token-auth-file",
+    "use-service-account-credentials",
+];
+
+/// Settings of the control plane's components.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlPlane {
+    /// Feature gates of Kubernetes for all components of the control plane, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub feature_gates: BTreeMap<String, bool>,
+    /// Settings of kube-apiserver.
+    #[serde(default)]
+    pub api_server: ApiServer,
+    /// Settings of kube-controller-manager.
+    #[serde(default)]
+    pub controller_manager: Component,
+    /// Settings of kube-scheduler.
+    #[serde(default)]
+    pub scheduler: Component,
+}
+
+/// Settings of a component.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Component {
+    /// Further flags by name, without dashes, such as `v: "4"`. Those that Garboard gives itself are not among them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = { "type": "string", "maxLength": 1024 }))]
+    pub extra_args: BTreeMap<String, String>,
+}
+
+/// Settings of kube-apiserver.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiServer {
+    /// Further flags by name, without dashes, such as `event-ttl: 2h`. Those that Garboard gives itself are not among them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = { "type": "string", "maxLength": 1024 }))]
+    pub extra_args: BTreeMap<String, String>,
+    /// Issuers of OpenID Connect whose tokens are accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 8),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["issuerURL"])
+    )]
+    pub oidc: Vec<OidcIssuer>,
+    /// What pods may do in namespaces whose labels do not say it.
+    #[serde(default)]
+    pub pod_security: PodSecurity,
+}
+
+/// An issuer of OpenID Connect.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OidcIssuer {
+    /// Where it is, as its tokens say it (`iss`): an https URL.
+    #[serde(rename = "issuerURL")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = HTTPS_URL))]
+    pub issuer_url: String,
+    /// Whom its tokens are for (`aud`): one of these, usually the identifier of a client.
+    #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 253)))]
+    pub audiences: Vec<String>,
+    /// The claim that is the name of the user.
+    #[serde(default = "default_username_claim")]
+    #[schemars(length(min = 1, max = 63))]
+    pub username_claim: String,
+    /// What is put before names, so that they cannot be taken for those of others, such as `oidc:`.
+    #[schemars(length(min = 1, max = 63))]
+    pub username_prefix: String,
+    /// The claim that lists the user's groups. Default: none, and users have no groups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub groups_claim: Option<String>,
+    /// What is put before groups. Default: what is put before names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub groups_prefix: Option<String>,
+    /// Certificates (PEM) of the authorities that vouch for it, in place of those of the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 65536))]
+    pub ca: Option<String>,
+}
+
+fn default_username_claim() -> String {
+    "sub".to_owned()
+}
+
+/// What pods may do in namespaces whose labels do not say it.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSecurity {
+    /// The profile that pods must keep to.
+    #[serde(default = "baseline")]
+    pub enforce: PodSecurityLevel,
+    /// The profile whose violations are noted in the audit log.
+    #[serde(default = "restricted")]
+    pub audit: PodSecurityLevel,
+    /// The profile of whose violations the user is warned.
+    #[serde(default = "restricted")]
+    pub warn: PodSecurityLevel,
+    /// Namespaces, besides kube-system, in which pods may do anything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63), regex(pattern = LABEL)))]
+    pub exempt_namespaces: Vec<String>,
+}
+
+impl Default for PodSecurity {
+    fn default() -> Self {
+        Self { enforce: baseline(), audit: restricted(), warn: restricted(), exempt_namespaces: Vec::new() }
+    }
+}
+
+const fn baseline() -> PodSecurityLevel {
+    PodSecurityLevel::Baseline
+}
+
+const fn restricted() -> PodSecurityLevel {
+    PodSecurityLevel::Restricted
+}
+
+/// A profile of the Pod Security Standards.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodSecurityLevel {
+    #[allow(missing_docs, reason = "a documented variant would become a schema of its own, which is not structural")]
+    Privileged,
+    #[allow(missing_docs, reason = "as above")]
+    Baseline,
+    #[allow(missing_docs, reason = "as above")]
+    Restricted,
+}
