@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{HTTPS_URL, LABEL};
+use crate::types::{HTTPS_URL, LABEL, texts_schema};
 
 /// Flags of the components that Garboard gives itself, or that would undo what keeps a cluster safe.
 pub const OWN_FLAGS: [&str; 66] = [
@@ -103,8 +103,17 @@ pub struct ControlPlane {
 pub struct Component {
     /// Further flags by name, without dashes, such as `v: "4"`. Those that Garboard gives itself are not among them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64, "additionalProperties" = { "type": "string", "maxLength": 1024 }))]
+    #[schemars(schema_with = "extra_args_schema")]
     pub extra_args: BTreeMap<String, String>,
+}
+
+fn extra_args_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    texts_schema(
+        64,
+        1024,
+        &OWN_FLAGS,
+        "extraArgs has a flag that Garboard gives itself, so that the cluster works and is safe",
+    )
 }
 
 /// Settings of kube-apiserver.
@@ -113,7 +122,7 @@ pub struct Component {
 pub struct ApiServer {
     /// Further flags by name, without dashes, such as `event-ttl: 2h`. Those that Garboard gives itself are not among them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64, "additionalProperties" = { "type": "string", "maxLength": 1024 }))]
+    #[schemars(schema_with = "extra_args_schema")]
     pub extra_args: BTreeMap<String, String>,
     /// Issuers of OpenID Connect whose tokens are accepted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -203,6 +203,16 @@ pub(crate) fn addresses_schema(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "array", "maxItems": 8, "items": address_schema(generator) })
 }
 
+/// Schema of texts by names, of which some are not the user's to give.
+pub(crate) fn texts_schema(max: usize, max_length: usize, kept: &[&str], message: &str) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": max,
+        "additionalProperties": { "type": "string", "maxLength": max_length },
+        "x-kubernetes-validations": [{ "rule": format!("!self.exists(name, name in {kept:?})"), "message": message }],
+    })
+}
+
 /// Pattern of a DNS label.
 pub(crate) const LABEL: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 /// [`LABEL`] in words.

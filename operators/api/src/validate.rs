@@ -90,22 +90,6 @@ fn check_registries(errors: &mut Errors, base: &str, registries: &[Registry]) {
     }
 }
 
-/// Kernel parameters that are not the user's to change, and why.
-const KEPT_SYSCTLS: [(&str, &str); 12] = [
-    ("kernel.core_pattern", "it names a program that the kernel runs as root"),
-    ("kernel.hotplug", "it names a program that the kernel runs as root"),
-    ("kernel.modprobe", "it names a program that the kernel runs as root"),
-    ("kernel.poweroff_cmd", "it names a program that the kernel runs as root"),
-    ("kernel.modules_disabled", "it cannot be taken back, and drivers that are needed later could not be loaded"),
-    ("kernel.kexec_load_disabled", "it cannot be taken back"),
-    ("kernel.panic", "kubelet relies on it"),
-    ("kernel.panic_on_oops", "kubelet relies on it"),
-    ("vm.overcommit_memory", "kubelet relies on it"),
-    ("vm.panic_on_oom", "kubelet relies on it"),
-    ("net.ipv4.ip_forward", "pods have no network without it"),
-    ("net.ipv6.conf.all.forwarding", "pods have no network without it"),
-];
-
 fn check_kernel(errors: &mut Errors, base: &str, kernel: &MachineKernel) {
     // Names of modules are of any form that the schema lets pass.
     let MachineKernel { sysctls, modules: _ } = kernel;
@@ -114,7 +98,7 @@ fn check_kernel(errors: &mut Errors, base: &str, kernel: &MachineKernel) {
         errors.require(types::is_sysctl(name), &field, name.as_str(), types::SYSCTL_WORDS);
         let plain = !value.chars().any(|c| c.is_control() && c != '\t');
         errors.require(plain, &field, value.as_str(), "one line");
-        if let Some((_, reason)) = KEPT_SYSCTLS.iter().find(|(kept, _)| kept == name) {
+        if let Some((_, reason)) = machine::KEPT_SYSCTLS.iter().find(|(kept, _)| kept == name) {
             errors.require(false, &field, value.as_str(), &format!("it is not to be changed: {reason}"));
         }
     }

@@ -60,6 +60,10 @@ fn cluster(spec: &str) -> String {
     format!("apiVersion: garboard.dev/v1alpha1\nkind: Cluster\nmetadata: {{name: cluster}}\nspec: {spec}\n")
 }
 
+fn pool(spec: &str) -> String {
+    format!("apiVersion: garboard.dev/v1alpha1\nkind: MachinePool\nmetadata: {{name: workers}}\nspec: {spec}\n")
+}
+
 async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
     let link = |fields: &str| machine(&format!("{{network: {{links: [{{{fields}}}]}}}}"));
     for good in [
@@ -68,17 +72,54 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         link("match: {name: eth0}, addresses: [192.0.2.7/24, '2001:db8::7/64'], gateway: 192.0.2.1, mtu: 1400"),
         link("match: {mac: '52:54:00:12:34:56'}, dhcp4: true"),
         machine("{kubelet: {maxPods: 200, nodeLabels: {example.org/a: b}}}"),
+        machine(
+            "{kernel: {sysctls: {net.core.somaxconn: '4096'}, modules: [nbd]}, \
+             kubelet: {taints: [{key: example.org/gpu, value: a, effect: NoExecute}], featureGates: {A: true}, \
+                       systemReserved: {memory: 1Gi}, evictionHard: {nodefs.available: 5%}}, \
+             network: {hosts: [{address: 192.0.2.9, names: [nas]}]}, \
+             registries: [{host: 'registry.example:5000', mirrors: ['http://mirror.example']}]}",
+        ),
+        pool("{selector: {matchLabels: {role: worker}}, template: {spec: {kubelet: {maxPods: 50}}}}"),
+        pool("{selector: {matchExpressions: [{key: role, operator: Exists}]}}"),
         cluster("{}"),
+        cluster("{machines: {kernel: {sysctls: {vm.swappiness: '10'}}}}"),
+        cluster(
+            "{controlPlane: {featureGates: {A: true}, scheduler: {extraArgs: {v: '3'}}, apiServer: {extraArgs: {event-ttl: 2h}, \
+             oidc: [{issuerURL: 'https://issuer.example', audiences: [a], usernamePrefix: 'oidc:'}], \
+             podSecurity: {enforce: privileged, exemptNamespaces: [storage]}}}}",
+        ),
         cluster("{endpoint: {host: kube.example.org}, certSANs: ['*.example.org', 192.0.2.9], proxyMode: ipvs}"),
     ] {
-        manifest::parse(&good).unwrap_or_else(|error| panic!("{good}: {error}"));
+        if !good.contains("kind: MachinePool") {
+            manifest::parse(&good).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
         create(client, &good).await.unwrap_or_else(|error| panic!("{good}: {error}"));
     }
     for (bad, field) in [
         (machine("{hostname: A_b}"), "spec.hostname"),
         (machine("{kubelet: {maxPods: 0}}"), "spec.kubelet.maxPods"),
         (machine("{kubelet: {maxPods: many}}"), "spec.kubelet.maxPods"),
-        (machine("{kubelet: {shutdownGracePeriodSeconds: 5}}"), "shutdownGracePeriodCriticalPodsSeconds"),
+        (
+            machine("{kubelet: {shutdownGracePeriodSeconds: 5, shutdownGracePeriodCriticalPodsSeconds: 9}}"),
+            "shutdownGracePeriodCriticalPodsSeconds",
+        ),
+        (machine("{kubelet: {taints: [{key: a, effect: Never}]}}"), "spec.kubelet.taints[0].effect"),
+        (machine("{kubelet: {kubeReserved: {memory: much}}}"), "spec.kubelet.kubeReserved.memory"),
+        (machine("{kubelet: {evictionHard: {disk: 5%}}}"), "evictionHard"),
+        (machine("{kernel: {sysctls: {kernel.core_pattern: '|/bin/sh'}}}"), "sysctls"),
+        (machine("{kernel: {modules: [../x]}}"), "spec.kernel.modules[0]"),
+        (machine("{network: {hosts: [{address: here, names: [a]}]}}"), "spec.network.hosts[0].address"),
+        (machine("{registries: [{host: 'https://x'}]}"), "spec.registries[0].host"),
+        (machine("{registries: [{host: x, mirrors: [mirror]}]}"), "spec.registries[0].mirrors[0]"),
+        (cluster("{machines: {hostname: keel}}"), "host name belongs to one machine"),
+        (cluster("{controlPlane: {apiServer: {extraArgs: {anonymous-auth: 'true'}}}}"), "extraArgs"),
+        (cluster("{controlPlane: {apiServer: {podSecurity: {enforce: none}}}}"), "podSecurity.enforce"),
+        (
+            cluster(
+                "{controlPlane: {apiServer: {oidc: [{issuerURL: 'http://x', audiences: [a], usernamePrefix: 'o:'}]}}}",
+            ),
+            "issuerURL",
+        ),
         (machine("{network: {nameservers: [one]}}"), "spec.network.nameservers[0]"),
         (machine("{network: {searchDomains: ['-']}}"), "spec.network.searchDomains[0]"),
         (link("dhcp4: true"), "spec.network.links[0].match"),
