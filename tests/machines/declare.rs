@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use garboard_tests::cluster::READY_LIMIT;
 use garboard_tests::machine::Hardware;
+use garboard_tests::wait;
 use libtest_mimic::Trial;
 use serde_json::json;
 
@@ -13,6 +14,7 @@ pub fn scenarios() -> Vec<Trial> {
     vec![
         cold("declare::a_machine_without_manifests_waits_and_takes_them_later", without_manifests_it_waits),
         on_ready("declare::the_machine_api_takes_what_new_wrote_and_its_changes", the_machine_api_takes_changes),
+        on_ready("declare::layers_are_merged_and_drift_is_repaired", layers_are_merged),
     ]
 }
 
@@ -51,15 +53,113 @@ fn the_machine_api_takes_changes(scene: &mut Scene) -> Result<()> {
 
     let pointer = "/spec/kubelet/maxPods";
     let machine = ["machines.garboard.dev", "node-1"];
-    scene.cluster.edit("machine.yaml", "maxPods: 110", "maxPods: 0")?;
+    scene.cluster.edit("machine.yaml", "kubelet: {}", "kubelet: {maxPods: 0}")?;
     let refused = apply(&[])?;
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && error.contains("maxPods"), "maxPods: 0 was not refused by name: {refused:?}");
     scene.cluster.edit("machine.yaml", "maxPods: 0", "maxPods: 50")?;
     outcomes(&["--dry-run"], &[["Machine/node-1", "changed"]])?;
-    ensure!(scene.cluster.get(&machine)?.pointer(pointer) == Some(&json!(110)), "a dry run or a refusal changed it");
+    ensure!(scene.cluster.get(&machine)?.pointer(pointer).is_none(), "a dry run or a refusal changed it");
     outcomes(&[], &[["Machine/node-1", "changed"]])?;
     scene.cluster.wait_for(&machine, pointer, &json!(50), POD_LIMIT)?;
     scene.cluster.wait_for(&["node", "node-1"], "/status/allocatable/pods", &json!("50"), READY_LIMIT)?;
     scene.cluster.wait_ready(READY_LIMIT)
+}
+
+/// A pool of the machines with a label.
+fn pool(name: &str, label: &str, max_pods: u32) -> String {
+    json!({
+        "apiVersion": "garboard.dev/v1alpha1",
+        "kind": "MachinePool",
+        "metadata": { "name": name },
+        "spec": {
+            "selector": { "matchLabels": { (label): "yes" } },
+            "template": { "spec": { "kubelet": {
+                "maxPods": max_pods,
+                "nodeLabels": { "example.org/pool": name },
+                "taints": [{ "key": "example.org/pool", "value": name, "effect": "PreferNoSchedule" }],
+            } } },
+        },
+    })
+    .to_string()
+}
+
+fn layers_are_merged(scene: &mut Scene) -> Result<()> {
+    let cluster = &scene.cluster;
+    let (machine, node) = (["machines.garboard.dev", "node-1"], ["node", "node-1"]);
+    let source = |field: &str, wanted: &str| {
+        cluster.wait_for(&machine, &format!("/status/effective/sources/{field}"), &json!(wanted), POD_LIMIT).map(drop)
+    };
+    let patch =
+        |object: &str, patch: &str| cluster.kubectl_ok(&["patch", object, "--type=merge", "-p", patch]).map(drop);
+    cluster.start_intruder(POD_LIMIT)?;
+    source("kubelet.maxPods", "Image")?;
+
+    // The pool counts before the image, for the machines that it picks.
+    cluster.apply(&pool("workers", "workers", 50))?;
+    cluster.wait_for(&["machinepool", "workers"], "/status/conditions/0/reason", &json!("NoMachines"), POD_LIMIT)?;
+    cluster.kubectl_ok(&["label", "machines.garboard.dev", "node-1", "workers=yes"])?;
+    source("kubelet.maxPods", "MachinePool/workers")?;
+    cluster.wait_for(&node, "/status/allocatable/pods", &json!("50"), READY_LIMIT)?;
+    cluster.wait_for(&node, "/metadata/labels/example.org~1pool", &json!("workers"), POD_LIMIT)?;
+    cluster.wait_for(&node, "/spec/taints/0/value", &json!("workers"), POD_LIMIT)?;
+    cluster.wait_condition(&["machinepool", "workers"], "Ready", READY_LIMIT)?;
+    let counted = cluster.get(&["machinepool", "workers"])?;
+    ensure!(counted.pointer("/status/updatedMachines") == Some(&json!(1)), "not counted: {counted}");
+
+    // A second pool is one too many: the machine says so and keeps what it has.
+    cluster.apply(&pool("others", "others", 30))?;
+    cluster.kubectl_ok(&["label", "machines.garboard.dev", "node-1", "others=yes"])?;
+    let accepted = wait::until("the machine to refuse two pools", POD_LIMIT, || {
+        let found = cluster.get(&machine).map_err(|error| error.to_string())?;
+        let accepted = found.pointer("/status/conditions/0").map(ToString::to_string).unwrap_or_default();
+        if accepted.contains("others, workers") { Ok(found) } else { Err(accepted) }
+    })?;
+    ensure!(
+        accepted.pointer("/status/effective/spec/kubelet/maxPods") == Some(&json!(50)),
+        "it did not keep: {accepted}"
+    );
+    cluster.kubectl_ok(&["delete", "machinepool", "others"])?;
+
+    // The Machine itself counts before all others, and what the Cluster says reaches it too.
+    patch("machines.garboard.dev/node-1", r#"{"spec": {"kubelet": {"maxPods": 60}}}"#)?;
+    patch(
+        "clusters.garboard.dev/cluster",
+        r#"{"spec": {"machines": {"kernel": {"sysctls": {"vm.swappiness": "13"}}}}}"#,
+    )?;
+    source("kubelet.maxPods", "Machine")?;
+    source("kernel.sysctls.vm.swappiness", "Cluster")?;
+    let swappiness = |wanted: &str| {
+        wait::until("the kernel's parameter", POD_LIMIT, || {
+            let value = cluster.intrude(&["cat", "/proc/sys/vm/swappiness"]).map_err(|error| error.to_string())?;
+            if value.trim() == wanted { Ok(()) } else { Err(value) }
+        })
+    };
+    swappiness("13")?;
+
+    // What somebody else changes is set again and told; what is withdrawn is as it was.
+    cluster.intrude(&["write", "/proc/sys/vm/swappiness", "77"])?;
+    swappiness("13")?;
+    wait::until("an Event of the repair", POD_LIMIT, || {
+        let events = cluster.kubectl_ok(&["get", "events", "-A"]).map_err(|error| error.to_string())?;
+        if events.contains("DriftRepaired") { Ok(()) } else { Err(events) }
+    })?;
+    patch("clusters.garboard.dev/cluster", r#"{"spec": {"machines": {"kernel": null}}}"#)?;
+    swappiness("60")?;
+
+    // Without its pool the machine is what it was before.
+    patch("machines.garboard.dev/node-1", r#"{"spec": {"kubelet": {"maxPods": null}}}"#)?;
+    cluster.kubectl_ok(&["delete", "machinepool", "workers"])?;
+    source("kubelet.maxPods", "Image")?;
+    wait::until("the taint to go", POD_LIMIT, || {
+        let found = cluster.get(&node).map_err(|error| error.to_string())?;
+        found.pointer("/spec/taints/0").map_or(Ok(()), |taint| Err(taint.to_string()))
+    })?;
+    cluster.wait_for(&node, "/status/allocatable/pods", &json!("110"), READY_LIMIT)?;
+
+    let unsafe_setting = r#"{"spec": {"kernel": {"sysctls": {"kernel.core_pattern": "|/bin/sh"}}}}"#;
+    let refused = cluster.kubectl(&["patch", "machines.garboard.dev/node-1", "--type=merge", "-p", unsafe_setting])?;
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && error.contains("not to be changed"), "not refused in words: {refused:?}");
+    cluster.wait_ready(READY_LIMIT)
 }

@@ -70,10 +70,15 @@ fn the_examples_in_the_comments_are_valid() {
         .replace("  # endpoint:\n  #   host:", "  endpoint:\n    host:")
         .replace("  #   port:", "    port:")
         .replace("  # certSANs:", "  certSANs:");
-    let machine = read(&folder, "machine.yaml").replace("network: {}", "network:").replace("  #   ", "    ");
+    let mut machine = read(&folder, "machine.yaml").replace("  #   ", "    ");
+    for block in ["network", "kubelet", "kernel"] {
+        machine = machine.replace(&format!("{block}: {{}}"), &format!("{block}:"));
+    }
     let (cluster, machine, _) = manifests(&cluster, &machine);
     assert!(cluster.spec.endpoint.is_some() && cluster.spec.cert_sans.len() == 2);
     assert_eq!((machine.spec.network.links.len(), machine.spec.network.nameservers.len()), (1, 1));
+    assert_eq!(machine.spec.kubelet.max_pods, Some(110));
+    assert_eq!((machine.spec.kernel.sysctls.len(), machine.spec.kernel.modules.len()), (1, 1));
 }
 
 #[test]
