@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::MachineSpec;
 
 /// What the machines of a pool have in common.
+#[allow(clippy::duplicated_attributes, reason = "columns have types, and several may be of one")]
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "garboard.dev",
