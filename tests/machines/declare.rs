@@ -121,6 +121,15 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
     );
     cluster.kubectl_ok(&["delete", "machinepool", "others"])?;
 
+    // What a change would disrupt is told before it is made.
+    let disruptive = r#"{"spec": {"template": {"spec": {"kubelet": {"maxPods": 40}}}}}"#;
+    let dry = ["patch", "machinepool", "workers", "--type=merge", "--dry-run=server", "-p", disruptive];
+    wait::until("a warning of what a change disrupts", POD_LIMIT, || {
+        let warned = cluster.kubectl(&dry).map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&warned.stderr).into_owned();
+        if said.contains("on each machine of the pool, kubelet restarts") { Ok(()) } else { Err(said) }
+    })?;
+
     // The Machine itself counts before all others, and what the Cluster says reaches it too.
     patch("machines.garboard.dev/node-1", r#"{"spec": {"kubelet": {"maxPods": 60}}}"#)?;
     patch(

@@ -87,6 +87,14 @@ pub async fn keep_roles(client: &Client) -> Result<usize, AddonsError> {
     keep(client, plan::roles()).await
 }
 
+/// Keeps what tells users before a change what it would disrupt. Returns how many objects differed.
+///
+/// # Errors
+/// [`AddonsError`] of the first object that failed. Repeating continues there.
+pub async fn keep_policies(client: &Client) -> Result<usize, AddonsError> {
+    keep(client, garboard_plan::disruption::policies()).await
+}
+
 /// Keeps the way to cluster DNS and, once the node exists, its endpoint and its labels. Returns how many objects differed.
 ///
 /// # Errors

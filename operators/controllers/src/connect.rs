@@ -1,6 +1,7 @@
 //! Finds the API server, brings in what everybody there needs, and hands out a client of the agent's own.
 //!
-//! Roles come first, because other services wait for theirs; then the custom resource definitions.
+//! Roles come first, because other services wait for theirs; then the custom resource definitions, and what is said of changes of
+//! such resources.
 
 use std::error::Error;
 use std::time::{Duration, SystemTime};
@@ -32,9 +33,9 @@ const PART: &str = "API server";
 /// The API server was not reached, or not set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The roles could not be kept.
+    /// The roles or policies could not be kept.
     #[error(transparent)]
-    Roles(#[from] AddonsError),
+    Objects(#[from] AddonsError),
     /// The definitions could not be applied.
     #[error(transparent)]
     Definitions(#[from] CrdError),
@@ -93,6 +94,7 @@ impl Connect {
         let administrator = addons::administrator(&self.pki, local(), outage.clone(), SystemTime::now())?;
         addons::keep_roles(&administrator).await?;
         crds::apply(&administrator).await?;
+        addons::keep_policies(&administrator).await?;
         Ok(())
     }
 }

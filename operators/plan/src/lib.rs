@@ -4,6 +4,7 @@ pub mod addons;
 pub mod cluster;
 pub mod console;
 pub mod csr;
+pub mod disruption;
 pub mod events;
 pub mod kernel;
 pub mod layers;

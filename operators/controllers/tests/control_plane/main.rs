@@ -17,14 +17,15 @@ use std::time::SystemTime;
 use candidate::Candidate;
 use containerd_client::services::v1::GetImageRequest;
 use containerd_client::tonic;
+use garboard_api::machine::{Taint, TaintEffect};
 use garboard_api::refusal::Origin;
-use garboard_api::{About, Cluster, Machine, Refusals};
+use garboard_api::{About, Cluster, Machine, MachinePool, Refusals};
 use garboard_catalog::paths::CONTAINERD_SOCKET;
 use garboard_catalog::pki::Leaf;
 use garboard_catalog::users;
 use garboard_controllers::leader::Standing;
 use garboard_controllers::network::NodeAddresses;
-use garboard_controllers::{addons, events, images, node};
+use garboard_controllers::{addons, events, images, node, pools};
 use garboard_plan::addons::NodeInput;
 use garboard_plan::{events as plan_events, leader, pki};
 use garboard_runtime::crds;
@@ -62,7 +63,9 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
         own_clients_can_do_their_work_and_no_more(&world).await;
         a_node_gets_addresses_and_its_serving_certificate(&world, &client).await;
         labels_of_the_machine_come_and_go(&world, &client).await;
+        taints_of_the_machine_come_and_go(&world, &client).await;
         events_tell_what_happened(&world, &client).await;
+        pools_are_counted(&world, &client).await;
         the_cluster_operators_lead_one_at_a_time(&world, &client).await;
         pods_of_ordinary_namespaces_keep_to_the_baseline(&world, &client).await;
         for url in ["https://127.0.0.1:10257/healthz", "https://127.0.0.1:10259/readyz"] {
@@ -120,6 +123,8 @@ fn the_audit_log_tells_who_wrote_and_never_what_is_secret() {
 async fn roles_are_kept(client: &kube::Client) {
     assert!(addons::keep_roles(client).await.unwrap() > 0);
     assert_eq!(addons::keep_roles(client).await.unwrap(), 0, "nothing differs after the first time");
+    assert!(addons::keep_policies(client).await.unwrap() > 0);
+    assert_eq!(addons::keep_policies(client).await.unwrap(), 0, "nothing differs after the first time");
 }
 
 async fn dns_is_reachable_as_a_service(world: &World, client: &kube::Client) {
@@ -213,6 +218,66 @@ async fn labels_of_the_machine_come_and_go(world: &World, client: &kube::Client)
     assert_eq!((labels.get("rack").map(String::as_str), labels.get("zone")), (Some("b"), None));
     assert!(labels.contains_key("example.com/others") && labels.contains_key("node-role.kubernetes.io/control-plane"));
     assert!(node::label(&agent, "node-9", &uid, &declared(&[("rack", "a")])).await.is_err(), "labels make no node");
+}
+
+async fn taints_of_the_machine_come_and_go(world: &World, client: &kube::Client) {
+    let nodes = Api::<Node>::all(client.clone());
+    let others = json!({ "spec": { "taints": [{ "key": "example.com/others", "effect": "NoSchedule" }] } });
+    let uid =
+        nodes.patch("node-1", &PatchParams::default(), &Patch::Merge(others)).await.unwrap().metadata.uid.unwrap();
+    let agent = world.client(Leaf::Agent);
+    let taint = |value: &str| Taint {
+        key: "example.org/gpu".to_owned(),
+        value: Some(value.to_owned()),
+        effect: TaintEffect::PreferNoSchedule,
+    };
+    let seen = async || {
+        let taints = nodes.get("node-1").await.unwrap().spec.unwrap().taints.unwrap_or_default();
+        let mut seen: Vec<_> = taints.into_iter().map(|taint| (taint.key, taint.value.unwrap_or_default())).collect();
+        seen.retain(|(key, _)| key.starts_with("example."));
+        seen
+    };
+    let others = ("example.com/others".to_owned(), String::new());
+    for value in ["a", "b"] {
+        node::taint(&agent, "node-1", &uid, &[taint(value)]).await.unwrap();
+        assert_eq!(seen().await, [others.clone(), ("example.org/gpu".to_owned(), value.to_owned())]);
+    }
+    node::taint(&agent, "node-1", &uid, &[]).await.unwrap();
+    assert_eq!(seen().await, [others]);
+    let none = json!({ "spec": { "taints": null } });
+    nodes.patch("node-1", &PatchParams::default(), &Patch::Merge(none)).await.unwrap();
+}
+
+async fn pools_are_counted(world: &World, client: &kube::Client) {
+    let (machines, found) = (Api::<Machine>::all(client.clone()), Api::<MachinePool>::all(client.clone()));
+    let label = json!({ "metadata": { "labels": { "role": "worker" } } });
+    machines.patch("node-1", &PatchParams::default(), &Patch::Merge(label)).await.unwrap();
+    let mut pool = MachinePool::new("workers", Default::default());
+    pool.spec.selector.match_labels = Some([("role".to_owned(), "worker".to_owned())].into());
+    let generation = found.create(&PostParams::default(), &pool).await.unwrap().metadata.generation;
+
+    let stop = CancellationToken::new();
+    let duty = tokio::spawn(pools::run(world.client(Leaf::Operators), stop.clone()));
+    let counts = async || {
+        let status = found.get("workers").await.ok()?.status?;
+        Some((status.observed_generation, status.machines, status.updated_machines))
+    };
+    let expect = async |what: &str, expected: (u32, u32)| {
+        world
+            .wait_for(what, || async {
+                counts().await.filter(|counts| *counts == (generation, expected.0, expected.1))
+            })
+            .await;
+    };
+    expect("a machine that does not follow yet", (1, 0)).await;
+    let follows = json!({ "status": { "pool": { "name": "workers", "observedGeneration": generation } } });
+    machines.patch_status("node-1", &PatchParams::default(), &Patch::Merge(follows)).await.unwrap();
+    expect("a machine that follows", (1, 1)).await;
+    let label = json!({ "metadata": { "labels": { "role": null } } });
+    machines.patch("node-1", &PatchParams::default(), &Patch::Merge(label)).await.unwrap();
+    expect("no machine", (0, 0)).await;
+    stop.cancel();
+    duty.await.unwrap();
 }
 
 async fn events_tell_what_happened(world: &World, client: &kube::Client) {
