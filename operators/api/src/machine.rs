@@ -1,5 +1,9 @@
 //! `Machine`: one machine and what it should be.
 
+mod kernel;
+mod kubelet;
+mod network;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -9,10 +13,13 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{
-    Cidr, DOMAIN, INTERFACE, LABEL, MODULE, MacAddress, QUANTITY, QUANTITY_OR_PERCENT, REGISTRY, URL, address_schema,
-    addresses_schema, optional_address_schema, texts_schema,
-};
+use crate::types::{LABEL, REGISTRY, URL};
+
+pub(crate) use self::kernel::KEPT_SYSCTLS;
+pub use self::kernel::MachineKernel;
+pub(crate) use self::kubelet::{EVICTION_SIGNALS, RESERVABLE};
+pub use self::kubelet::{MachineKubelet, Taint, TaintEffect};
+pub use self::network::{HostEntry, Link, LinkMatch, MachineNetwork};
 
 /// What a machine should be.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -63,96 +70,6 @@ pub struct MachineSpec {
     pub registries: Vec<Registry>,
 }
 
-/// Network of a machine.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MachineNetwork {
-    /// The links to configure. When empty, all links with a carrier ask for a lease by DHCPv4, and the first that is granted
-    /// one is used, until it loses its carrier or its lease.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    pub links: Vec<Link>,
-    /// Name servers, asked before those that DHCP brings.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "addresses_schema")]
-    pub nameservers: Vec<IpAddr>,
-    /// Domains in which short names are looked up.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 6),
-        inner(
-            length(min = 1, max = 253),
-            regex(pattern = DOMAIN)
-        )
-    )]
-    pub search_domains: Vec<String>,
-    /// Names that are looked up nowhere else: entries of `/etc/hosts` for the machine itself and for pods on its network.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
-    pub hosts: Vec<HostEntry>,
-}
-
-/// Names of an address.
-#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HostEntry {
-    /// The address.
-    #[schemars(schema_with = "address_schema")]
-    pub address: IpAddr,
-    /// Its names.
-    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 253), regex(pattern = DOMAIN)))]
-    pub names: Vec<String>,
-}
-
-/// One network link of a machine.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("!has(self.gateway) || self.addresses.exists(a, cidr(a).containsIP(self.gateway))")
-        .message("gateway must be in the range of one of addresses")
-)]
-pub struct Link {
-    /// Which link is meant: by name or by hardware address.
-    #[serde(rename = "match")]
-    pub matches: LinkMatch,
-    /// Whether a DHCPv4 server configures the link. Default: true, unless `addresses` has any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dhcp4: Option<bool>,
-    /// Addresses that the link has in any case, each with its prefix, such as `192.0.2.10/24`.
-    #[serde(default)]
-    #[schemars(length(max = 16))]
-    pub addresses: Vec<Cidr>,
-    /// Next hop of the default route, on the link.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "optional_address_schema")]
-    pub gateway: Option<IpAddr>,
-    /// MTU, bytes. Default: what DHCP says, else the driver's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 576, max = 65535))]
-    pub mtu: Option<u32>,
-}
-
-impl Link {
-    /// Whether a DHCPv4 server configures the link.
-    pub fn dhcp4(&self) -> bool {
-        self.dhcp4.unwrap_or(self.addresses.is_empty())
-    }
-}
-
-/// Which link is meant: exactly one of the fields is given.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.name) != has(self.mac)").message("give either name or mac"))]
-pub struct LinkMatch {
-    /// Name of the interface, such as `eth0`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 15), regex(pattern = INTERFACE))]
-    pub name: Option<String>,
-    /// Hardware address, such as `52:54:00:12:34:56`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<MacAddress>,
-}
-
 /// A registry of container images.
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -168,174 +85,6 @@ pub struct Registry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65536))]
     pub ca: Option<String>,
-}
-
-/// Settings of a machine's kernel.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MachineKernel {
-    /// Parameters by their names, such as `net.core.somaxconn: "4096"`. One that is changed on the machine is set again within seconds;
-    /// one that is taken out of here gets back the value that it had before. What Garboard or kubelet rely on cannot be changed.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "sysctls_schema")]
-    pub sysctls: BTreeMap<String, String>,
-    /// Modules that are loaded in any case, with those that they need. One that is taken out of here stays until the machine restarts.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 64), regex(pattern = MODULE)))]
-    pub modules: Vec<String>,
-}
-
-/// Kernel parameters that are not the user's to change, and why.
-pub(crate) const KEPT_SYSCTLS: [(&str, &str); 12] = [
-    ("kernel.core_pattern", "it names a program that the kernel runs as root"),
-    ("kernel.hotplug", "it names a program that the kernel runs as root"),
-    ("kernel.modprobe", "it names a program that the kernel runs as root"),
-    ("kernel.poweroff_cmd", "it names a program that the kernel runs as root"),
-    ("kernel.modules_disabled", "it cannot be taken back, and drivers that are needed later could not be loaded"),
-    ("kernel.kexec_load_disabled", "it cannot be taken back"),
-    ("kernel.panic", "kubelet relies on it"),
-    ("kernel.panic_on_oops", "kubelet relies on it"),
-    ("vm.overcommit_memory", "kubelet relies on it"),
-    ("vm.panic_on_oom", "kubelet relies on it"),
-    ("net.ipv4.ip_forward", "pods have no network without it"),
-    ("net.ipv6.conf.all.forwarding", "pods have no network without it"),
-];
-
-fn sysctls_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let kept = KEPT_SYSCTLS.map(|(name, _)| name);
-    texts_schema(
-        128,
-        256,
-        &kept,
-        "sysctls has a kernel parameter that is not to be changed, because the machine relies on it",
-    )
-}
-
-/// Settings of a machine's node.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.shutdownGracePeriodCriticalPodsSeconds) || !has(self.shutdownGracePeriodSeconds) \
-        || self.shutdownGracePeriodCriticalPodsSeconds <= self.shutdownGracePeriodSeconds")
-    .message("shutdownGracePeriodCriticalPodsSeconds is a part of shutdownGracePeriodSeconds and cannot be longer"))]
-pub struct MachineKubelet {
-    /// Labels that the node has in any case. Others' labels stay.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
-    pub node_labels: BTreeMap<String, String>,
-    /// Taints that the node has in any case, so that only pods which tolerate them run there. Others' taints stay.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 32),
-        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["key", "effect"])
-    )]
-    pub taints: Vec<Taint>,
-    /// Resources that are kept from pods for the parts of Kubernetes: cpu, memory, ephemeral-storage and pid, such as `memory: 1Gi`.
-    /// Default: by the machine's memory.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "reserved_schema")]
-    pub kube_reserved: BTreeMap<String, String>,
-    /// Resources that are kept from pods for the rest of the machine: cpu, memory, ephemeral-storage and pid.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "reserved_schema")]
-    pub system_reserved: BTreeMap<String, String>,
-    /// What must be left of a resource before pods are evicted, as an amount or in percent: memory.available, nodefs.available,
-    /// nodefs.inodesFree, imagefs.available, imagefs.inodesFree and pid.available, such as `nodefs.available: 5%`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "eviction_schema")]
-    pub eviction_hard: BTreeMap<String, String>,
-    /// Feature gates of Kubernetes for kubelet, by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64))]
-    pub feature_gates: BTreeMap<String, bool>,
-    /// Most pods at a time. A node has 253 addresses for pods. Default: 110.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 250))]
-    pub max_pods: Option<u32>,
-    /// Time that pods have to end when the machine shuts down, seconds: at most 570, as the machine waits ten minutes for them.
-    /// Default: 30.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 570))]
-    pub shutdown_grace_period_seconds: Option<u32>,
-    /// The last part of that time, which is kept for critical pods, seconds. Default: 10, or all of a shorter time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 570))]
-    pub shutdown_grace_period_critical_pods_seconds: Option<u32>,
-}
-
-/// What keeps pods away from a node unless they tolerate it.
-#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Taint {
-    /// Its key, as that of a label.
-    #[schemars(length(min = 1, max = 316))]
-    pub key: String,
-    /// Its value.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub value: Option<String>,
-    /// What becomes of pods that do not tolerate it: NoSchedule, PreferNoSchedule or NoExecute.
-    pub effect: TaintEffect,
-}
-
-/// What becomes of pods that do not tolerate a taint.
-#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum TaintEffect {
-    #[allow(missing_docs, reason = "a documented variant would become a schema of its own, which is not structural")]
-    NoSchedule,
-    #[allow(missing_docs, reason = "as above")]
-    PreferNoSchedule,
-    #[allow(missing_docs, reason = "as above")]
-    NoExecute,
-}
-
-/// Resources that can be reserved.
-pub(crate) const RESERVABLE: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pid"];
-
-/// What evictions can depend on.
-pub(crate) const EVICTION_SIGNALS: [&str; 6] = [
-    "memory.available",
-    "nodefs.available",
-    "nodefs.inodesFree",
-    "imagefs.available",
-    "imagefs.inodesFree",
-    "pid.available",
-];
-
-fn reserved_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    amounts_schema(&RESERVABLE, QUANTITY)
-}
-
-fn eviction_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    amounts_schema(&EVICTION_SIGNALS, QUANTITY_OR_PERCENT)
-}
-
-/// Amounts by the names of what they are amounts of.
-fn amounts_schema(names: &[&str], pattern: &str) -> schemars::Schema {
-    let listed = names.join(", ");
-    let rule = format!("self.all(name, name in {names:?})");
-    schemars::json_schema!({
-        "type": "object",
-        "maxProperties": names.len(),
-        "additionalProperties": { "type": "string", "maxLength": 32, "pattern": pattern },
-        "x-kubernetes-validations": [{ "rule": rule, "message": format!("there are {listed}") }],
-    })
-}
-
-impl MachineKubelet {
-    /// Most pods at a time.
-    pub fn max_pods(&self) -> u32 {
-        self.max_pods.unwrap_or(110)
-    }
-
-    /// Time that pods have to end when the machine shuts down, seconds.
-    pub fn shutdown_grace_period_seconds(&self) -> u32 {
-        self.shutdown_grace_period_seconds.unwrap_or(30)
-    }
-
-    /// The last part of that time, which is kept for critical pods, seconds.
-    pub fn shutdown_grace_period_critical_pods_seconds(&self) -> u32 {
-        self.shutdown_grace_period_critical_pods_seconds.unwrap_or(10).min(self.shutdown_grace_period_seconds())
-    }
 }
 
 /// What a machine is.

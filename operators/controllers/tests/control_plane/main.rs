@@ -1,6 +1,7 @@
 //! The real programs, started as the catalog says, with keys and certificates made by this crate.
 //!
-//! Needs root and the upstream programs (`image/build` leaves them in its cache; `GARBOARD_UPSTREAM` names another folder).
+//! Needs root and the image's programs: `GARBOARD_UPSTREAM` names the folder of the upstream ones, `GARBOARD_INIT` the machine's own
+//! executor, beside which Garboard's others lie.
 //! Each test has mounts, network and processes of its own, so every path and port is the machine's.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -46,9 +47,7 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
         for service in ["etcd", "kube-apiserver"] {
             world.start(service);
         }
-        if world::confined() {
-            world.wait("etcd's notification", || world.notified()).await;
-        }
+        world.wait("etcd's notification", || world.notified()).await;
         let client = world.administrator();
         world.wait("the API server", || world.ready("https://127.0.0.1:6443/readyz")).await;
         for service in ["kube-controller-manager", "kube-scheduler"] {
@@ -72,9 +71,7 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
             world.wait(url, || world.ready(url)).await;
         }
         kube_proxy_makes_rules_from_its_configuration(&mut world).await;
-        if world::confined() {
-            garboards_own_daemons_serve_as_confined_as_they_are(&mut world).await;
-        }
+        garboards_own_daemons_serve_as_confined_as_they_are(&mut world).await;
         renewed_certificates_are_served_without_a_restart(&mut world).await;
     });
 }
@@ -472,9 +469,7 @@ fn images_of_the_release_are_imported_once_and_the_runtime_knows_them() {
         let archives = world::archives();
         world.start("containerd");
         let socket = Path::new(CONTAINERD_SOCKET);
-        if world::confined() {
-            world.wait("containerd's notification", || world.notified()).await;
-        }
+        world.wait("containerd's notification", || world.notified()).await;
         world.wait("containerd", || std::os::unix::net::UnixStream::connect(socket).is_ok()).await;
         let imported = world.wait_for("the import", || async { images::import(&archives, socket).await.ok() }).await;
         assert_eq!(imported, [archives.join("probe.tar")]);

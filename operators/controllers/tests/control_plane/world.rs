@@ -1,24 +1,23 @@
 //! A machine's paths and ports for one test: mounts, network and processes of its own.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::LOCAL_APISERVER;
 use garboard_catalog::pki::Leaf;
-use garboard_catalog::{CatalogInput, NodeFacts, input, services, users};
+use garboard_catalog::{CatalogInput, NodeFacts, input, services};
 use garboard_controllers::addons;
 use garboard_controllers::pki::PkiStore;
 use garboard_plan::pki::{PkiInput, desired};
@@ -37,10 +36,10 @@ const NOTIFY_SOCKET: &str = "/run/garboard/notify";
 const PROGRAMS: &str = "/run/programs";
 const ADDRESS: &str = "192.0.2.10";
 
-/// Runs `test`, the body of the test named `name`, in namespaces of its own. Without the upstream programs it says so and does nothing.
+/// Runs `test`, the body of the test named `name`, in namespaces of its own. Without the image's programs it says so and does nothing.
 pub fn inside<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
-    let Some(programs) = programs() else {
-        eprintln!("skipped: no upstream programs; image/build makes them, GARBOARD_UPSTREAM tells where they are");
+    let (Some(programs), Some(_)) = (programs(), executor()) else {
+        eprintln!("skipped: no programs; `tests/run image unit` makes them and tells where they are");
         return;
     };
     if std::env::var_os(INSIDE).is_some() {
@@ -58,9 +57,9 @@ pub fn inside<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     assert!(status.success());
 }
 
-/// Whether services are started by the machine's own executor.
-pub fn confined() -> bool {
-    std::env::var_os("GARBOARD_INIT").is_some()
+/// The machine's own executor; the other programs of ours lie beside it.
+fn executor() -> Option<PathBuf> {
+    std::env::var_os("GARBOARD_INIT").map(PathBuf::from)
 }
 
 fn programs() -> Option<PathBuf> {
@@ -98,12 +97,10 @@ impl World {
             File::create(&own).unwrap();
             run("mount", &["--bind", programs().unwrap().join(name).to_str().unwrap(), &own]);
         }
-        if let Some(executor) = std::env::var_os("GARBOARD_INIT") {
-            for name in ["garboard-cni", "garboard-dns", "garboard-operators"] {
-                let own = format!("{PROGRAMS}/{name}");
-                File::create(&own).unwrap();
-                run("mount", &["--bind", Path::new(&executor).with_file_name(name).to_str().unwrap(), &own]);
-            }
+        for name in ["garboard-cni", "garboard-dns", "garboard-operators"] {
+            let own = format!("{PROGRAMS}/{name}");
+            File::create(&own).unwrap();
+            run("mount", &["--bind", executor().unwrap().with_file_name(name).to_str().unwrap(), &own]);
         }
         run("ip", &["link", "set", "lo", "up"]);
         run("ip", &["link", "add", "eth0", "type", "veth", "peer", "name", "outside"]);
@@ -164,8 +161,7 @@ impl World {
         self.issue();
     }
 
-    /// Starts a service as its specification says: through the machine's own executor if `GARBOARD_INIT` names it (the other
-    /// programs of ours lie beside it), and so confined as on the machine; otherwise with its files, directories, user and arguments only.
+    /// Starts a service as its specification says, through the machine's own executor and so confined as on the machine.
     pub fn start(&mut self, name: &str) {
         let specs = services(&self.input).unwrap();
         let mut spec = specs.into_iter().find(|spec| spec.name.as_str() == name).unwrap();
@@ -175,11 +171,7 @@ impl World {
         spec.rlimit_nofile = 4096;
         spec.argv0 = Some(std::mem::replace(&mut spec.argv[0], program));
         let log = File::create(format!("/var/log/{name}.log")).unwrap();
-        let child = match std::env::var_os("GARBOARD_INIT") {
-            Some(executor) => launch(executor, &spec, log),
-            None => spawn(&spec, log),
-        };
-        self.running.insert(name.to_owned(), child);
+        self.running.insert(name.to_owned(), launch(executor().unwrap(), &spec, log));
     }
 
     /// What a service has written.
@@ -304,7 +296,7 @@ fn program(path: &str) -> String {
     if Path::new(&own).exists() { own } else { format!("{PROGRAMS}/kubernetes") }
 }
 
-fn launch(executor: OsString, spec: &ServiceSpec, log: File) -> Child {
+fn launch(executor: PathBuf, spec: &ServiceSpec, log: File) -> Child {
     let order = json!({ "spec": spec, "task": "run", "cgroup": null, "notifySocket": NOTIFY_SOCKET });
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let child = Command::new(executor)
@@ -321,41 +313,6 @@ fn launch(executor: OsString, spec: &ServiceSpec, log: File) -> Child {
     ours.read_to_string(&mut failure).unwrap();
     assert_eq!(failure, "", "{}", spec.name);
     child
-}
-
-fn spawn(spec: &ServiceSpec, log: File) -> Child {
-    prepare(spec);
-    let user = users::ALL.into_iter().find(|user| user.name == spec.user).unwrap();
-    Command::new(&spec.argv[0])
-        .arg0(spec.argv0.as_ref().unwrap())
-        .args(&spec.argv[1..])
-        .env_clear()
-        .envs(&spec.env)
-        .current_dir(&spec.working_directory)
-        .uid(user.id)
-        .gid(user.id)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
-}
-
-fn prepare(spec: &ServiceSpec) {
-    let id = |owner: &Option<String>| {
-        let name = owner.as_deref().unwrap_or(&spec.user);
-        users::ALL.into_iter().find(|user| user.name == name).unwrap().id
-    };
-    for directory in &spec.directories {
-        fs::create_dir_all(&directory.path).unwrap();
-        fs::set_permissions(&directory.path, fs::Permissions::from_mode(directory.mode)).unwrap();
-        chown(&directory.path, Some(id(&directory.owner)), Some(id(&directory.owner))).unwrap();
-    }
-    for file in &spec.files {
-        fs::write(&file.path, &file.content).unwrap();
-        fs::set_permissions(&file.path, fs::Permissions::from_mode(file.mode)).unwrap();
-        chown(&file.path, Some(id(&file.owner)), Some(id(&file.owner))).unwrap();
-    }
 }
 
 fn server() -> Uri {
