@@ -14,7 +14,8 @@ as_root() {
 
 # Asks for the password now, on the terminal: what runs later under run() has none.
 authorize() {
-    ((EUID == 0)) || sudo -v
+    # Who may do without a password is not asked for one, which `sudo -v` alone would do if any other rule wants it.
+    ((EUID == 0)) || sudo -n true 2>/dev/null || sudo -v
 }
 
 # need_packages PACKAGE...: installs the Debian packages that are missing.
