@@ -144,9 +144,10 @@ pub async fn run(settings: Settings, started: impl FnOnce(&Reporter, &Logs)) -> 
     let (phases, phases_receiver) = tokio::sync::watch::channel(MachinePhase::Running);
     let server =
         |access| Server::new(access, request_sender.clone(), statuses_receiver.clone(), phases_receiver.clone());
-    serve(server(Access::Full), &runtime.join("control.sock"), 0o600, 0);
+    // In this order: whoever reaches the second finds the first.
     let inhibit_name = Path::new(INHIBIT_SOCKET).file_name().unwrap_or_default();
     serve(server(Access::Inhibit), &runtime.join(inhibit_name), 0o660, inhibit_group);
+    serve(server(Access::Full), &runtime.join("control.sock"), 0o600, 0);
     let logs = Logs::default();
     let environment = Environment { executor, tree, notify_socket: notify_path };
     let mut pid1 = Pid1 {
