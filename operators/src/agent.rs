@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures::{Stream, stream};
-use garboard_api::machine::MachineKernel;
 use garboard_api::refusal::Origin;
 use garboard_api::{Cluster, Machine, Refusals};
 use garboard_control::Client as Control;
@@ -77,8 +76,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         warn!(kind, "not declared: give the machine its manifests");
         notify::tell(NotifyState::Status(&format!("no {kind} is declared")));
     }
-    // A machine without a declaration has a network too: its address is what one needs to know to declare it.
     let (pool_watch, pool) = PoolWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone(), refusals);
+    // A machine without a declaration has a network too: its address is what one needs to know to declare it.
     let network_declared = machine
         .current()
         .map(|machine| machine::declared_network(&machine, pool.borrow().as_deref(), cluster.current().as_deref()));
@@ -95,7 +94,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         }
     });
     let (notables, handed) = mpsc::channel(events::HANDED);
-    let (kernel_config, config) = watch::channel(MachineKernel::default());
+    let (kernel_config, config) = watch::channel(None);
     let (kernel, kernel_problems) = Kernel::new(config, notables.clone(), KernelPaths::default());
     tasks.spawn("kernel", kernel.run(stop.clone()));
     let pki = PkiStore::new(&paths.pki_state, &paths.pki);

@@ -80,8 +80,8 @@ pub struct Context {
     pub network_config: watch::Sender<NetworkConfig>,
     /// What the network has reached.
     pub network: watch::Receiver<NodeAddresses>,
-    /// What the kernel's settings should be: written by the machine's reconciler.
-    pub kernel_config: watch::Sender<MachineKernel>,
+    /// What the kernel's settings should be, once a Machine is declared: written by its reconciler.
+    pub kernel_config: watch::Sender<Option<MachineKernel>>,
     /// Settings of the kernel that are not as declared, in words.
     pub kernel: watch::Receiver<Vec<String>>,
     /// The services that PID 1 was told: written by the machine's reconciler.

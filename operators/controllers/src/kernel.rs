@@ -51,7 +51,7 @@ struct Record {
 /// The task that keeps the kernel's settings.
 #[derive(Debug)]
 pub struct Kernel {
-    config: watch::Receiver<MachineKernel>,
+    config: watch::Receiver<Option<MachineKernel>>,
     problems: watch::Sender<Vec<String>>,
     notables: mpsc::Sender<Notable>,
     paths: KernelPaths,
@@ -60,9 +60,10 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Prepares the task, and the channel on which it publishes what is not as declared.
+    /// Prepares the task, and the channel on which it publishes what is not as declared. Until it is told of a declaration, it touches
+    /// nothing: an earlier run of the agent may have set what is declared still.
     pub fn new(
-        config: watch::Receiver<MachineKernel>,
+        config: watch::Receiver<Option<MachineKernel>>,
         notables: mpsc::Sender<Notable>,
         paths: KernelPaths,
     ) -> (Self, watch::Receiver<Vec<String>>) {
@@ -76,21 +77,14 @@ impl Kernel {
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
             let declared = self.config.borrow_and_update().clone();
-            let mut problems = self.keep_parameters(&declared.sysctls);
-            problems.extend(self.load_modules(&declared.modules));
-            self.problems.send_if_modified(|current| {
-                let differs = *current != problems;
-                problems
-                    .iter()
-                    .filter(|problem| !current.contains(problem))
-                    .for_each(|problem| warn!(problem, "kernel"));
-                *current = problems;
-                differs
-            });
+            let keeps = declared.as_ref().is_some_and(|declared| !declared.sysctls.is_empty());
+            if let Some(declared) = declared {
+                self.keep(&declared);
+            }
             let again = async {
-                match declared.sysctls.is_empty() {
-                    true => std::future::pending().await,
-                    false => tokio::time::sleep(LOOK).await,
+                match keeps {
+                    true => tokio::time::sleep(LOOK).await,
+                    false => std::future::pending().await,
                 }
             };
             // Each arm only waits.
@@ -100,6 +94,17 @@ impl Kernel {
                 () = again => {}
             }
         }
+    }
+
+    fn keep(&mut self, declared: &MachineKernel) {
+        let mut problems = self.keep_parameters(&declared.sysctls);
+        problems.extend(self.load_modules(&declared.modules));
+        self.problems.send_if_modified(|current| {
+            let differs = *current != problems;
+            problems.iter().filter(|problem| !current.contains(problem)).for_each(|problem| warn!(problem, "kernel"));
+            *current = problems;
+            differs
+        });
     }
 
     fn keep_parameters(&mut self, declared: &Parameters) -> Vec<String> {
@@ -186,7 +191,7 @@ mod tests {
     use super::*;
 
     fn kernel(root: &Path) -> (Kernel, mpsc::Receiver<Notable>) {
-        let (_, config) = watch::channel(MachineKernel::default());
+        let (_, config) = watch::channel(None);
         let (notables, handed) = mpsc::channel(4);
         let paths = KernelPaths { parameters: root.join("sys"), record: root.join("kernel.json") };
         (Kernel::new(config, notables, paths).0, handed)
@@ -217,6 +222,33 @@ mod tests {
 
         second.keep_parameters(&Parameters::new());
         assert_eq!(value(), "128", "what it was before Garboard set it");
+    }
+
+    #[test]
+    fn a_restarted_agent_touches_nothing_before_it_is_told_what_is_declared() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("sys/vm/swappiness");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "60").unwrap();
+        let (mut first, _told) = kernel(root.path());
+        first.keep_parameters(&declared(&[("vm.swappiness", "10")]));
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (config, receiver) = watch::channel(None);
+            let (notables, _handed) = mpsc::channel(4);
+            let paths = KernelPaths { parameters: root.path().join("sys"), record: root.path().join("kernel.json") };
+            let (second, _problems) = Kernel::new(receiver, notables, paths);
+            let stop = CancellationToken::new();
+            let task = tokio::spawn(second.run(stop.clone()));
+            tokio::time::sleep(10 * LOOK).await;
+            assert_eq!(fs::read_to_string(&file).unwrap(), "10");
+            config.send_replace(Some(MachineKernel::default()));
+            tokio::time::sleep(LOOK).await;
+            assert_eq!(fs::read_to_string(&file).unwrap(), "60", "nothing is declared any more");
+            stop.cancel();
+            task.await.unwrap();
+        });
     }
 
     #[test]

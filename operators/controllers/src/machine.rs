@@ -71,7 +71,7 @@ pub enum MachineError {
 pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<Action, MachineError> {
     let (merged, effective) = context.effective(&machine);
     declare(&context.network_config, NetworkConfig::from(&merged));
-    declare(&context.kernel_config, merged.spec.kernel.clone());
+    declare(&context.kernel_config, Some(merged.spec.kernel.clone()));
     let cluster = context.cluster.current();
     let mut observed = observe(&context, cluster.is_some());
     let converged = match &cluster {
