@@ -26,8 +26,8 @@ pub mod validate;
 pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, ProxyMode, Role};
 pub use field_error::FieldError;
 pub use machine::{
-    Effective, HostEntry, Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec,
-    MachineStatus, PoolReference, Registry, ServiceSummary, Taint, TaintEffect, Versions,
+    Effective, HostEntry, Link, LinkMatch, LinkRoute, Machine, MachineKernel, MachineKubelet, MachineNetwork,
+    MachineSpec, MachineStatus, PoolReference, Registry, ServiceSummary, Taint, TaintEffect, Versions,
 };
 pub use machine_pool::{MachinePool, MachinePoolSpec, MachinePoolStatus, MachineTemplate};
 pub use refusal::{About, Refusals};

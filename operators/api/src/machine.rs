@@ -19,7 +19,7 @@ pub(crate) use self::kernel::KEPT_SYSCTLS;
 pub use self::kernel::MachineKernel;
 pub(crate) use self::kubelet::{EVICTION_SIGNALS, RESERVABLE};
 pub use self::kubelet::{MachineKubelet, Taint, TaintEffect};
-pub use self::network::{HostEntry, Link, LinkMatch, MachineNetwork};
+pub use self::network::{HostEntry, Link, LinkMatch, LinkRoute, MachineNetwork};
 
 /// What a machine should be.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -12,7 +12,8 @@ use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
 use crate::control_plane::{self, ApiServer, ControlPlane, OidcIssuer};
 use crate::field_error::FieldError;
 use crate::machine::{
-    self, Link, LinkMatch, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec, Registry, Taint,
+    self, Link, LinkMatch, LinkRoute, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec, Registry,
+    Taint,
 };
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr};
@@ -105,7 +106,7 @@ fn check_kernel(errors: &mut Errors, base: &str, kernel: &MachineKernel) {
 }
 
 fn check_link(errors: &mut Errors, field: &str, link: &Link) {
-    let Link { matches: LinkMatch { name, mac }, dhcp4: _, addresses, gateway, mtu: _ } = link;
+    let Link { matches: LinkMatch { name, mac }, dhcp4: _, addresses, gateway, routes, mtu: _ } = link;
     let shown = serde_json::to_value(&link.matches).unwrap_or_default();
     errors.require(name.is_some() != mac.is_some(), format!("{field}.match"), shown, "either name or mac");
     for (index, address) in addresses.iter().enumerate() {
@@ -117,6 +118,9 @@ fn check_link(errors: &mut Errors, field: &str, link: &Link) {
             "an address of one machine, such as 192.0.2.10/24; not the first or last of its range",
         );
     }
+    for (index, route) in routes.iter().enumerate() {
+        check_route(errors, &format!("{field}.routes[{index}]"), route);
+    }
     if let Some(gateway) = gateway {
         let reached =
             addresses.iter().any(|address| address.net().contains(gateway) && address.net().addr() != *gateway);
@@ -125,6 +129,21 @@ fn check_link(errors: &mut Errors, field: &str, link: &Link) {
             format!("{field}.gateway"),
             gateway.to_string(),
             "another address in the range of one of `addresses`",
+        );
+    }
+}
+
+fn check_route(errors: &mut Errors, field: &str, LinkRoute { to, via, metric: _ }: &LinkRoute) {
+    let words = format!("the start of the range, {}", to.net().trunc());
+    errors.require(to.is_range(), format!("{field}.to"), to.to_string(), &words);
+    if let Some(via) = via {
+        let special = via.is_unspecified() || via.is_multicast() || via.is_loopback();
+        let fits = via.is_ipv4() == to.net().addr().is_ipv4() && !special;
+        errors.require(
+            fits,
+            format!("{field}.via"),
+            via.to_string(),
+            "the address of a router, of the same family as `to`",
         );
     }
 }

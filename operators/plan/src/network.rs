@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-pub use self::config::{Config, LinkConfig, Selected, Selector, select};
+pub use self::config::{Config, LinkConfig, RouteConfig, Selected, Selector, select};
 use self::lease::Lease;
 pub use self::report::{default_link, distinct, node_addresses, waiting};
 
@@ -116,7 +116,7 @@ pub fn desire(config: &Config, links: &[Link], selected: &[Selected], leases: &B
     let needed = |link: &&Link| link.loopback || (config.links.is_empty() && link.physical);
     desired.links.extend(links.iter().filter(needed).map(|link| (link.index, None)));
     for (position, Selected { index, config }) in selected.iter().enumerate() {
-        let LinkConfig { selector: _, dhcp4, addresses, gateways, mtu } = config;
+        let LinkConfig { selector: _, dhcp4, addresses, gateways, routes, mtu } = config;
         let index = *index;
         let lease = leases.get(&index).filter(|_| *dhcp4);
         let leased_mtu = lease.and_then(|lease| lease.mtu).map(u32::from);
@@ -147,6 +147,9 @@ pub fn desire(config: &Config, links: &[Link], selected: &[Selected], leases: &B
                 IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
             };
             add_route(everywhere, Some(*gateway), DECLARED_METRIC + position);
+        }
+        for RouteConfig { destination, gateway, metric } in routes {
+            add_route(*destination, *gateway, metric.unwrap_or(DECLARED_METRIC + position));
         }
         for route in lease.iter().flat_map(|lease| &lease.routes) {
             let gateway = route.gateway.map(IpAddr::V4);

@@ -71,6 +71,10 @@ pub struct Link {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "optional_address_schema")]
     pub gateway: Option<IpAddr>,
+    /// Further routes over the link.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub routes: Vec<LinkRoute>,
     /// MTU, bytes. Default: what DHCP says, else the driver's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 576, max = 65535))]
@@ -82,6 +86,26 @@ impl Link {
     pub fn dhcp4(&self) -> bool {
         self.dhcp4.unwrap_or(self.addresses.is_empty())
     }
+}
+
+/// A route over a link.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.via) || cidr(self.to).ip().family() == ip(self.via).family()")
+        .message("to and via must be of one address family")
+)]
+pub struct LinkRoute {
+    /// Where it leads: the start of a range, such as `198.51.100.0/24`.
+    pub to: Cidr,
+    /// Its next hop. Default: none, and the range is on the link itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_address_schema")]
+    pub via: Option<IpAddr>,
+    /// Its metric: of routes to the same range the one with the lowest counts. Default: 100, and one more for each further link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub metric: Option<u32>,
 }
 
 /// Which link is meant: exactly one of the fields is given.

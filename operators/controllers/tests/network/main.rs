@@ -14,7 +14,7 @@ mod scene;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use garboard_plan::network::{Config, LinkConfig, Selector};
+use garboard_plan::network::{Config, LinkConfig, RouteConfig, Selector};
 
 use self::scene::Scene;
 
@@ -27,6 +27,7 @@ fn by_name(name: &str) -> LinkConfig {
         dhcp4: true,
         addresses: vec![],
         gateways: vec![],
+        routes: vec![],
         mtu: None,
     }
 }
@@ -174,6 +175,7 @@ fn what_is_not_ours_is_untouched() {
                 dhcp4: false,
                 addresses: vec!["192.0.2.200/24".parse().unwrap(), "2001:db8::7/64".parse().unwrap()],
                 gateways: vec![ip("192.0.2.254")],
+                routes: vec![],
                 mtu: None,
                 selector: Selector::Mac([2, 0, 0, 0, 0, 9]),
             }],
@@ -223,6 +225,37 @@ fn declared_addresses_and_gateways_need_no_server() {
             })
             .await;
         assert!(scene.etc("resolv.conf").contains("nameserver 192.0.2.53\nnameserver 2001:db8::53\n"));
+    });
+}
+
+#[test]
+fn declared_routes_come_back_when_somebody_removes_them() {
+    Scene::run(|mut scene| async move {
+        let route = |destination: &str, gateway: &str, metric| RouteConfig {
+            destination: destination.parse().unwrap(),
+            gateway: Some(ip(gateway)),
+            metric,
+        };
+        let link = LinkConfig {
+            dhcp4: false,
+            addresses: vec!["192.0.2.200/24".parse().unwrap(), "2001:db8::7/64".parse().unwrap()],
+            routes: vec![
+                route("198.51.100.0/24", "192.0.2.254", Some(7)),
+                route("2001:db8:1::/48", "2001:db8::1", None),
+            ],
+            ..by_name("eth0")
+        };
+        let config = |link: LinkConfig| Config { links: vec![link], ..Config::default() };
+        scene.start(config(link.clone()));
+        let there = |scene: &Scene| {
+            scene.ip("route show 198.51.100.0/24").contains("via 192.0.2.254 dev eth0 proto 103 metric 7")
+                && scene.ip("-6 route show 2001:db8:1::/48").contains("via 2001:db8::1 dev eth0 proto 103 metric 100")
+        };
+        scene.until("the routes", there).await;
+        scene.ip("route delete 198.51.100.0/24");
+        scene.until("the removed route", there).await;
+        scene.declare(config(LinkConfig { routes: vec![], ..link }));
+        scene.until("no routes", |scene| scene.ip("route show 198.51.100.0/24").is_empty()).await;
     });
 }
 

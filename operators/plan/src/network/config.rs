@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use garboard_api::machine::{self, HostEntry, LinkMatch, MachineNetwork};
+use garboard_api::machine::{self, HostEntry, LinkMatch, LinkRoute, MachineNetwork};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -47,8 +47,23 @@ pub struct LinkConfig {
     pub addresses: Vec<IpNet>,
     /// Next hops of default routes, at most one of each address family.
     pub gateways: Vec<IpAddr>,
+    /// Further routes.
+    #[serde(default)]
+    pub routes: Vec<RouteConfig>,
     /// MTU in bytes, instead of the DHCP server's or the driver's.
     pub mtu: Option<u32>,
+}
+
+/// What the user declares of a route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RouteConfig {
+    /// Where it leads.
+    pub destination: IpNet,
+    /// The next hop; none when the destination is on the link.
+    pub gateway: Option<IpAddr>,
+    /// Its metric, if it is not that of the link's other routes.
+    pub metric: Option<u32>,
 }
 
 impl From<&MachineNetwork> for Config {
@@ -65,7 +80,7 @@ impl From<&MachineNetwork> for Config {
 
 impl From<&machine::Link> for LinkConfig {
     fn from(link: &machine::Link) -> Self {
-        let machine::Link { matches: LinkMatch { name, mac }, dhcp4: _, addresses, gateway, mtu } = link;
+        let machine::Link { matches: LinkMatch { name, mac }, dhcp4: _, addresses, gateway, routes, mtu } = link;
         // Validation lets through only links that are matched by one of the two.
         let selector = match mac {
             Some(mac) => Selector::Mac(mac.octets()),
@@ -76,6 +91,14 @@ impl From<&machine::Link> for LinkConfig {
             dhcp4: link.dhcp4(),
             addresses: addresses.iter().map(|address| address.net()).collect(),
             gateways: gateway.iter().copied().collect(),
+            routes: routes
+                .iter()
+                .map(|LinkRoute { to, via, metric }| RouteConfig {
+                    destination: to.net(),
+                    gateway: *via,
+                    metric: *metric,
+                })
+                .collect(),
             mtu: *mtu,
         }
     }
@@ -136,6 +159,7 @@ fn by_dhcp(link: &Link) -> LinkConfig {
         dhcp4: true,
         addresses: Vec::new(),
         gateways: Vec::new(),
+        routes: Vec::new(),
         mtu: None,
     }
 }

@@ -27,7 +27,7 @@ fn loopback() -> Link {
 }
 
 fn declared(selector: Selector) -> LinkConfig {
-    LinkConfig { selector, dhcp4: false, addresses: vec![], gateways: vec![], mtu: None }
+    LinkConfig { selector, dhcp4: false, addresses: vec![], gateways: vec![], routes: vec![], mtu: None }
 }
 
 fn net(text: &str) -> IpNet {
@@ -99,7 +99,8 @@ fn the_resource_becomes_the_configuration() {
     let network: MachineNetwork = serde_json::from_value(serde_json::json!({
         "links": [
             { "match": { "name": "eth0" }, "mtu": 1400 },
-            { "match": { "mac": "02:00:00:00:00:01" }, "addresses": ["192.0.2.7/24"], "gateway": "192.0.2.1" },
+            { "match": { "mac": "02:00:00:00:00:01" }, "addresses": ["192.0.2.7/24"], "gateway": "192.0.2.1",
+              "routes": [{ "to": "198.51.100.0/24", "via": "192.0.2.2" }] },
         ],
         "nameservers": ["192.0.2.53"],
         "searchDomains": ["example.org"],
@@ -110,6 +111,11 @@ fn the_resource_becomes_the_configuration() {
     let by_mac = LinkConfig {
         addresses: vec![net("192.0.2.7/24")],
         gateways: vec!["192.0.2.1".parse().unwrap()],
+        routes: vec![RouteConfig {
+            destination: net("198.51.100.0/24"),
+            gateway: Some("192.0.2.2".parse().unwrap()),
+            metric: None,
+        }],
         ..declared(Selector::Mac(MAC))
     };
     let expected = Config {
@@ -208,6 +214,35 @@ fn addresses_of_the_default_link_come_first() {
     let selected = select(&config, &observed.links, &BTreeMap::new(), None);
     let addresses: Vec<String> = node_addresses(&observed, &selected).iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["192.0.2.3", "2001:db8::3", "198.51.100.2"]);
+}
+
+#[test]
+fn declared_routes_are_wanted_with_their_links_or_their_own_metric() {
+    let route = |destination: &str, gateway: Option<[u8; 4]>, metric: Option<u32>| RouteConfig {
+        destination: net(destination),
+        gateway: gateway.map(IpAddr::from),
+        metric,
+    };
+    let config = LinkConfig {
+        addresses: vec![net("192.0.2.7/24")],
+        routes: vec![
+            route("198.51.100.0/24", Some([192, 0, 2, 2]), None),
+            route("203.0.113.0/24", None, Some(7)),
+            route("10.9.0.0/16", Some([172, 16, 0, 1]), None),
+        ],
+        ..declared(Selector::Name("eth0".to_owned()))
+    };
+    let selected = [Selected { index: 3, config }];
+    let wanted = desire(&Config::default(), &[link(3, "eth0", true)], &selected, &BTreeMap::new()).routes;
+    let shown: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+    let expected = [
+        "198.51.100.0/24 by 192.0.2.2 on link 3, metric 100",
+        "203.0.113.0/24 on link 3, metric 7",
+        // A gateway that no address of the link reaches gets a route of its own first.
+        "172.16.0.1/32 on link 3, metric 100",
+        "10.9.0.0/16 by 172.16.0.1 on link 3, metric 100",
+    ];
+    assert_eq!(shown, expected);
 }
 
 #[test]

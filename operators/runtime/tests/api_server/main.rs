@@ -71,6 +71,7 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         machine("{hostname: keel, network: {nameservers: ['2001:db8::53'], searchDomains: [example.org]}}"),
         link("match: {name: eth0}, addresses: [192.0.2.7/24, '2001:db8::7/64'], gateway: 192.0.2.1, mtu: 1400"),
         link("match: {mac: '52:54:00:12:34:56'}, dhcp4: true"),
+        link("match: {name: eth0}, routes: [{to: 198.51.100.0/24, via: 192.0.2.1, metric: 50}, {to: '2001:db8::/64'}]"),
         machine("{kubelet: {maxPods: 200, nodeLabels: {example.org/a: b}}}"),
         machine(
             "{kernel: {sysctls: {net.core.somaxconn: '4096'}, modules: [nbd]}, \
@@ -129,6 +130,8 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         (link("match: {name: a}, addresses: [192.0.2.7]"), "spec.network.links[0].addresses[0]"),
         (link("match: {name: a}, addresses: [192.0.2.7/24], gateway: 198.51.100.1"), "gateway"),
         (link("match: {name: a}, gateway: 192.0.2.1"), "gateway"),
+        (link("match: {name: a}, routes: [{to: 198.51.100.0/24, via: '2001:db8::1'}]"), "via"),
+        (link("match: {name: a}, routes: [{to: everywhere}]"), "spec.network.links[0].routes[0].to"),
         (link("match: {name: a}, mtu: 70000"), "spec.network.links[0].mtu"),
         (machine("{}").replace("name: other", "name: a.b"), "metadata.name"),
         (cluster("{podCIDR: 10.244.0.0/99}"), "spec.podCIDR"),
