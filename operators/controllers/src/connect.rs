@@ -1,7 +1,7 @@
 //! Finds the API server, brings in what everybody there needs, and hands out a client of the agent's own.
 //!
-//! Roles come first, because other services wait for theirs; then the custom resource definitions, and what is said of changes of
-//! such resources.
+//! Roles come first, because other services wait for theirs; then the custom resource definitions. What is said of changes of such
+//! resources nobody waits for, so it comes last.
 
 use std::error::Error;
 use std::time::{Duration, SystemTime};
@@ -60,22 +60,27 @@ impl Connect {
         Self { pki, api, problems }
     }
 
-    /// Tries until the API server is set up, publishes the client, and waits for `stop`. An outage later on is the
-    /// business of whoever uses the client: connections are made when they are needed.
+    /// Tries until the API server is set up, publishes the client, brings in what nobody waits for, and waits for `stop`. An outage
+    /// later on is the business of whoever uses the client: connections are made when they are needed.
     pub async fn run(self, stop: CancellationToken) {
         let outage = Outage::default();
-        if stop.run_until_cancelled(self.set_up(&outage)).await.is_some() {
+        let set_up = async {
+            self.until_done(|| self.set_up(&outage)).await;
             info!("the API server is set up");
-            self.api.send_replace(Some(client(Leaf::Agent, outage)));
+            self.api.send_replace(Some(client(Leaf::Agent, outage.clone())));
+            self.until_done(|| self.advise(&outage)).await;
+        };
+        if stop.run_until_cancelled(set_up).await.is_some() {
             stop.cancelled().await;
         }
     }
 
-    async fn set_up(&self, outage: &Outage) {
+    /// Tries something until the API server has done it.
+    async fn until_done<Attempt: Future<Output = Result<(), ConnectError>>>(&self, attempt: impl Fn() -> Attempt) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut reported = String::new();
         let mut refused = None;
-        while let Err(error) = self.try_set_up(outage).await {
+        while let Err(error) = attempt().await {
             let answers = is_answer(&error);
             let error = chain(&error);
             refused = answers.then(|| refused.unwrap_or_else(Instant::now));
@@ -90,12 +95,22 @@ impl Connect {
         self.problems.set(PART, None);
     }
 
-    async fn try_set_up(&self, outage: &Outage) -> Result<(), ConnectError> {
-        let administrator = addons::administrator(&self.pki, local(), outage.clone(), SystemTime::now())?;
+    /// What everybody at the API server needs.
+    async fn set_up(&self, outage: &Outage) -> Result<(), ConnectError> {
+        let administrator = self.administrator(outage)?;
         addons::keep_roles(&administrator).await?;
         crds::apply(&administrator).await?;
-        addons::keep_policies(&administrator).await?;
         Ok(())
+    }
+
+    /// What is told to those who change something.
+    async fn advise(&self, outage: &Outage) -> Result<(), ConnectError> {
+        addons::keep_policies(&self.administrator(outage)?).await?;
+        Ok(())
+    }
+
+    fn administrator(&self, outage: &Outage) -> Result<Client, AddonsError> {
+        addons::administrator(&self.pki, local(), outage.clone(), SystemTime::now())
     }
 }
 
