@@ -61,6 +61,14 @@ impl fmt::Display for Origin {
     }
 }
 
+/// Notes what is wrong with something, or that nothing is any more; says whether that is news.
+pub fn note<K: Ord>(problems: &mut BTreeMap<K, String>, about: K, problem: Option<String>) -> bool {
+    match problem {
+        Some(problem) => problems.insert(about, problem.clone()) != Some(problem),
+        None => problems.remove(&about).is_some(),
+    }
+}
+
 /// Each refusal in a line.
 pub fn lines(refusals: &Refusals) -> impl Iterator<Item = String> {
     refusals.iter().map(|(origin, problem)| format!("{origin}: {problem}"))

@@ -8,17 +8,18 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use garboard_plan::csr::{self, Denial, NodeNames, Request};
-use garboard_runtime::applier::chain;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::api::PostParams;
-use kube::runtime::controller::{self, Action, Controller};
+use kube::runtime::controller::{Action, Controller};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::info;
+
+use crate::duty;
 
 /// How soon a node that lacks addresses is looked at again.
 const NODE_RETRY: Duration = Duration::from_secs(2);
@@ -57,14 +58,7 @@ pub async fn run(client: Client, stop: CancellationToken) {
     Controller::new(requests, ours)
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(reconcile, |_, error, _| retry(error), Arc::new(client))
-        .for_each(|result| async move {
-            match result {
-                Ok(_) => {}
-                // That the API server does not answer is said by the client.
-                Err(controller::Error::QueueError(error)) => debug!(error = chain(&error), "watch interrupted"),
-                Err(error) => warn!(error = chain(&error), "a certificate request was not decided"),
-            }
-        })
+        .for_each(async |result| duty::tell(result, "a certificate request was not decided"))
         .await;
 }
 

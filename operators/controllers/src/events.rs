@@ -49,6 +49,13 @@ pub struct Watched {
     pub handed: mpsc::Receiver<Notable>,
 }
 
+/// Hands over something to be recorded; what finds no room is left out.
+pub fn hand_over(handed: &mpsc::Sender<Notable>, notable: Notable) {
+    if let Err(error) = handed.try_send(notable) {
+        debug!(%error, "event not recorded");
+    }
+}
+
 /// Records until `stop`. What happens before there is an API server is in the log and in the status only; what happens
 /// while it is away is recorded when it is back.
 pub async fn run(watched: Watched, api: watch::Receiver<Option<Client>>, stop: CancellationToken) {

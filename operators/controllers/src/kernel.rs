@@ -18,9 +18,9 @@ use garboard_sys::modules::Modules;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::network::replace;
+use crate::{events, passing};
 
 /// Time between two looks at declared parameters.
 const LOOK: Duration = Duration::from_secs(3);
@@ -67,8 +67,7 @@ impl Kernel {
         notables: mpsc::Sender<Notable>,
         paths: KernelPaths,
     ) -> (Self, watch::Receiver<Vec<String>>) {
-        let record =
-            fs::read(&paths.record).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let record = passing::load(&paths.record).unwrap_or_default();
         let (problems, receiver) = watch::channel(Vec::new());
         (Self { config, problems, notables, paths, record, modules: Vec::new() }, receiver)
     }
@@ -131,8 +130,7 @@ impl Kernel {
         }
         if record != self.record {
             self.record = record;
-            let saved = serde_json::to_vec(&self.record).map_err(io::Error::from);
-            if let Err(error) = saved.and_then(|bytes| replace(&self.paths.record, &bytes)) {
+            if let Err(error) = passing::store(&self.paths.record, &self.record) {
                 warn!(%error, "what the parameters were before is not recorded");
             }
         }
@@ -157,9 +155,7 @@ impl Kernel {
             let before = before.as_deref().unwrap_or_default();
             let note = format!("kernel parameter {name} was {before}, and is {value} again as declared");
             let notable = Notable { about: About::Machine, warning: true, reason: "DriftRepaired", note };
-            if let Err(error) = self.notables.try_send(notable) {
-                debug!(%error, "event not recorded");
-            }
+            events::hand_over(&self.notables, notable);
         }
     }
 

@@ -32,11 +32,14 @@ use tracing::{debug, info};
 
 use crate::context::Context;
 use crate::network::NetworkConfig;
-use crate::node;
 use crate::pki::PkiError;
+use crate::{events, node};
 
 /// Everything is looked at again after this time even if nothing seems to have changed.
 const RESYNC: Duration = Duration::from_secs(600);
+
+/// Why the API server did not do something.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// What could not be done for a machine.
 #[derive(Debug, thiserror::Error)]
@@ -52,13 +55,13 @@ pub enum MachineError {
     Control(#[from] ControlError),
     /// Its node's part of the pod addresses.
     #[error("cannot claim the node's pod addresses")]
-    PodAddresses(#[source] Box<dyn std::error::Error + Send + Sync>),
+    PodAddresses(#[source] Cause),
     /// Its node's labels.
     #[error("cannot label the node")]
-    Labels(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Labels(#[source] Cause),
     /// Its node's taints.
     #[error("cannot taint the node")]
-    Taints(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Taints(#[source] Cause),
     /// Its status.
     #[error(transparent)]
     Status(#[from] StatusError),
@@ -188,10 +191,8 @@ async fn keep_certificates(context: &Context, input: PkiInput) -> Result<(Vec<St
     let Ok(kept) = kept.await else { return Ok((Vec::new(), RESYNC)) };
     let (plan, wait) = kept?;
     plan.steps.iter().for_each(report);
-    if let Some(notable) = events_plan::certificates(&plan.steps)
-        && let Err(error) = context.notables.try_send(notable)
-    {
-        debug!(%error, "event not recorded");
+    if let Some(notable) = events_plan::certificates(&plan.steps) {
+        events::hand_over(&context.notables, notable);
     }
     Ok((plan.problems.iter().map(describe).collect(), wait))
 }
@@ -277,10 +278,16 @@ async fn claim_block(machine: &Machine, cluster: &ClusterSpec, context: &Context
         let patch = json!({ "metadata": { "uid": uid }, "spec": { "podCIDR": block, "podCIDRs": [block] } });
         api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
     };
-    match in_time(claim).await {
-        Ok(claimed) => claimed.map_err(|error| MachineError::PodAddresses(Box::new(error))),
-        Err(silent) => Err(MachineError::PodAddresses(Box::new(silent))),
-    }
+    asked(claim, MachineError::PodAddresses).await
+}
+
+/// The API server's answer, if it comes in time; else what `failed` makes of the reason.
+async fn asked<T>(
+    question: impl Future<Output = Result<T, kube::Error>>,
+    failed: fn(Cause) -> MachineError,
+) -> Result<T, MachineError> {
+    let answer = in_time(question).await.map_err(|silent| failed(Box::new(silent)))?;
+    answer.map_err(|error| failed(Box::new(error)))
 }
 
 /// Puts the Machine's labels on the Node. Others' labels stay; those that the Machine no longer declares go.
@@ -293,10 +300,7 @@ async fn label(machine: &Machine, context: &Context) -> Result<(), MachineError>
     if !lacking && !context.labels_differ(labels) {
         return Ok(());
     }
-    match in_time(node::label(&client, machine.node_name(), &uid, labels)).await {
-        Ok(applied) => applied.map_err(|error| MachineError::Labels(Box::new(error)))?,
-        Err(silent) => return Err(MachineError::Labels(Box::new(silent))),
-    };
+    asked(node::label(&client, machine.node_name(), &uid, labels), MachineError::Labels).await?;
     context.labels_applied(labels.clone());
     Ok(())
 }
@@ -310,10 +314,7 @@ async fn taint(machine: &Machine, context: &Context) -> Result<(), MachineError>
     if node_plan::taints(declared, &view.declared_taints, &view.taints).is_none() {
         return Ok(());
     }
-    match in_time(node::taint(&client, machine.node_name(), &uid, declared)).await {
-        Ok(applied) => applied.map_err(|error| MachineError::Taints(Box::new(error))),
-        Err(silent) => Err(MachineError::Taints(Box::new(silent))),
-    }
+    asked(node::taint(&client, machine.node_name(), &uid, declared), MachineError::Taints).await
 }
 
 fn pool_reference(pool: &MachinePool) -> PoolReference {

@@ -10,10 +10,8 @@ mod kernel;
 mod wire;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,8 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::client::{DhcpLink, LinkIdentity};
-pub(crate) use self::etc::replace;
-use crate::hostname;
+use crate::{hostname, passing};
 
 /// After a failure everything is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -131,7 +128,7 @@ impl Network {
     ) -> Result<(Self, watch::Receiver<NodeAddresses>), NetworkError> {
         let monitor = Monitor::open()?;
         let (status, receiver) = watch::channel(NodeAddresses::default());
-        let declared = load(&paths.state.join(DECLARED)).unwrap_or_else(|| config.borrow().clone());
+        let declared = passing::load(&paths.state.join(DECLARED)).unwrap_or_else(|| config.borrow().clone());
         let hostname = watch::Sender::new(declared.hostname.clone());
         let network = Self {
             hostname,
@@ -191,7 +188,7 @@ impl Network {
         let mut problems = Vec::new();
         if self.config.has_changed().unwrap_or(false) {
             self.declared = self.config.borrow_and_update().clone();
-            if let Err(error) = store(&self.paths.state.join(DECLARED), &self.declared) {
+            if let Err(error) = passing::store(&self.paths.state.join(DECLARED), &self.declared) {
                 problems.push(format!("cannot keep the declaration for the next run: {error}"));
             }
         }
@@ -346,18 +343,6 @@ impl Network {
             problems: Vec::new(),
         }
     }
-}
-
-/// What was declared to an earlier run since the machine started.
-fn load(file: &Path) -> Option<NetworkConfig> {
-    let bytes = fs::read(file).ok()?;
-    serde_json::from_slice(&bytes)
-        .inspect_err(|error| warn!(file = %file.display(), %error, "what was declared before is not readable"))
-        .ok()
-}
-
-fn store(file: &Path, config: &NetworkConfig) -> io::Result<()> {
-    replace(file, &serde_json::to_vec(config)?)
 }
 
 /// An error with its causes in one line.

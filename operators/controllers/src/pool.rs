@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use garboard_api::refusal::{About, Origin};
+use garboard_api::refusal::{self, About, Origin};
 use garboard_api::{Machine, MachinePool, Refusals, field_error, validate};
 use garboard_plan::layers;
 use garboard_runtime::applier::chain;
@@ -122,10 +122,7 @@ impl Publisher {
             }
             Ok(None) => self.accept(None).err(),
         };
-        self.refusals.send_if_modified(|refusals| match problem {
-            Some(problem) => refusals.insert(ORIGIN, problem.clone()) != Some(problem),
-            None => refusals.remove(&ORIGIN).is_some(),
-        });
+        self.refusals.send_if_modified(|refusals| refusal::note(refusals, ORIGIN, problem));
     }
 
     fn accept(&self, pool: Option<&MachinePool>) -> Result<(), String> {

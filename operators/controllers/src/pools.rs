@@ -6,7 +6,6 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use garboard_api::{Machine, MachinePool};
 use garboard_plan::pool as plan;
-use garboard_runtime::applier::chain;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -16,7 +15,8 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+
+use crate::duty;
 
 /// The name under which the operators own statuses of pools.
 const FIELD_MANAGER: &str = "garboard-operators";
@@ -42,14 +42,7 @@ pub async fn run(client: Client, stop: CancellationToken) {
         .reconcile_all_on(changes)
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(reconcile, |_, _, _| Action::requeue(ERROR_RETRY), context)
-        .for_each(|result| async move {
-            match result {
-                Ok(_) => {}
-                // That the API server does not answer is said by the client.
-                Err(controller::Error::QueueError(error)) => debug!(error = chain(&error), "watch interrupted"),
-                Err(error) => warn!(error = chain(&error), "the status of a pool is not kept"),
-            }
-        })
+        .for_each(async |result| duty::tell(result, "the status of a pool is not kept"))
         .await;
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use garboard_api::refusal;
 use tokio::sync::watch;
 
 /// What is wrong, by the part that it is about.
@@ -20,10 +21,7 @@ impl Problems {
 
     /// What is wrong with a part now; none when nothing is.
     pub fn set(&self, part: &'static str, problem: Option<String>) {
-        self.0.send_if_modified(|listed| match problem {
-            Some(problem) => listed.insert(part, problem.clone()) != Some(problem),
-            None => listed.remove(part).is_some(),
-        });
+        self.0.send_if_modified(|listed| refusal::note(listed, part, problem));
     }
 }
 

@@ -188,7 +188,8 @@ pub fn node_labels(node: &NodeInput) -> Value {
     })
 }
 
-fn labels() -> Value {
+/// Labels of every object here.
+pub(crate) fn labels() -> Value {
     json!({ "app.kubernetes.io/managed-by": FIELD_MANAGER })
 }
 

@@ -4,6 +4,8 @@
 use garboard_catalog::{containerd, kube_apiserver, kube_controller_manager, kube_proxy, kube_scheduler, kubelet};
 use serde_json::{Value, json};
 
+use crate::addons;
+
 /// Fields whose change disrupts something, and what.
 struct Disruption {
     /// The fields that they belong to, joined by dots; empty for the settings themselves.
@@ -97,7 +99,7 @@ pub fn policies() -> Vec<Value> {
 
 fn policy(plural: &str, validations: &[Value]) -> [Value; 2] {
     let name = format!("disruption.{plural}.{}", garboard_api::GROUP);
-    let labels = json!({ "app.kubernetes.io/managed-by": crate::addons::FIELD_MANAGER });
+    let labels = addons::labels();
     let policy = json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",

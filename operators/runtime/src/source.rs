@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use garboard_api::field_error::{self, FieldError};
-use garboard_api::refusal::{Origin, Refusals};
+use garboard_api::refusal::{self, Origin, Refusals};
 use kube::Client;
 use kube::api::{Api, PostParams};
 use kube::runtime::watcher;
@@ -362,10 +362,7 @@ impl<K: Kind> Source<K> {
         if let Some(problem) = &problem {
             warn!(%origin, problem, "declaration refused");
         }
-        self.refusals.send_if_modified(|refusals| match problem {
-            Some(problem) => refusals.insert(origin, problem.clone()) != Some(problem),
-            None => refusals.remove(&origin).is_some(),
-        });
+        self.refusals.send_if_modified(|refusals| refusal::note(refusals, origin, problem));
     }
 }
 

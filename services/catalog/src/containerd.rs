@@ -40,8 +40,8 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     // It finds runc, its shim and mount helpers by this path.
     spec.env.insert("PATH".to_owned(), "/usr/bin:/usr/sbin:/bin:/sbin".to_owned());
     spec.directories.push(private_directory("/var/lib/containerd"));
-    spec.files.push(private_file(config_file, config(input)));
     let registries = registries_dir(&input.machine.registries);
+    spec.files.push(private_file(config_file, config(input, &registries)));
     spec.directories.push(private_directory(&registries));
     for registry in &input.machine.registries {
         let folder = format!("{registries}/{}", registry.host);
@@ -97,8 +97,7 @@ fn hosts(registry: &Registry, folder: &str) -> String {
     text
 }
 
-fn config(input: &CatalogInput) -> String {
-    let registries = registries_dir(&input.machine.registries);
+fn config(input: &CatalogInput, registries: &str) -> String {
     let disabled = DISABLED_PLUGINS.map(|plugin| format!("  \"{plugin}\",\n")).concat();
     let pause = &input.pause_image;
     let conf_dir = paths::CNI_CONF_DIR;

@@ -17,7 +17,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{etc, wire};
+use super::wire;
+use crate::passing;
 
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
@@ -59,7 +60,7 @@ impl DhcpLink {
         stop: CancellationToken,
     ) -> Self {
         let file = directory.join(format!("{}.lease", identity.name));
-        let lease = load(&file).filter(|lease| !lease.is_expired(clock::boot_time()));
+        let lease = passing::load(&file).filter(|lease: &Lease| !lease.is_expired(clock::boot_time()));
         let client = Client::new(lease, seed(identity.mac));
         let (progress_sender, progress) =
             watch::channel(Progress { lease: client.lease().cloned(), phase: client.phase() });
@@ -252,24 +253,8 @@ fn seed(mac: [u8; 6]) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// The lease that an earlier run of the agent left. One that cannot be read is as good as none.
-fn load(file: &Path) -> Option<Lease> {
-    let bytes = match fs::read(file) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => {
-            warn!(file = %file.display(), %error, "cannot read the stored lease");
-            return None;
-        }
-    };
-    serde_json::from_slice(&bytes)
-        .inspect_err(|error| warn!(file = %file.display(), %error, "the stored lease is not readable"))
-        .ok()
-}
-
 fn store(file: &Path, lease: &Lease) {
-    let written = serde_json::to_vec(lease).map_err(io::Error::from).and_then(|bytes| etc::replace(file, &bytes));
-    if let Err(error) = written {
+    if let Err(error) = passing::store(file, lease) {
         warn!(file = %file.display(), %error, "cannot store the lease");
     }
 }

@@ -1,12 +1,13 @@
 //! The files of `/etc` that depend on the network, written where the image's links point to.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use garboard_api::machine::HostEntry;
 
 use super::NodeAddresses;
+use crate::passing::replace;
 use crate::{hostname, resolver};
 
 /// Writes `hostname`, `hosts` and `resolv.conf` where they differ.
@@ -31,18 +32,4 @@ pub fn write(directory: &Path, hostname: &str, declared: &[HostEntry], node: &No
         }
     }
     result
-}
-
-/// Puts a file in place at once: a reader sees the old or the new content. It lives in memory, so it is not synced.
-///
-/// # Errors
-/// When the directory is missing or full.
-pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    fs::File::create(&temporary)?.write_all(content)?;
-    fs::rename(&temporary, path)
 }
