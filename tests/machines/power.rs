@@ -28,6 +28,9 @@ pub fn scenarios() -> Vec<Trial> {
 /// Power cuts during first boot, and during work.
 const CUTS: u32 = 10;
 
+/// What the agent brings into the API before anything of its own.
+const FIRST_DEFINITION: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/clusters.garboard.dev";
+
 /// The longest an orderly shutdown may take: the pods' grace and the services' deadlines.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
 
@@ -129,16 +132,26 @@ impl Random {
     }
 }
 
+fn cut_power_after(scene: &mut Scene, moment: Duration) -> Result<()> {
+    wait::throughout("the machine to stay on until its power is cut", moment, || {
+        if scene.machine.is_on() { Ok(()) } else { Err("off".to_owned()) }
+    })?;
+    scene.machine.cut_power()
+}
+
 fn cuts_at_first_boot_and_at_work_lose_nothing() -> Result<()> {
     let mut random = Random::seeded()?;
     let mut scene = Scene::new(Hardware::default())?;
+    scene.machine.start()?;
+    scene.cluster.fetch_kubeconfig(READY_LIMIT)?;
+    // The API server forgets what it was about to do with a definition when it ends meanwhile.
+    wait::until("the first definition to come", READY_LIMIT, || {
+        scene.cluster.kubectl_ok(&["get", "--raw", FIRST_DEFINITION]).map_err(|error| error.to_string())
+    })?;
+    cut_power_after(&mut scene, random.below(Duration::from_millis(2500)))?;
     for _ in 0..CUTS {
         scene.machine.start()?;
-        let moment = random.below(Duration::from_secs(40));
-        wait::throughout("the machine to stay on until its power is cut", moment, || {
-            if scene.machine.is_on() { Ok(()) } else { Err("off".to_owned()) }
-        })?;
-        scene.machine.cut_power()?;
+        cut_power_after(&mut scene, random.below(Duration::from_secs(40)))?;
     }
     scene.boot()?;
 

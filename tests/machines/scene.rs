@@ -17,6 +17,9 @@ pub const POD_LIMIT: Duration = Duration::from_secs(120);
 /// The name under which the Ready machine is saved.
 const READY: &str = "ready";
 
+/// How much of the agent's log an error tells.
+const AGENT_LINES: &str = "30";
+
 /// A machine and the user's side of its cluster.
 pub struct Scene {
     /// The machine.
@@ -55,7 +58,14 @@ impl Scene {
             .fetch_kubeconfig(READY_LIMIT)
             .and_then(|()| self.cluster.wait_ready(READY_LIMIT))
             .and_then(|()| self.cluster.wait_condition(&["clusters.garboard.dev", "cluster"], "Ready", READY_LIMIT))
-            .with_context(|| format!("the console's end:\n{}", self.machine.console_end()))
+            .with_context(|| self.account())
+    }
+
+    /// What the machine said last, for an error: the console's end, and the agent's log if the machine API gives it.
+    fn account(&self) -> String {
+        let agent = self.cluster.garboardctl_ok(&["logs", "-n", AGENT_LINES, "agent"]);
+        let agent = agent.unwrap_or_else(|error| format!("{error:#}"));
+        format!("the console's end:\n{}\nthe agent's log:\n{agent}", self.machine.console_end())
     }
 }
 
@@ -80,7 +90,7 @@ pub fn on_ready(name: &'static str, scenario: fn(&mut Scene) -> Result<()>) -> T
             scene.machine.load(READY).map_err(failed)?;
         }
         scene.cluster.wait_ready(READY_LIMIT).map_err(failed)?;
-        scenario(scene).with_context(|| format!("the console's end:\n{}", scene.machine.console_end())).map_err(failed)
+        scenario(scene).with_context(|| scene.account()).map_err(failed)
     })
 }
 

@@ -17,7 +17,7 @@ use kube::Client;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::addons::{self, AddonsError};
 use crate::pki::PkiStore;
@@ -87,7 +87,11 @@ impl Connect {
             let lasts = refused.is_some_and(|since| since.elapsed() >= PATIENCE);
             self.problems.set(PART, lasts.then(|| error.clone()));
             if error != reported {
-                debug!(error, "the API server is not set up yet");
+                if lasts {
+                    warn!(error, "the API server is not set up");
+                } else {
+                    debug!(error, "the API server is not set up yet");
+                }
                 reported = error;
             }
             tokio::time::sleep(backoff.wait()).await;
@@ -114,9 +118,14 @@ impl Connect {
     }
 }
 
-/// Whether the API server has said no, and not merely nothing.
-fn is_answer(error: &(dyn Error + 'static)) -> bool {
-    matches!(error.downcast_ref(), Some(kube::Error::Api(_))) || error.source().is_some_and(is_answer)
+/// Whether the API server has answered, and not as it should.
+fn is_answer(error: &ConnectError) -> bool {
+    matches!(error, ConnectError::Definitions(CrdError::NotEstablished { .. })) || has_status(error)
+}
+
+/// Whether an answer is among an error's causes.
+fn has_status(error: &(dyn Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(_))) || error.source().is_some_and(has_status)
 }
 
 /// A client of this machine's API server, as the bearer of `leaf`.

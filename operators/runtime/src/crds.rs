@@ -7,13 +7,18 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use tokio::time::Instant;
+use tracing::info;
 
 use crate::status::FIELD_MANAGER;
 
 /// Time between two looks at a definition that is not established yet.
 const LOOK: Duration = Duration::from_millis(100);
-/// Longest time until a definition is established.
-const LIMIT: Duration = Duration::from_secs(60);
+/// A definition that is not established after this time is nudged, and again.
+const NUDGE: Duration = Duration::from_secs(3);
+/// Longest time until all definitions are established.
+const LIMIT: Duration = Duration::from_secs(30);
+/// What a nudge sets and takes back.
+const NUDGED: &str = "garboard.dev/nudged";
 
 /// The definitions could not be brought into the API.
 #[derive(Debug, thiserror::Error)]
@@ -41,23 +46,48 @@ pub enum CrdError {
 /// [`CrdError`] of the first definition that failed.
 pub async fn apply(client: &Client) -> Result<(), CrdError> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let parameters = PatchParams::apply(FIELD_MANAGER).force();
-    let mut names = Vec::new();
-    for definition in crds::definitions() {
-        let name = definition.name_any();
-        if let Err(source) = api.patch(&name, &parameters, &Patch::Apply(&definition)).await {
-            return Err(CrdError::Apply { name, source });
-        }
-        names.push(name);
+    let definitions = crds::definitions();
+    for definition in &definitions {
+        bring(&api, definition).await?;
     }
     let limit = Instant::now() + LIMIT;
-    for name in names {
-        while !api.get(&name).await.is_ok_and(|definition| is_established(&definition)) {
-            if Instant::now() >= limit {
-                return Err(CrdError::NotEstablished { name });
-            }
-            tokio::time::sleep(LOOK).await;
+    for definition in &definitions {
+        establish(&api, definition, limit).await?;
+    }
+    Ok(())
+}
+
+async fn bring(api: &Api<CustomResourceDefinition>, definition: &CustomResourceDefinition) -> Result<(), CrdError> {
+    let name = definition.name_any();
+    match api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(definition)).await {
+        Ok(_) => Ok(()),
+        Err(source) => Err(CrdError::Apply { name, source }),
+    }
+}
+
+/// Waits for a definition. An API server that ends between its acceptance of the names and its last step has forgotten that
+/// step when it starts again (as of Kubernetes 1.37), until the definition changes: so it is changed, and changed back.
+async fn establish(
+    api: &Api<CustomResourceDefinition>,
+    definition: &CustomResourceDefinition,
+    limit: Instant,
+) -> Result<(), CrdError> {
+    let name = definition.name_any();
+    let mut nudge = Instant::now() + NUDGE;
+    while !api.get(&name).await.is_ok_and(|definition| is_established(&definition)) {
+        let now = Instant::now();
+        if now >= limit {
+            return Err(CrdError::NotEstablished { name });
         }
+        if now >= nudge {
+            info!(name, "the definition is not established yet and nudged");
+            let mut changed = definition.clone();
+            changed.annotations_mut().insert(NUDGED.to_owned(), "true".to_owned());
+            bring(api, &changed).await?;
+            bring(api, definition).await?;
+            nudge = now + NUDGE;
+        }
+        tokio::time::sleep(LOOK).await;
     }
     Ok(())
 }
