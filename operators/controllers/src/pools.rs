@@ -47,6 +47,10 @@ pub async fn run(client: Client, stop: CancellationToken) {
 }
 
 async fn reconcile(pool: Arc<MachinePool>, context: Arc<Context>) -> Result<Action, kube::Error> {
+    // The list comes while this waits: nothing is counted before. It fails only when the controller ends.
+    if context.machines.wait_until_ready().await.is_err() {
+        return Ok(Action::await_change());
+    }
     let machines = context.machines.state();
     let status = plan::status(&pool, machines.iter().map(Arc::as_ref), &Time(Timestamp::now()));
     if pool.status.as_ref() == Some(&status) {
