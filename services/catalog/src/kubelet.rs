@@ -27,11 +27,13 @@ pub const DATA_DIR: &str = "/var/lib/kubelet";
 /// [`CatalogError::NoAddress`] when the node has no address to register with.
 pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     let config_file = service_file(NAME, "config.json");
+    let certificates = service_file(NAME, "pki");
     let args = Args::new("/usr/bin/kubelet")
         .flag("config", &config_file)
         .flag("kubeconfig", kubeconfig::path(NAME))
         .flag("root-dir", DATA_DIR)
-        .flag("cert-dir", format_args!("{DATA_DIR}/pki"))
+        // It writes keys without waiting for the disk, and would never start again with what a power cut leaves of them.
+        .flag("cert-dir", &certificates)
         .flag("hostname-override", &input.node.name)
         .flag("node-ip", input.node_address()?);
     let mut limits = cgroup(Slice::Node, -999, 8192, 48, 128);
@@ -41,8 +43,11 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     let mut spec = blank(NAME, users::ROOT, limits, args.into_vec())?;
     spec.env.insert("PATH".to_owned(), "/usr/bin:/usr/sbin:/bin:/sbin".to_owned());
     spec.env.insert("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), format!("unix:path={}", paths::SYSTEM_BUS_SOCKET));
-    spec.directories.extend([private_directory(DATA_DIR), private_directory(format!("{DATA_DIR}/pki"))]);
-    spec.files = vec![private_file(config_file, pretty(&config(input))), kubeconfig::file(NAME, Leaf::Kubelet)];
+    spec.directories.extend([private_directory(DATA_DIR), private_directory(certificates)]);
+    spec.files = vec![
+        private_file(config_file, pretty(&config(input))),
+        kubeconfig::file(NAME, kubeconfig::APISERVERS, Leaf::Kubelet),
+    ];
     containerd::open_isolation(&mut spec.isolation);
     // It gives up when the runtime does not answer within some seconds.
     spec.requires.push(ready(containerd::NAME)?);
