@@ -76,6 +76,9 @@ containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 cgroupDriver: cgroupfs
 authentication: {anonymous: {enabled: false}, webhook: {enabled: false}, x509: {clientCAFile: $here/pki/ca.crt}}
 authorization: {mode: AlwaysAllow}
+# One that it makes itself is of no use if it ends while it writes it: it then never starts again.
+tlsCertFile: $here/pki/server.crt
+tlsPrivateKeyFile: $here/pki/server.key
 # The default lies in the read-only root.
 volumePluginDir: /var/lib/kubelet/volume-plugins
 TEXT
