@@ -13,11 +13,12 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 const USAGE: &str = "\
-usage: garboard-operators agent|cluster MACHINE|crds
+usage: garboard-operators agent|cluster MACHINE|crds|reference
 
   agent            keep this machine as it is declared
   cluster MACHINE  do what the cluster as a whole needs, while the machine of that name, which is this one, leads
-  crds             print the custom resource definitions as YAML";
+  crds             print the custom resource definitions as YAML
+  reference        print the reference of their fields as Markdown";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,6 +27,10 @@ fn main() -> anyhow::Result<()> {
         ["cluster", machine] => run(async |stop| cluster::run(machine, stop).await),
         ["crds"] => {
             print!("{}", garboard_api::crds::yaml().context("write the definitions as YAML")?);
+            Ok(())
+        }
+        ["reference"] => {
+            print!("{}", garboard_api::reference::markdown());
             Ok(())
         }
         ["--help" | "-h"] => {

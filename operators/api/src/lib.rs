@@ -18,6 +18,7 @@ pub mod field_error;
 pub mod machine;
 pub mod machine_pool;
 pub mod manifest;
+pub mod reference;
 pub mod refusal;
 pub mod schema;
 pub mod types;
