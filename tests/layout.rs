@@ -49,6 +49,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("garboardctl", &["garboard-api", "garboard-machine-api"]),
+    ("garboard-balancer", &["garboard-sys"]),
     ("garboard-bus", &["garboard-control"]),
     ("garboard-cni", &["garboard-api", "garboard-sys"]),
     ("garboard-dns", &["garboard-api", "garboard-api-client", "garboard-sys"]),

@@ -59,7 +59,7 @@ stage_tree() {
     for name in kubernetes etcd containerd containerd-shim-runc-v2 runc; do
         install -m 0755 "$upstream/$name" "$tree/usr/bin/$name"
     done
-    for name in bus cni dns init initrd operators; do
+    for name in balancer bus cni dns init initrd operators; do
         install -m 0755 "$programs/garboard-$name" "$tree/usr/lib/garboard/garboard-$name"
     done
     install -m 0644 -t "$tree/usr/share/garboard/images" "$programs"/{pause,sample}.tar

@@ -14,7 +14,7 @@ build_programs() {
         run "building Garboard's programs" programs.log build_rust "$target"
         rm -rf "$kept.new"
         mkdir -p "$kept.new"
-        cp "$target/$musl/release/"garboard{-bus,-cni,-dns,-init,-initrd,-operators,-pause,-sample,ctl} "$kept.new/"
+        cp "$target/$musl/release/"garboard{-balancer,-bus,-cni,-dns,-init,-initrd,-operators,-pause,-sample,ctl} "$kept.new/"
         pack pause "$kept.new"
         pack sample "$kept.new" serve
         mv "$kept.new" "$kept"
@@ -40,8 +40,8 @@ build_rust() {
     env CARGO_TARGET_DIR="$1" CARGO_PROFILE_RELEASE_LTO="$lto" \
         CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="$flags" \
         cargo build --release --locked --target "$musl" \
-        -p garboard-bus -p garboard-cni -p garboard-dns -p garboard-init -p garboard-operators \
-        -p garboard-pause -p garboard-sample -p garboardctl
+        -p garboard-balancer -p garboard-bus -p garboard-cni -p garboard-dns -p garboard-init \
+        -p garboard-operators -p garboard-pause -p garboard-sample -p garboardctl
 }
 
 # pack NAME FOLDER [ARGUMENT...]: FOLDER/NAME.tar, a container image with the program garboard-NAME.

@@ -17,7 +17,8 @@ const SETTLE: Duration = Duration::from_secs(60);
 const REST: Duration = Duration::from_secs(60);
 
 /// Our own programs, by the end of their path.
-const OURS: &[&str] = &["garboard-init", "garboard-operators", "garboard-cni", "garboard-dns", "garboard-bus"];
+const OURS: &[&str] =
+    &["garboard-init", "garboard-operators", "garboard-cni", "garboard-dns", "garboard-bus", "garboard-balancer"];
 
 /// A Ready machine with a pod that sees its processes.
 pub struct Running {

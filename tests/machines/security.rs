@@ -22,7 +22,7 @@ pub fn scenarios() -> Vec<Trial> {
 
 /// Services that never are root.
 const UNPRIVILEGED: &[&str] =
-    &["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "operators", "dns", "bus"];
+    &["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "operators", "dns", "bus", "balancer"];
 
 /// Services whose programs may gain rights: what they start are containers, which have rules of their own.
 const MAY_GAIN: &[&str] = &["containerd", "kubelet"];

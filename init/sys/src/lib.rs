@@ -12,7 +12,7 @@
 //! | a verified root | [`dm`], [`verity`] |
 //! | random numbers and clocks | [`rng`], [`clock`] |
 //! | the kernel's log; consoles | [`kmsg`], [`console`] |
-//! | configuration files of daemons (feature `config`) | `config` |
+//! | configuration files of daemons (feature `config`), and when they change (feature `files`) | `config`, `files` |
 //! | links, addresses, routes (feature `netlink`); DHCP before there is an address | `netlink`, [`packet`] |
 //!
 //! Nothing here leaves a thread or keeps state of its own; every call is one or a few system calls, and says so if it can wait.
@@ -24,6 +24,8 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod dm;
+#[cfg(feature = "files")]
+pub mod files;
 pub mod filesystem;
 pub mod gpt;
 pub mod isolate;

@@ -6,7 +6,7 @@ use garboard_supervisor::spec::{ProbeAction, ServiceSpec, Slice};
 use serde_json::{Value, json};
 
 use crate::base::{MIB, blank, cgroup, private_file, readiness};
-use crate::kubeconfig::{LOCAL_APISERVER, pretty};
+use crate::kubeconfig::{APISERVERS, pretty};
 use crate::paths::{RESOLV_CONF, service_file};
 use crate::pki::Leaf;
 use crate::{CatalogError, CatalogInput, users};
@@ -40,7 +40,7 @@ fn config(input: &CatalogInput) -> Value {
     json!({
         "listen": listen,
         "domain": input.cluster.dns_domain,
-        "server": LOCAL_APISERVER,
+        "server": APISERVERS,
         "identity": Leaf::Dns.folder(),
         "resolvConf": RESOLV_CONF,
         "serviceCIDRs": [input.cluster.service_cidr],

@@ -68,7 +68,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     limits.cpu_weight = Some(200);
 
     let mut spec = blank(NAME, users::KUBE_CONTROLLER_MANAGER, limits, args.into_vec())?;
-    spec.files.push(kubeconfig::file(NAME, leaf));
+    spec.files.push(kubeconfig::file(NAME, kubeconfig::LOCAL_APISERVER, leaf));
     // It gives up when the API server does not answer within ten seconds.
     spec.requires.push(ready(kube_apiserver::NAME)?);
     spec.readiness = Some(readiness(https(PORT, "/healthz", leaf.ca_file(), None)));

@@ -26,7 +26,10 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     let mut spec = blank(NAME, users::ROOT, cgroup(Slice::System, -998, 512, 16, 64), args.into_vec())?;
     // It calls nft, or iptables and ipset.
     spec.env.insert("PATH".to_owned(), "/usr/bin:/usr/sbin:/bin:/sbin".to_owned());
-    spec.files = vec![private_file(config_file, pretty(&config(input)?)), kubeconfig::file(NAME, Leaf::KubeProxy)];
+    spec.files = vec![
+        private_file(config_file, pretty(&config(input)?)),
+        kubeconfig::file(NAME, kubeconfig::APISERVERS, Leaf::KubeProxy),
+    ];
     spec.isolation.capabilities = Some(match input.cluster.proxy_mode {
         ProxyMode::Nftables => vec!["CAP_NET_ADMIN".to_owned()],
         // iptables opens a raw socket to ask the kernel for its extensions.

@@ -22,7 +22,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     limits.cpu_weight = Some(200);
 
     let mut spec = blank(NAME, users::KUBE_SCHEDULER, limits, args.into_vec())?;
-    spec.files.push(kubeconfig::file(NAME, Leaf::Scheduler));
+    spec.files.push(kubeconfig::file(NAME, kubeconfig::LOCAL_APISERVER, Leaf::Scheduler));
     spec.requires.push(ready(kube_apiserver::NAME)?);
     spec.readiness = Some(readiness(https(PORT, "/readyz", Leaf::Scheduler.ca_file(), None)));
     spec.liveness = Some(liveness(https(PORT, "/livez", Leaf::Scheduler.ca_file(), None)));

@@ -8,8 +8,10 @@ use serde_json::json;
 use crate::paths::service_file;
 use crate::pki::Leaf;
 
-/// The API server as programs of the same machine reach it.
+/// This machine's own API server, for what belongs to the control plane of the same machine.
 pub const LOCAL_APISERVER: &str = "https://127.0.0.1:6443";
+/// Whichever API servers serve, for what every machine has.
+pub const APISERVERS: &str = "https://127.0.0.1:6444";
 
 /// Path of a service's kubeconfig.
 pub fn path(service: &str) -> String {
@@ -35,14 +37,9 @@ pub fn render(server: &str, leaf: Leaf) -> String {
     pretty(&config)
 }
 
-/// The kubeconfig of `service` as a file that only its user reads.
-pub fn file(service: &str, leaf: Leaf) -> RenderedFile {
-    RenderedFile {
-        path: PathBuf::from(path(service)),
-        mode: 0o400,
-        owner: None,
-        content: render(LOCAL_APISERVER, leaf),
-    }
+/// The kubeconfig of `service` for `server`, as a file that only its user reads.
+pub fn file(service: &str, server: &str, leaf: Leaf) -> RenderedFile {
+    RenderedFile { path: PathBuf::from(path(service)), mode: 0o400, owner: None, content: render(server, leaf) }
 }
 
 /// JSON as a person would want to find it on the machine.

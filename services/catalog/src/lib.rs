@@ -6,6 +6,7 @@
 //!
 //! | service | user | listens on |
 //! |---|---|---|
+//! | [`balancer`] | balancer | 127.0.0.1:6444, the API servers' TLS |
 //! | [`containerd`] | root | unix socket, root only |
 //! | [`bus`] | messagebus | unix socket |
 //! | [`etcd`] | etcd | 127.0.0.1:2379 and :2380, mutual TLS; a socket for its group |
@@ -18,6 +19,7 @@
 //! | [`dns`] | dns | port 53 of the pod bridge |
 //! | [`operators`] | operators | nothing |
 
+pub mod balancer;
 mod base;
 pub mod bus;
 pub mod cni;
@@ -61,6 +63,7 @@ pub enum CatalogError {
 pub fn services(input: &CatalogInput) -> Result<Vec<ServiceSpec>, CatalogError> {
     Ok(vec![
         containerd::service(input)?,
+        balancer::service()?,
         bus::service(input)?,
         etcd::service(input)?,
         kube_apiserver::service(input)?,

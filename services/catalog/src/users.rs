@@ -25,7 +25,9 @@ pub const DNS: User = User { name: "dns", id: 205 };
 pub const MESSAGEBUS: User = User { name: "messagebus", id: 206 };
 /// The cluster operators.
 pub const OPERATORS: User = User { name: "operators", id: 207 };
+/// The local way to the API servers.
+pub const BALANCER: User = User { name: "balancer", id: 208 };
 
 /// Every user of the image.
-pub const ALL: [User; 8] =
-    [ROOT, ETCD, KUBE_APISERVER, KUBE_CONTROLLER_MANAGER, KUBE_SCHEDULER, DNS, MESSAGEBUS, OPERATORS];
+pub const ALL: [User; 9] =
+    [ROOT, ETCD, KUBE_APISERVER, KUBE_CONTROLLER_MANAGER, KUBE_SCHEDULER, DNS, MESSAGEBUS, OPERATORS, BALANCER];

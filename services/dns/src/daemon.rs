@@ -4,20 +4,17 @@
 //! signals and changes of files. A change of the configuration replaces servers, zone and upstream servers and keeps the
 //! index.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use garboard_api_client::{Identity, Outage};
+use garboard_sys::files::Files;
 use hickory_server::Server;
 use http::Uri;
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use sd_notify::NotifyState;
-use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -122,7 +119,7 @@ impl Daemon<'_> {
     /// Makes what runs what the files say, and returns when to try again.
     async fn reconcile(&mut self, files: &mut Files) -> Option<Duration> {
         // A file is watched before it is read: a change in between is then read twice instead of never.
-        files.follow(self.path);
+        follow(files, self.path);
         let config = match Config::load(self.path) {
             Ok(Some(config)) => config,
             Ok(None) => {
@@ -137,7 +134,7 @@ impl Daemon<'_> {
         let servers = match &config.upstreams {
             Upstreams::Servers(servers) => servers.clone(),
             Upstreams::ResolvConf(path) => {
-                files.follow(path);
+                follow(files, path);
                 read_resolv_conf(path)
             }
         };
@@ -244,52 +241,13 @@ impl Daemon<'_> {
     }
 }
 
+fn follow(files: &mut Files, path: &Path) {
+    if let Err(error) = files.follow(path) {
+        warn!(path = %path.display(), %error, "changes are not seen");
+    }
+}
+
 /// An error and its causes in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
-/// Tells when one of the files that matter changes: their directories are watched, because a file that is replaced is
-/// another file.
-struct Files {
-    inotify: AsyncFd<OwnedFd>,
-    directories: BTreeSet<PathBuf>,
-}
-
-impl Files {
-    fn watch() -> io::Result<Self> {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        #[expect(
-            deprecated,
-            reason = "its unsafe successor asks for what an OwnedFd grants: the descriptor stays open"
-        )]
-        let inotify = AsyncFd::new(inotify)?;
-        Ok(Self { inotify, directories: BTreeSet::new() })
-    }
-
-    /// Watches this too. What a path leads to by links is watched where it lies.
-    fn follow(&mut self, path: &Path) {
-        let real =
-            std::fs::canonicalize(path).or_else(|_| std::fs::read_link(path)).unwrap_or_else(|_| path.to_owned());
-        for path in [path, real.as_path()] {
-            let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
-            let events = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::DELETE;
-            if !self.directories.contains(&directory) {
-                match inotify::add_watch(self.inotify.get_ref(), &directory, events) {
-                    Ok(_) => drop(self.directories.insert(directory)),
-                    Err(error) => warn!(directory = %directory.display(), %error, "cannot watch"),
-                }
-            }
-        }
-    }
-
-    /// Waits for a change. Cancel-safe: it waits for readiness and takes events only when it returns.
-    async fn changed(&mut self) -> io::Result<()> {
-        let mut guard = self.inotify.readable().await?;
-        // Which file it was does not matter: they are all read again.
-        let mut events = [0; 4096];
-        while rustix::io::read(self.inotify.get_ref(), &mut events).is_ok() {}
-        guard.clear_ready();
-        Ok(())
-    }
 }
