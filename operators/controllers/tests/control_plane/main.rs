@@ -50,6 +50,8 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
         world.wait("etcd's notification", || world.notified()).await;
         let client = world.administrator();
         world.wait("the API server", || world.ready("https://127.0.0.1:6443/readyz")).await;
+        world.start("balancer");
+        world.wait("the balancer's notification", || world.notified()).await;
         for service in ["kube-controller-manager", "kube-scheduler"] {
             world.start(service);
         }

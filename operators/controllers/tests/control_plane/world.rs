@@ -97,7 +97,7 @@ impl World {
             File::create(&own).unwrap();
             run("mount", &["--bind", programs().unwrap().join(name).to_str().unwrap(), &own]);
         }
-        for name in ["garboard-cni", "garboard-dns", "garboard-operators"] {
+        for name in ["garboard-balancer", "garboard-cni", "garboard-dns", "garboard-operators"] {
             let own = format!("{PROGRAMS}/{name}");
             File::create(&own).unwrap();
             run("mount", &["--bind", executor().unwrap().with_file_name(name).to_str().unwrap(), &own]);
