@@ -16,13 +16,14 @@ use garboard_controllers::connect::Connect;
 use garboard_controllers::context::{Context, Paths, Published};
 use garboard_controllers::kernel::{Kernel, KernelPaths};
 use garboard_controllers::machine_api::{self, View};
-use garboard_controllers::network::{Network, NetworkPaths};
+use garboard_controllers::network::{Network, NetworkConfig, NetworkPaths};
 use garboard_controllers::node::NodeWatch;
 use garboard_controllers::pki::PkiStore;
 use garboard_controllers::pool::PoolWatch;
 use garboard_controllers::probes::{self, Watched};
 use garboard_controllers::problems::Problems;
 use garboard_controllers::services::Services;
+use garboard_controllers::trial::{self, Trials};
 use garboard_controllers::{cluster, console, declare, events, machine, preload, release};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
@@ -77,10 +78,19 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         notify::tell(NotifyState::Status(&format!("no {kind} is declared")));
     }
     let (pool_watch, pool) = PoolWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone(), refusals);
-    // A machine without a declaration has a network too: its address is what one needs to know to declare it.
-    let network_declared = machine
+    let (notables, handed) = mpsc::channel(events::HANDED);
+    let (problems, problems_seen) = Problems::new();
+    let configured = machine
         .current()
-        .map(|machine| machine::declared_network(&machine, pool.borrow().as_deref(), cluster.current().as_deref()));
+        .map(|machine| machine::configuration(&machine, pool.borrow().as_deref(), cluster.current().as_deref()));
+    let (declared, declared_seen) = watch::channel(configured);
+    let (trials, in_force) =
+        Trials::new(ledger.clone(), &info.boot_id, declared_seen, notables.clone(), problems.clone());
+    // A machine without a declaration has a network too: its address is what one needs to know to declare it.
+    let network_declared =
+        in_force.borrow().configuration.as_ref().zip(machine.current()).map(|(in_force, machine)| {
+            NetworkConfig::from(&Machine { spec: in_force.machine.clone(), ..(*machine).clone() })
+        });
     let (network_config, config) = watch::channel(network_declared.clone().unwrap_or_default());
     let (network, addresses) = Network::new(config, NetworkPaths::default()).context("watch the network")?;
     if let Some(declared) = network_declared {
@@ -93,15 +103,21 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
             error!(error = applier::chain(&error), "network");
         }
     });
-    let (notables, handed) = mpsc::channel(events::HANDED);
     let (kernel_config, config) = watch::channel(None);
     let (kernel, kernel_problems) = Kernel::new(config, notables.clone(), KernelPaths::default());
     tasks.spawn("kernel", kernel.run(stop.clone()));
     let pki = PkiStore::new(&paths.pki_state, &paths.pki);
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (specs, specs_seen) = watch::channel(Arc::default());
+    let (decisions, decided) = mpsc::channel(DECLARES);
+    let trial_probes = trial::probes::Probes {
+        network: addresses.clone(),
+        api: api_seen.clone(),
+        specs: specs_seen.clone(),
+        services: statuses.clone(),
+    };
+    tasks.spawn("trials", trials.run(trial_probes, decided, stop.clone()));
     let (published, published_seen) = watch::channel(Published::default());
-    let (problems, problems_seen) = Problems::new();
     let versions = release::versions(&info.version, Path::new(release::UPSTREAM)).unwrap_or_else(|error| {
         let error = applier::chain(&error);
         warn!(error, "release");
@@ -119,6 +135,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         machine: machine.clone(),
         cluster: cluster.clone(),
         pool: pool.clone(),
+        declared,
+        in_force: in_force.clone(),
         refusals: refusals_seen.clone(),
         network_config,
         network: addresses.clone(),
@@ -163,6 +181,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         changes(api_seen.clone()),
         changes(cluster.object.clone()),
         changes(pool),
+        changes(in_force),
         changes(refusals_seen.clone()),
     ]);
     tasks.spawn(
@@ -185,7 +204,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems_seen, stop.clone()));
     let (declares, declared) = mpsc::channel(DECLARES);
     tasks.spawn("declare", declare::run(declared, machine, cluster, stop.clone()));
-    let service = machine_api::Service::new(control, view_seen.clone(), pki, declares, identity.pin());
+    let service = machine_api::Service::new(control, view_seen.clone(), pki, declares, decisions, identity.pin());
     let api_stop = stop.clone();
     tasks.spawn("machine API", async move {
         if let Err(error) = machine_api::run(&identity, service, view_seen, api_stop).await {

@@ -12,6 +12,7 @@ mod refusal;
 mod scene;
 mod security;
 mod sources;
+mod trial;
 mod workloads;
 
 use libtest_mimic::{Arguments, Trial};
@@ -23,6 +24,7 @@ fn main() {
         docs::scenarios(),
         ready::scenarios(),
         declare::scenarios(),
+        trial::scenarios(),
         sources::scenarios(),
         workloads::scenarios(),
         security::scenarios(),

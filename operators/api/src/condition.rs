@@ -14,6 +14,8 @@ pub const KERNEL_READY: &str = "KernelReady";
 pub const CERTIFICATES_READY: &str = "CertificatesReady";
 /// Every service runs and serves.
 pub const SERVICES_READY: &str = "ServicesReady";
+/// The latest change of the configuration has proved itself.
+pub const CHANGE_PROVED: &str = "ChangeProved";
 /// The API server answers.
 pub const API_AVAILABLE: &str = "APIAvailable";
 

@@ -28,7 +28,7 @@ pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, ProxyMo
 pub use field_error::FieldError;
 pub use machine::{
     Effective, HostEntry, Link, LinkMatch, LinkRoute, Machine, MachineKernel, MachineKubelet, MachineNetwork,
-    MachineSpec, MachineStatus, PoolReference, Registry, ServiceSummary, Taint, TaintEffect, Versions,
+    MachineSpec, MachineStatus, MachineTrial, PoolReference, Registry, ServiceSummary, Taint, TaintEffect, Versions,
 };
 pub use machine_pool::{MachinePool, MachinePoolSpec, MachinePoolStatus, MachineTemplate};
 pub use refusal::{About, Refusals};

@@ -3,6 +3,7 @@
 mod kernel;
 mod kubelet;
 mod network;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,6 +21,7 @@ pub use self::kernel::MachineKernel;
 pub(crate) use self::kubelet::{EVICTION_SIGNALS, RESERVABLE};
 pub use self::kubelet::{MachineKubelet, Taint, TaintEffect};
 pub use self::network::{HostEntry, Link, LinkMatch, LinkRoute, MachineNetwork};
+pub use self::trial::{MachineTrial, TcpServer, TrialFailure, TrialProbe, TrialState, TrialStatus};
 
 /// What a machine should be.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -68,6 +70,9 @@ pub struct MachineSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["host"])
     )]
     pub registries: Vec<Registry>,
+    /// How changes prove themselves.
+    #[serde(default)]
+    pub trial: MachineTrial,
 }
 
 /// A registry of container images.
@@ -99,7 +104,7 @@ pub struct MachineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// What holds of the machine: Ready, Accepted, NetworkReady, KernelReady, CertificatesReady,
-    /// ServicesReady.
+    /// ServicesReady, ChangeProved.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -121,6 +126,9 @@ pub struct MachineStatus {
     /// Machine itself, each of which counts before those named before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effective: Option<Effective>,
+    /// The latest change and how it proves itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialStatus>,
     /// Identifies this start of the machine.
     #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,

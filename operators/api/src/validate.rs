@@ -13,7 +13,7 @@ use crate::control_plane::{self, ApiServer, ControlPlane, OidcIssuer};
 use crate::field_error::FieldError;
 use crate::machine::{
     self, Link, LinkMatch, LinkRoute, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec, Registry,
-    Taint,
+    Taint, TrialProbe,
 };
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr};
@@ -62,7 +62,7 @@ fn check_shared(errors: &mut Errors, field: &str, spec: &MachineSpec) {
 
 /// Settings of machines, those of `base`, whichever layer they belong to.
 fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
-    let MachineSpec { hostname, network, kubelet, kernel, registries } = spec;
+    let MachineSpec { hostname, network, kubelet, kernel, registries, trial } = spec;
     if let Some(hostname) = hostname {
         errors.require(types::is_label(hostname), format!("{base}.hostname"), hostname.as_str(), types::LABEL_WORDS);
     }
@@ -80,6 +80,15 @@ fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
     check_kubelet(errors, base, kubelet);
     check_kernel(errors, base, kernel);
     check_registries(errors, base, registries);
+    let mut names = BTreeSet::new();
+    for (index, TrialProbe { name, tcp: _ }) in trial.probes.iter().enumerate() {
+        errors.require(
+            names.insert(name),
+            format!("{base}.trial.probes[{index}].name"),
+            name.as_str(),
+            "each name once",
+        );
+    }
 }
 
 fn check_registries(errors: &mut Errors, base: &str, registries: &[Registry]) {

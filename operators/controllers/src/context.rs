@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use garboard_api::machine::{Effective, MachineKernel, Versions};
+use garboard_api::machine::{MachineKernel, Versions};
 use garboard_api::{About, Cluster, Machine, MachinePool, Refusals};
 use garboard_control::{Client as Control, MachineInfo, MachinePhase};
 use garboard_plan::events::Notable;
-use garboard_plan::layers;
+use garboard_plan::trial::Configuration;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::Declared;
 use garboard_runtime::status::StatusSink;
@@ -24,6 +24,7 @@ use crate::network::{NetworkConfig, NodeAddresses};
 use crate::node::NodeView;
 use crate::pki::PkiStore;
 use crate::problems::Listed;
+use crate::trial::InForce;
 
 /// Where things lie, so that tests can have them elsewhere.
 #[derive(Clone, Debug)]
@@ -74,6 +75,10 @@ pub struct Context {
     pub cluster: Declared<Cluster>,
     /// The machine's pool.
     pub pool: watch::Receiver<Option<Arc<MachinePool>>>,
+    /// What all layers declare: written by the machine's reconciler.
+    pub declared: watch::Sender<Option<Configuration>>,
+    /// What of that is in force.
+    pub in_force: watch::Receiver<InForce>,
     /// Declarations that were refused.
     pub refusals: watch::Receiver<Refusals>,
     /// What the network should be: written by the machine's reconciler.
@@ -136,12 +141,6 @@ impl Context {
         let mut refusals = self.refusals.borrow().clone();
         refusals.retain(|origin, _| origin.about().is_none_or(|about| kinds.contains(&about)));
         refusals
-    }
-
-    /// The machine with the settings of all layers, and where each comes from.
-    pub fn effective(&self, machine: &Machine) -> (Machine, Effective) {
-        let pool = self.pool.borrow().clone();
-        layers::merge(machine, pool.as_deref(), self.cluster.current().as_deref())
     }
 
     /// Takes the labels that were applied last, to compare and replace them.

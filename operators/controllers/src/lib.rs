@@ -29,3 +29,4 @@ pub mod problems;
 pub mod release;
 pub mod resolver;
 pub mod services;
+pub mod trial;

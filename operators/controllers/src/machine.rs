@@ -18,6 +18,7 @@ use garboard_plan::layers;
 use garboard_plan::machine::{self as plan, Observed};
 use garboard_plan::node as node_plan;
 use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Step};
+use garboard_plan::trial::Configuration;
 use garboard_runtime::applier::chain;
 use garboard_runtime::status::{StatusError, in_time};
 use garboard_supervisor::spec::ServiceSpec;
@@ -33,6 +34,7 @@ use tracing::{debug, info};
 use crate::context::Context;
 use crate::network::NetworkConfig;
 use crate::pki::PkiError;
+use crate::trial::InForce;
 use crate::{events, node};
 
 /// Everything is looked at again after this time even if nothing seems to have changed.
@@ -72,22 +74,29 @@ pub enum MachineError {
 /// # Errors
 /// [`MachineError`] of what failed; the status tells it too, and everything is tried again.
 pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<Action, MachineError> {
-    let (merged, effective) = context.effective(&machine);
-    declare(&context.network_config, NetworkConfig::from(&merged));
-    declare(&context.kernel_config, Some(merged.spec.kernel.clone()));
-    let cluster = context.cluster.current();
+    let (pool, cluster) = (context.pool.borrow().clone(), context.cluster.current());
+    declare(&context.declared, Some(configuration(&machine, pool.as_deref(), cluster.as_deref())));
+    let in_force = context.in_force.borrow().clone();
+    // What was declared just now is in force in a moment, and everything is looked at again then.
+    let Some(Configuration { machine: spec, sources, cluster }) = &in_force.configuration else {
+        return Ok(Action::await_change());
+    };
+    let configured = Machine { spec: spec.clone(), ..(*machine).clone() };
+    declare(&context.network_config, NetworkConfig::from(&configured));
+    declare(&context.kernel_config, Some(spec.kernel.clone()));
     let mut observed = observe(&context, cluster.is_some());
-    let converged = match &cluster {
-        Some(cluster) => converge(&merged, cluster, &context, &mut observed).await,
+    let converged = match cluster {
+        Some(cluster) => converge(&configured, cluster, &context, &mut observed).await,
         None => Ok(RESYNC),
     };
-    let claimed = match &cluster {
-        Some(cluster) => claim_block(&merged, &cluster.spec, &context).await,
+    let claimed = match cluster {
+        Some(cluster) => claim_block(&configured, cluster, &context).await,
         None => Ok(()),
     };
-    let labelled = label(&merged, &context).await;
-    let tainted = taint(&merged, &context).await;
-    publish(&machine, effective, &context, &observed).await?;
+    let labelled = label(&configured, &context).await;
+    let tainted = taint(&configured, &context).await;
+    let effective = Effective { spec: spec.clone(), sources: sources.clone() };
+    publish(&machine, effective, &in_force, &context, &observed).await?;
     claimed?;
     labelled?;
     tainted?;
@@ -100,9 +109,10 @@ impl From<&Machine> for NetworkConfig {
     }
 }
 
-/// What the layers of a machine's configuration declare of its network.
-pub fn declared_network(machine: &Machine, pool: Option<&MachinePool>, cluster: Option<&Cluster>) -> NetworkConfig {
-    (&layers::merge(machine, pool, cluster).0).into()
+/// What the layers of a machine's configuration declare.
+pub fn configuration(machine: &Machine, pool: Option<&MachinePool>, cluster: Option<&Cluster>) -> Configuration {
+    let Effective { spec, sources } = layers::merge(machine, pool, cluster);
+    Configuration { machine: spec, sources, cluster: cluster.map(|cluster| cluster.spec.clone()) }
 }
 
 /// Tells a task what is declared for it, if that is new.
@@ -138,19 +148,19 @@ fn names(specs: &[ServiceSpec]) -> Vec<String> {
 /// Certificates and services. Returns when to look again.
 async fn converge(
     machine: &Machine,
-    cluster: &Cluster,
+    cluster: &ClusterSpec,
     context: &Context,
     observed: &mut Observed,
 ) -> Result<Duration, MachineError> {
     if observed.addresses.is_empty() {
         return Ok(RESYNC);
     }
-    let apart = validate::together(&machine.spec, &cluster.spec);
+    let apart = validate::together(&machine.spec, cluster);
     if let Some(error) = apart.first() {
         observed.services_problem = Some(error.to_string());
         return Ok(RESYNC);
     }
-    let input = pki_input(machine, &cluster.spec, &observed.addresses);
+    let input = pki_input(machine, cluster, &observed.addresses);
     let kept = keep_certificates(context, input).await;
     match &kept {
         Ok((problems, _)) => observed.certificate_problems = Some(problems.clone()),
@@ -220,18 +230,18 @@ fn describe(problem: &Problem) -> String {
 
 fn catalog_input(
     machine: &Machine,
-    cluster: &Cluster,
+    cluster: &ClusterSpec,
     context: &Context,
     addresses: &[std::net::IpAddr],
 ) -> CatalogInput {
     CatalogInput {
-        cluster: cluster.spec.clone(),
+        cluster: cluster.clone(),
         machine: machine.spec.clone(),
         node: NodeFacts {
             name: machine.node_name().to_owned(),
             addresses: addresses.to_owned(),
             memory_bytes: memory_bytes(),
-            pod_cidrs: pod_cidrs(context, &cluster.spec),
+            pod_cidrs: pod_cidrs(context, cluster),
         },
         pause_image: format!("garboard.dev/pause:{}", env!("CARGO_PKG_VERSION")),
     }
@@ -327,6 +337,7 @@ fn pool_reference(pool: &MachinePool) -> PoolReference {
 async fn publish(
     machine: &Machine,
     effective: Effective,
+    in_force: &InForce,
     context: &Context,
     observed: &Observed,
 ) -> Result<(), StatusError> {
@@ -334,13 +345,16 @@ async fn publish(
     let stopping = *context.phase.borrow() != MachinePhase::Running;
     let conditions = condition::merge(
         &former.conditions,
-        plan::conditions(observed),
+        plan::conditions(observed).into_iter().chain([in_force.condition()]),
         machine.metadata.generation,
         &context.condition_time(),
     );
     // What was before this start of the machine says nothing about it.
     let same_run = former.boot_id.as_deref() == Some(context.info.boot_id.as_str());
     let before = former.phase.as_deref().filter(|_| same_run);
+    // A machine whose change has failed follows what it followed before.
+    let pool = context.pool.borrow().as_deref().map(pool_reference);
+    let pool = if in_force.follows() { pool } else { pool.and(former.pool) };
     let status = MachineStatus {
         observed_generation: machine.metadata.generation,
         phase: Some(plan::phase(&conditions, before, stopping).to_owned()),
@@ -348,8 +362,9 @@ async fn publish(
         services: observed.services.iter().map(plan::summary).collect(),
         addresses: observed.addresses.clone(),
         versions: Some(context.versions.clone()),
-        pool: context.pool.borrow().as_deref().map(pool_reference),
+        pool,
         effective: Some(effective),
+        trial: in_force.status(),
         boot_id: Some(context.info.boot_id.clone()),
         machine_id: Some(context.info.machine_id.clone()),
         fingerprint: Some(context.fingerprint.clone()),

@@ -82,6 +82,7 @@ pub enum Command {
     Logs(Logs),
     Dmesg(Dmesg),
     Apply(Apply),
+    Trial(Trial),
     Reboot(Reboot),
     Shutdown(Shutdown),
     Version(Version),
@@ -216,6 +217,39 @@ pub struct Apply {
     pub dry_run: bool,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// Decide about the change of the machine's configuration that is on trial
+///
+/// What worked before a change must work with it in time, or the machine returns to the configuration before it. `garboardctl status`
+/// tells how it is (ChangeProved), and what does not work yet.
+#[derive(Debug, Args)]
+#[command(after_help = TRIAL_EXAMPLES)]
+pub struct Trial {
+    #[command(subcommand)]
+    pub command: TrialCommand,
+}
+
+const TRIAL_EXAMPLES: &str = "\
+Examples:
+  The default gateway is gone, and that is as it should be:
+    garboardctl trial confirm
+  A large image has to come over a slow line first:
+    garboardctl trial extend 600";
+
+/// What is decided.
+#[derive(Debug, Subcommand)]
+pub enum TrialCommand {
+    /// Keep the change, whatever does not work
+    Confirm,
+    /// Return to the configuration before the change now
+    Abort,
+    /// Give it more time
+    Extend {
+        /// How much, seconds
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=86400))]
+        seconds: u32,
+    },
 }
 
 /// Restart the machine in order: pods and services get their time to end

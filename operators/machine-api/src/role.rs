@@ -78,6 +78,7 @@ pub const RULES: &[Rule] = &[
     audited("Reboot", Role::Operator),
     audited("Shutdown", Role::Operator),
     audited("ApplyManifest", Role::Admin),
+    audited("TrialDecide", Role::Admin),
 ];
 
 /// The rule for a request's path, `/garboard.machine.v1alpha1.Machine/RPC`.

@@ -14,7 +14,7 @@ use crate::proto::{
     AppliedObject, ApplyManifestRequest, ApplyManifestResponse, KubeconfigRequest, KubeconfigResponse, LogLine,
     LogsRequest, LogsResponse, RebootRequest, RebootResponse, Service, ServiceRestartRequest, ServiceRestartResponse,
     ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest, StatusResponse,
-    VersionRequest, VersionResponse,
+    TrialDecideRequest, TrialDecideResponse, VersionRequest, VersionResponse,
 };
 use crate::server::{Caller, Limits, ServeError, serve};
 use crate::{Access, AccessList, Endpoint, Identity, Role};
@@ -118,6 +118,14 @@ impl Machine for Memory {
     async fn shutdown(&self, request: Request<ShutdownRequest>) -> Result<Response<ShutdownResponse>, Status> {
         self.called(&request, &format!("Shutdown {}", request.get_ref().reason))?;
         Ok(Response::new(ShutdownResponse {}))
+    }
+
+    async fn trial_decide(
+        &self,
+        request: Request<TrialDecideRequest>,
+    ) -> Result<Response<TrialDecideResponse>, Status> {
+        self.called(&request, &format!("TrialDecide {:?}", request.get_ref().decision))?;
+        Ok(Response::new(TrialDecideResponse {}))
     }
 
     async fn apply_manifest(

@@ -31,10 +31,10 @@ impl fmt::Display for Layer {
     }
 }
 
-/// The machine with the settings that are in force, and where each comes from.
+/// What the layers come to, and where each setting comes from.
 ///
 /// A mapping is merged entry by entry; anything else, lists too, counts as a whole. An empty list is as good as none.
-pub fn merge(machine: &Machine, pool: Option<&MachinePool>, cluster: Option<&Cluster>) -> (Machine, Effective) {
+pub fn merge(machine: &Machine, pool: Option<&MachinePool>, cluster: Option<&Cluster>) -> Effective {
     let pool = pool.map(|pool| {
         let name = pool.metadata.name.clone().unwrap_or_default();
         (Layer::MachinePool(name), settings(&pool.spec.template.spec))
@@ -47,14 +47,12 @@ pub fn merge(machine: &Machine, pool: Option<&MachinePool>, cluster: Option<&Clu
     for (layer, settings) in layers {
         overlay(&mut merged, settings, "", &layer.to_string(), &mut sources);
     }
-    let mut effective = machine.clone();
     // What is merged of valid layers has the form of each of them.
-    effective.spec = serde_json::from_value(Value::Object(merged)).unwrap_or_else(|_| machine.spec.clone());
-    let kubelet = &mut effective.spec.kubelet;
+    let mut spec: MachineSpec = serde_json::from_value(Value::Object(merged)).unwrap_or_else(|_| machine.spec.clone());
     // A part is never longer than the whole, whichever layers they come from.
-    kubelet.shutdown_grace_period_critical_pods_seconds = Some(kubelet.shutdown_grace_period_critical_pods_seconds());
-    let spec = effective.spec.clone();
-    (effective, Effective { spec, sources })
+    let critical = spec.kubelet.shutdown_grace_period_critical_pods_seconds();
+    spec.kubelet.shutdown_grace_period_critical_pods_seconds = Some(critical);
+    Effective { spec, sources }
 }
 
 /// What the image does unless told otherwise.

@@ -16,3 +16,4 @@ pub mod pki;
 pub mod pool;
 #[cfg(test)]
 mod testing;
+pub mod trial;

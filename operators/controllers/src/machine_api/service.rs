@@ -10,20 +10,22 @@ use garboard_machine_api::proto::machine_server::Machine;
 use garboard_machine_api::proto::{
     AppliedObject, ApplyManifestRequest, ApplyManifestResponse, KubeconfigRequest, KubeconfigResponse, LogLine,
     LogsRequest, LogsResponse, RebootRequest, RebootResponse, ServiceRestartRequest, ServiceRestartResponse,
-    ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest, StatusResponse,
-    VersionRequest, VersionResponse,
+    ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest, StatusResponse, TrialAbort,
+    TrialConfirm, TrialDecideRequest, TrialDecideResponse, TrialExtend, VersionRequest, VersionResponse,
+    trial_decide_request,
 };
 use garboard_machine_api::server::Caller;
 use garboard_machine_api::{Identity, Pin, Role};
 use garboard_plan::pki::Authority;
 use garboard_supervisor::spec::ServiceName;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status, async_trait};
 use tracing::info;
 
 use super::answers::{self, failed};
 use super::{Declare, DeclareSender, View};
 use crate::pki::{PkiError, PkiStore};
+use crate::trial::{Decide, Decision};
 
 /// How long a certificate for the Kubernetes API is valid. It cannot be withdrawn, so it is not long.
 const LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -33,6 +35,9 @@ const BATCH: usize = 64;
 
 /// Most of the last lines that are given: more than PID 1 keeps in memory.
 const MAX_LINES: u32 = 100_000;
+
+/// How much more time a trial may get at once, seconds.
+const EXTENSION: std::ops::RangeInclusive<u32> = 1..=86_400;
 
 /// Longest reason that is passed on, characters.
 const MAX_REASON: usize = 200;
@@ -44,14 +49,22 @@ pub struct Service {
     view: watch::Receiver<View>,
     pki: PkiStore,
     declare: DeclareSender,
+    decide: mpsc::Sender<Decide>,
     own: Pin,
 }
 
 impl Service {
-    /// A service that asks PID 1 through `control`, shows `view`, signs with `pki`, hands what is to be declared to the
-    /// agent, and knows the machine's `own` key.
-    pub fn new(control: Client, view: watch::Receiver<View>, pki: PkiStore, declare: DeclareSender, own: Pin) -> Self {
-        Self { control, view, pki, declare, own }
+    /// A service that asks PID 1 through `control`, shows `view`, signs with `pki`, hands what is to be declared, and
+    /// what is to be decided about trials, to the agent, and knows the machine's `own` key.
+    pub fn new(
+        control: Client,
+        view: watch::Receiver<View>,
+        pki: PkiStore,
+        declare: DeclareSender,
+        decide: mpsc::Sender<Decide>,
+        own: Pin,
+    ) -> Self {
+        Self { control, view, pki, declare, decide, own }
     }
 
     fn view(&self) -> View {
@@ -157,6 +170,30 @@ impl Machine for Service {
     async fn shutdown(&self, request: Request<ShutdownRequest>) -> Result<Response<ShutdownResponse>, Status> {
         self.shut_down(ShutdownKind::PowerOff, Caller::of(&request)?, &request.get_ref().reason).await?;
         Ok(Response::new(ShutdownResponse {}))
+    }
+
+    async fn trial_decide(
+        &self,
+        request: Request<TrialDecideRequest>,
+    ) -> Result<Response<TrialDecideResponse>, Status> {
+        let decision = match request.get_ref().decision {
+            Some(trial_decide_request::Decision::Confirm(TrialConfirm {})) => Decision::Confirm,
+            Some(trial_decide_request::Decision::Abort(TrialAbort {})) => Decision::Abort,
+            Some(trial_decide_request::Decision::Extend(TrialExtend { seconds })) if EXTENSION.contains(&seconds) => {
+                Decision::Extend(seconds)
+            }
+            Some(trial_decide_request::Decision::Extend(TrialExtend { seconds })) => {
+                let (least, most) = (EXTENSION.start(), EXTENSION.end());
+                return Err(Status::invalid_argument(format!("seconds: {seconds}: {least} to {most}")));
+            }
+            None => return Err(Status::invalid_argument("decision: give one of confirm, abort and extend")),
+        };
+        let who = Caller::of(&request)?.name.clone();
+        let (reply, answer) = oneshot::channel();
+        let ended = || Status::unavailable("the node agent is ending");
+        self.decide.send(Decide { decision, who, reply }).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?.map_err(Status::failed_precondition)?;
+        Ok(Response::new(TrialDecideResponse {}))
     }
 
     async fn apply_manifest(

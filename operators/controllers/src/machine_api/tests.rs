@@ -101,7 +101,14 @@ async fn scene(role: Role) -> Scene {
     let pki = PkiStore::new(directory.path().join("pki"), directory.path().join("deployed"));
     let (machine, person) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let own = machine.pem();
-    let service = Service::new(garboard_control::Client::at(&socket).unwrap(), watched, pki, declare, machine.pin());
+    let service = Service::new(
+        garboard_control::Client::at(&socket).unwrap(),
+        watched,
+        pki,
+        declare,
+        mpsc::channel(1).0,
+        machine.pin(),
+    );
     let (access, list) = watch::channel(only(&person, "alice", role));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
@@ -240,7 +247,7 @@ async fn the_port_opens_when_a_cluster_says_who_may_connect_and_follows_its_chan
     let pki = PkiStore::new(directory.path(), directory.path());
     let machine = Identity::generate().unwrap();
     let control = garboard_control::Client::at(&socket).unwrap();
-    let service = Service::new(control, watched.clone(), pki, declare, machine.pin());
+    let service = Service::new(control, watched.clone(), pki, declare, mpsc::channel(1).0, machine.pin());
     let (pin, stop) = (machine.pin(), CancellationToken::new());
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

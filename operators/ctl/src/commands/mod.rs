@@ -7,6 +7,7 @@ mod new;
 mod power;
 mod service;
 mod status;
+mod trial;
 mod version;
 
 use crate::cli::{self, Cli, Command};
@@ -29,6 +30,7 @@ pub async fn run(Cli { target, command }: Cli) -> anyhow::Result<()> {
         Command::Logs(arguments) => logs::run(&Contact::find(&target)?, &arguments.service, &arguments.lines).await,
         Command::Dmesg(arguments) => logs::run(&Contact::find(&target)?, logs::KERNEL, &arguments.lines).await,
         Command::Apply(arguments) => apply::run(&Contact::find(&target)?, &arguments).await,
+        Command::Trial(arguments) => trial::run(&Contact::find(&target)?, &arguments.command).await,
         Command::Reboot(arguments) => power::reboot(&Contact::find(&target)?, &arguments).await,
         Command::Shutdown(arguments) => power::shutdown(&Contact::find(&target)?, &arguments).await,
     }

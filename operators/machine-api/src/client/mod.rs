@@ -17,10 +17,11 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint as ChannelSettings};
 
 use crate::proto::machine_client::MachineClient;
+use crate::proto::trial_decide_request::Decision;
 use crate::proto::{
     AppliedObject, ApplyManifestRequest, KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, RebootRequest,
-    Service, ServiceRestartRequest, ServicesRequest, ShutdownRequest, StatusRequest, StatusResponse, VersionRequest,
-    VersionResponse,
+    Service, ServiceRestartRequest, ServicesRequest, ShutdownRequest, StatusRequest, StatusResponse,
+    TrialDecideRequest, VersionRequest, VersionResponse,
 };
 use crate::tls::PinMismatch;
 use crate::{Endpoint, Identity, Pin};
@@ -138,6 +139,15 @@ impl Client {
     pub async fn kubeconfig(&mut self) -> Result<KubeconfigResponse, ClientError> {
         let answer = self.calls.kubeconfig(KubeconfigRequest {}).await;
         answer.map(tonic::Response::into_inner).map_err(|status| error::of(status, &self.endpoint))
+    }
+
+    /// Decides about the change that is on trial.
+    ///
+    /// # Errors
+    /// When none is, the machine refuses or the connection is lost.
+    pub async fn decide_trial(&mut self, decision: Decision) -> Result<(), ClientError> {
+        let answer = self.calls.trial_decide(TrialDecideRequest { decision: Some(decision) }).await;
+        answer.map(drop).map_err(|status| error::of(status, &self.endpoint))
     }
 
     /// Starts an orderly reboot; returns when it has begun. `reason` is for the log.
