@@ -87,10 +87,12 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (trials, in_force) =
         Trials::new(ledger.clone(), &info.boot_id, declared_seen, notables.clone(), problems.clone());
     // A machine without a declaration has a network too: its address is what one needs to know to declare it.
-    let network_declared =
-        in_force.borrow().configuration.as_ref().zip(machine.current()).map(|(in_force, machine)| {
-            NetworkConfig::from(&Machine { spec: in_force.machine.clone(), ..(*machine).clone() })
-        });
+    let network_declared = in_force
+        .borrow()
+        .configuration
+        .as_ref()
+        .zip(machine.current())
+        .map(|(in_force, machine)| NetworkConfig::from(&machine::configured(&machine, &in_force.machine)));
     let (network_config, config) = watch::channel(network_declared.clone().unwrap_or_default());
     let (network, addresses) = Network::new(config, NetworkPaths::default()).context("watch the network")?;
     if let Some(declared) = network_declared {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use garboard_api::cluster::ClusterSpec;
 use garboard_api::condition;
-use garboard_api::machine::{Effective, MachineStatus, PoolReference};
+use garboard_api::machine::{Effective, MachineSpec, MachineStatus, PoolReference};
 use garboard_api::{About, Cluster, Machine, MachinePool, validate};
 use garboard_catalog::input::apiserver_service_address;
 use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
@@ -81,7 +81,7 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
     let Some(Configuration { machine: spec, sources, cluster }) = &in_force.configuration else {
         return Ok(Action::await_change());
     };
-    let configured = Machine { spec: spec.clone(), ..(*machine).clone() };
+    let configured = configured(&machine, spec);
     declare(&context.network_config, NetworkConfig::from(&configured));
     declare(&context.kernel_config, Some(spec.kernel.clone()));
     let mut observed = observe(&context, cluster.is_some());
@@ -107,6 +107,11 @@ impl From<&Machine> for NetworkConfig {
     fn from(machine: &Machine) -> Self {
         Self { hostname: machine.hostname().to_owned(), network: (&machine.spec.network).into() }
     }
+}
+
+/// A machine with the settings that are in force.
+pub fn configured(machine: &Machine, spec: &MachineSpec) -> Machine {
+    Machine { spec: spec.clone(), ..machine.clone() }
 }
 
 /// What the layers of a machine's configuration declare.

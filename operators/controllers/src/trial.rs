@@ -17,7 +17,6 @@ use garboard_runtime::applier::chain;
 use garboard_runtime::ledger::Ledger;
 use garboard_sys::clock::boot_time;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -84,6 +83,10 @@ impl InForce {
     }
 }
 
+/// The record could not be written down; it is told as a problem.
+#[derive(Debug)]
+struct NotKept;
+
 /// The task that carries out trials.
 pub struct Trials {
     ledger: Ledger,
@@ -93,8 +96,10 @@ pub struct Trials {
     in_force: watch::Sender<InForce>,
     notables: mpsc::Sender<Notable>,
     problems: Problems,
-    /// Since when everything works.
-    steady: Option<Instant>,
+    /// What of the running trial does not work.
+    failing: Vec<TrialFailure>,
+    /// Since when everything does, as [`Now::ms`].
+    steady: Option<u64>,
 }
 
 impl std::fmt::Debug for Trials {
@@ -125,11 +130,21 @@ impl Trials {
         let configuration = declared.borrow().as_ref().map(|declared| record.in_force(declared).clone());
         let in_force = InForce { configuration, record: record.clone(), failing: Vec::new() };
         let (in_force, receiver) = watch::channel(in_force);
-        let boot_id = boot_id.to_owned();
         let differs = record != kept;
-        let mut trials = Self { ledger, record: kept, boot_id, declared, in_force, notables, problems, steady: None };
+        let mut trials = Self {
+            ledger,
+            record: kept,
+            boot_id: boot_id.to_owned(),
+            declared,
+            in_force,
+            notables,
+            problems,
+            failing: Vec::new(),
+            steady: None,
+        };
         if differs {
-            trials.keep(record);
+            // A failure is told as a problem; the next step is written with what this one had changed.
+            let _ = trials.keep(record);
         }
         (trials, receiver)
     }
@@ -172,72 +187,61 @@ impl Trials {
     /// Does what is due, and returns when to look again.
     async fn look(&mut self, declared: Configuration, probes: &Probes, fresh: bool) -> Option<Duration> {
         let wait = match self.record.due(&declared) {
-            Due::Nothing => None,
+            Due::Nothing => Ok(None),
             Due::Learn => self.learn(&declared, probes).await,
-            Due::Adopt => self.keep(self.record.adopted(declared.clone())).then_some(LEARN).or(Some(RETRY)),
+            Due::Adopt => self.keep(self.record.adopted(declared.clone())).map(|()| Some(LEARN)),
             Due::Withdraw => {
                 info!("the change is taken back");
-                self.keep(self.record.withdrawn()).then_some(LEARN).or(Some(RETRY))
+                self.keep(self.record.withdrawn()).map(|()| Some(LEARN))
             }
-            Due::Begin => self.begin(&declared, probes, fresh).await,
+            Due::Begin => self.begin(&declared, probes, fresh).await.map(|()| Some(LOOK)),
             Due::Prove => self.prove(&declared, probes).await,
         };
         self.publish(&declared);
-        wait
+        wait.unwrap_or(Some(RETRY))
     }
 
-    async fn learn(&mut self, declared: &Configuration, probes: &Probes) -> Option<Duration> {
+    async fn learn(&mut self, declared: &Configuration, probes: &Probes) -> Result<Option<Duration>, NotKept> {
         let seen = probes.ask(&declared.machine.trial).await;
-        if plan::serves(&seen) && self.keep(Record { proved: plan::passing(&seen), ..self.record.clone() }) {
-            return None;
+        if !plan::serves(&seen) {
+            return Ok(Some(LEARN));
         }
-        Some(LEARN)
+        self.keep(self.record.proved(plan::passing(&seen))).map(|()| None)
     }
 
-    async fn begin(&mut self, declared: &Configuration, probes: &Probes, fresh: bool) -> Option<Duration> {
+    async fn begin(&mut self, declared: &Configuration, probes: &Probes, fresh: bool) -> Result<(), NotKept> {
         let passing = match fresh {
             true => self.record.proved.clone(),
             false => plan::passing(&probes.ask(&declared.machine.trial).await),
         };
-        let record = self.record.begun(declared.clone(), passing, now(&self.boot_id));
+        self.keep(self.record.begun(declared.clone(), passing, now(&self.boot_id)))?;
+        (self.failing, self.steady) = (Vec::new(), None);
         let seconds = declared.machine.trial.deadline_seconds();
-        if !self.keep(record) {
-            return Some(RETRY);
-        }
-        self.steady = None;
-        self.set_failing(Vec::new());
         self.tell(false, "TrialBegun", format!("the change has {seconds} seconds to prove itself"));
-        Some(LOOK)
+        Ok(())
     }
 
-    async fn prove(&mut self, declared: &Configuration, probes: &Probes) -> Option<Duration> {
+    async fn prove(&mut self, declared: &Configuration, probes: &Probes) -> Result<Option<Duration>, NotKept> {
         let seen = probes.ask(&declared.machine.trial).await;
         let now = now(&self.boot_id);
-        let Some(trial) = &self.record.trial else { return Some(LOOK) };
-        let failing = trial.failing(&seen);
-        self.steady = if failing.is_empty() { self.steady.or_else(|| Some(Instant::now())) } else { None };
-        let steady_ms = self.steady.map_or(0, |since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX));
-        match trial.verdict(&failing, steady_ms, now) {
-            Verdict::Open => {
-                self.set_failing(failing);
-                Some(LOOK)
+        let Some(trial) = &self.record.trial else { return Ok(Some(LOOK)) };
+        self.failing = trial.failing(&seen);
+        self.steady = self.failing.is_empty().then(|| self.steady.unwrap_or(now.ms));
+        let steady_ms = self.steady.map_or(0, |since| now.ms - since);
+        match trial.verdict(&self.failing, steady_ms, now) {
+            Verdict::Open => Ok(Some(LOOK)),
+            Verdict::Proved => {
+                self.keep(self.record.proved(plan::passing(&seen)))?;
+                self.tell(false, "TrialProved", "the change has proved itself".to_owned());
+                Ok(None)
             }
-            Verdict::Proved => match self.keep(self.record.proved(plan::passing(&seen))) {
-                true => {
-                    self.tell(false, "TrialProved", "the change has proved itself".to_owned());
-                    None
-                }
-                false => Some(RETRY),
-            },
-            Verdict::Failed(reason) => self.fail(&reason, failing, probes.log()).err().map(|_| RETRY),
+            Verdict::Failed(reason) => self.fail(&reason, self.failing.clone(), probes.log()).map(|()| None),
         }
     }
 
-    fn fail(&mut self, reason: &str, failing: Vec<TrialFailure>, mut log: Vec<String>) -> Result<(), String> {
+    fn fail(&mut self, reason: &str, failing: Vec<TrialFailure>, mut log: Vec<String>) -> Result<(), NotKept> {
         log.drain(..log.len().saturating_sub(LINES));
-        if !self.keep(self.record.failed(reason, failing, log, now(&self.boot_id))) {
-            return Err("the ledger cannot be written".to_owned());
-        }
+        self.keep(self.record.failed(reason, failing, log, now(&self.boot_id)))?;
         if let Some(failed) = &self.record.failed {
             self.tell(true, "TrialFailed", plan::told(failed));
         }
@@ -249,49 +253,34 @@ impl Trials {
             Err("no change is on trial".to_owned())
         } else {
             info!(?decision, who, "decided");
-            match decision {
-                Decision::Confirm => self.kept(self.record.proved(self.record.proved.clone())),
-                Decision::Extend(seconds) => self.kept(self.record.extended(seconds)),
+            let done = match decision {
+                Decision::Confirm => self.keep(self.record.proved(self.record.proved.clone())),
+                Decision::Extend(seconds) => self.keep(self.record.extended(seconds)),
                 Decision::Abort => self.fail(&format!("{who} has ended the trial"), Vec::new(), Vec::new()),
-            }
+            };
+            done.map_err(|NotKept| "the ledger cannot be written".to_owned())
         };
         // Whoever asked may be gone. What follows from the decision is done by the next look.
         let _ = reply.send(outcome);
     }
 
-    fn kept(&mut self, record: Record) -> Result<(), String> {
-        if self.keep(record) { Ok(()) } else { Err("the ledger cannot be written".to_owned()) }
-    }
-
     /// Writes the record down. Nothing follows from one that could not be written.
-    fn keep(&mut self, record: Record) -> bool {
+    fn keep(&mut self, record: Record) -> Result<(), NotKept> {
         let written = self.ledger.write(RECORD, &record);
         self.problems.set(RECORD, written.as_ref().err().map(|error| chain(error)));
-        match written {
-            Ok(()) => {
-                self.record = record;
-                true
-            }
-            Err(error) => {
-                error!(error = chain(&error), "the configuration stays as it is");
-                false
-            }
-        }
-    }
-
-    fn set_failing(&self, failing: Vec<TrialFailure>) {
-        self.in_force.send_if_modified(|in_force| {
-            let differs = in_force.failing != failing;
-            in_force.failing = failing;
-            differs
-        });
+        written.map(|()| self.record = record).map_err(|error| {
+            error!(error = chain(&error), "the configuration stays as it is");
+            NotKept
+        })
     }
 
     fn publish(&self, declared: &Configuration) {
-        let configuration = Some(self.record.in_force(declared).clone());
+        let next = InForce {
+            configuration: Some(self.record.in_force(declared).clone()),
+            record: self.record.clone(),
+            failing: self.failing.clone(),
+        };
         self.in_force.send_if_modified(|in_force| {
-            let failing = if self.record.trial.is_some() { in_force.failing.clone() } else { Vec::new() };
-            let next = InForce { configuration, record: self.record.clone(), failing };
             let differs = *in_force != next;
             *in_force = next;
             differs

@@ -189,10 +189,8 @@ impl Machine for Service {
             None => return Err(Status::invalid_argument("decision: give one of confirm, abort and extend")),
         };
         let who = Caller::of(&request)?.name.clone();
-        let (reply, answer) = oneshot::channel();
-        let ended = || Status::unavailable("the node agent is ending");
-        self.decide.send(Decide { decision, who, reply }).await.map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())?.map_err(Status::failed_precondition)?;
+        let outcome = ask_agent(&self.decide, |reply| Decide { decision, who, reply }).await?;
+        outcome.map_err(Status::failed_precondition)?;
         Ok(Response::new(TrialDecideResponse {}))
     }
 
@@ -213,14 +211,22 @@ impl Machine for Service {
             };
         }
         info!(caller = %caller.name, ?kinds, dry_run, "objects are declared on request");
-        let (reply, answer) = oneshot::channel();
-        let ended = || Status::unavailable("the node agent is ending");
-        self.declare.send(Declare { manifests, dry_run: *dry_run, reply }).await.map_err(|_| ended())?;
-        let outcome = answer.await.map_err(|_| ended())?;
+        let outcome = ask_agent(&self.declare, |reply| Declare { manifests, dry_run: *dry_run, reply }).await?;
         let mut objects = outcome.map_err(Status::invalid_argument)?;
         objects.extend(own);
         Ok(Response::new(ApplyManifestResponse { objects }))
     }
+}
+
+/// The agent's answer to what is handed to one of its tasks.
+async fn ask_agent<Question, Answer>(
+    task: &mpsc::Sender<Question>,
+    question: impl FnOnce(oneshot::Sender<Answer>) -> Question,
+) -> Result<Answer, Status> {
+    let (reply, answer) = oneshot::channel();
+    let ended = || Status::unavailable("the node agent is ending");
+    task.send(question(reply)).await.map_err(|_| ended())?;
+    answer.await.map_err(|_| ended())
 }
 
 /// What happens to a Secret with the machine's key: nothing when it is the one that the machine has.
