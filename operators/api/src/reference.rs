@@ -42,8 +42,7 @@ impl Page {
                 ));
                 self.line("| field | type | allowed | what it is |\n|---|---|---|---|");
                 let mut rules = Vec::new();
-                note_rules(schema, part, &mut rules);
-                self.fields(schema, part, "", &mut rules);
+                self.below(schema, part, &mut rules);
                 if !rules.is_empty() {
                     self.line("\nRules between fields:\n");
                     rules.iter().for_each(|rule| self.line(rule));
@@ -53,10 +52,10 @@ impl Page {
     }
 
     /// A row for each field of an object, followed by those of the field itself.
-    fn fields(&mut self, object: &JSONSchemaProps, at: &str, shown: &str, rules: &mut Vec<String>) {
+    fn fields(&mut self, object: &JSONSchemaProps, at: &str, rules: &mut Vec<String>) {
         let required = object.required.as_deref().unwrap_or_default();
         for (name, schema) in object.properties.iter().flatten() {
-            let (at, shown) = (format!("{at}.{name}"), join(shown, name));
+            let at = format!("{at}.{name}");
             let mut allowed = allowed(schema);
             if required.contains(name) {
                 allowed.insert(0, "required".to_owned());
@@ -66,27 +65,27 @@ impl Page {
                 allowed.push(format!("default `{}`", default.0));
             }
             let cells = [
-                format!("`{shown}`"),
+                // The table is that of the part, such as `spec`.
+                format!("`{}`", at.split_once('.').map_or("", |(_, below)| below)),
                 type_words(schema),
                 allowed.join("; "),
                 schema.description.clone().unwrap_or_default(),
             ];
             self.line(&format!("| {} |", cells.map(|cell| escape(&cell)).join(" | ")));
-            self.below(schema, &at, &shown, rules);
+            self.below(schema, &at, rules);
         }
     }
 
-    fn below(&mut self, schema: &JSONSchemaProps, at: &str, shown: &str, rules: &mut Vec<String>) {
-        note_rules(schema, at, rules);
+    fn below(&mut self, schema: &JSONSchemaProps, at: &str, rules: &mut Vec<String>) {
+        for rule in schema.x_kubernetes_validations.iter().flatten() {
+            let message = rule.message.as_deref().unwrap_or(&rule.rule);
+            rules.push(format!("- `{at}`: {message}"));
+        }
         match each(schema) {
-            Some((each, mark)) => self.below(each, &format!("{at}{mark}"), &format!("{shown}{mark}"), rules),
-            None => self.fields(schema, at, shown, rules),
+            Some((each, mark)) => self.below(each, &format!("{at}{mark}"), rules),
+            None => self.fields(schema, at, rules),
         }
     }
-}
-
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 /// The schema of each item or entry, and how a path goes on to it.
@@ -141,13 +140,6 @@ fn allowed(schema: &JSONSchemaProps) -> Vec<String> {
         words.extend(allowed(each));
     }
     words
-}
-
-fn note_rules(schema: &JSONSchemaProps, at: &str, rules: &mut Vec<String>) {
-    for rule in schema.x_kubernetes_validations.iter().flatten() {
-        let message = rule.message.as_deref().unwrap_or(&rule.rule);
-        rules.push(format!("- `{at}`: {message}"));
-    }
 }
 
 /// The text of a table's cell.
