@@ -257,6 +257,28 @@ impl Cluster {
         self.kubectl_ok(&[&["exec", "-n", "kube-system", "intruder", "--", "/sample"], command].concat())
     }
 
+    /// Waits until a file of the machine, seen from that pod, holds this and nothing else but space around it.
+    ///
+    /// # Errors
+    /// When it does not within `limit`; says what it held.
+    pub fn wait_file(&self, path: &str, wanted: &str, limit: Duration) -> Result<()> {
+        wait::until(&format!("{path} to hold {wanted}"), limit, || {
+            let content = self.intrude(&["cat", path]).map_err(|error| error.to_string())?;
+            if content.trim() == wanted { Ok(()) } else { Err(content) }
+        })
+    }
+
+    /// Waits until an Event has this reason.
+    ///
+    /// # Errors
+    /// When there is none within `limit`; says which there are.
+    pub fn wait_event(&self, reason: &str, limit: Duration) -> Result<()> {
+        wait::until(&format!("an Event {reason}"), limit, || {
+            let events = self.kubectl_ok(&["get", "events", "-A"]).map_err(|error| error.to_string())?;
+            if events.contains(reason) { Ok(()) } else { Err(events) }
+        })
+    }
+
     /// The machine's services by name, from the machine API.
     ///
     /// # Errors

@@ -138,21 +138,13 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
     )?;
     source("kubelet.maxPods", "Machine")?;
     source("kernel.sysctls.vm.swappiness", "Cluster")?;
-    let swappiness = |wanted: &str| {
-        wait::until("the kernel's parameter", POD_LIMIT, || {
-            let value = cluster.intrude(&["cat", "/proc/sys/vm/swappiness"]).map_err(|error| error.to_string())?;
-            if value.trim() == wanted { Ok(()) } else { Err(value) }
-        })
-    };
+    let swappiness = |wanted: &str| cluster.wait_file("/proc/sys/vm/swappiness", wanted, POD_LIMIT);
     swappiness("13")?;
 
     // What somebody else changes is set again and told; what is withdrawn is as it was.
     cluster.intrude(&["write", "/proc/sys/vm/swappiness", "77"])?;
     swappiness("13")?;
-    wait::until("an Event of the repair", POD_LIMIT, || {
-        let events = cluster.kubectl_ok(&["get", "events", "-A"]).map_err(|error| error.to_string())?;
-        if events.contains("DriftRepaired") { Ok(()) } else { Err(events) }
-    })?;
+    cluster.wait_event("DriftRepaired", POD_LIMIT)?;
     patch("clusters.garboard.dev/cluster", r#"{"spec": {"machines": {"kernel": null}}}"#)?;
     swappiness("60")?;
 

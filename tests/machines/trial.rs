@@ -36,21 +36,23 @@ fn wait_trial(scene: &Scene, state: &str, limit: Duration) -> Result<Value> {
 }
 
 fn swappiness(scene: &Scene, wanted: &str) -> Result<()> {
-    wait::until("the kernel's parameter", POD_LIMIT, || {
-        let value = scene.cluster.intrude(&["cat", "/proc/sys/vm/swappiness"]).map_err(|error| error.to_string())?;
-        if value.trim() == wanted { Ok(()) } else { Err(value) }
-    })
+    scene.cluster.wait_file("/proc/sys/vm/swappiness", wanted, POD_LIMIT)
 }
 
-fn a_change_proves_itself_or_is_ended(scene: &mut Scene) -> Result<()> {
-    scene.cluster.start_intruder(POD_LIMIT)?;
-    let first = wait::until("what works to be known", READY_LIMIT, || {
+/// Waits until it is known what works before any change, and returns that.
+fn wait_known(scene: &Scene) -> Result<Vec<Value>> {
+    wait::until("what works to be known", READY_LIMIT, || {
         let machine = scene.cluster.get(&MACHINE).map_err(|error| error.to_string())?;
         match machine.pointer("/status/trial/required").and_then(Value::as_array) {
             Some(required) if !required.is_empty() => Ok(required.clone()),
             _ => Err(machine["status"]["trial"].to_string()),
         }
-    })?;
+    })
+}
+
+fn a_change_proves_itself_or_is_ended(scene: &mut Scene) -> Result<()> {
+    scene.cluster.start_intruder(POD_LIMIT)?;
+    let first = wait_known(scene)?;
     for probe in ["default gateway", "name server", "API server", "service etcd", "service kubelet"] {
         ensure!(first.contains(&json!(probe)), "{probe} is not among {first:?}");
     }
@@ -86,20 +88,13 @@ fn a_change_proves_itself_or_is_ended(scene: &mut Scene) -> Result<()> {
 }
 
 fn a_change_that_cuts_off_is_undone(scene: &mut Scene) -> Result<()> {
-    wait::until("what works to be known", READY_LIMIT, || {
-        let machine = scene.cluster.get(&MACHINE).map_err(|error| error.to_string())?;
-        let required = machine.pointer("/status/trial/required").and_then(Value::as_array).map_or(0, Vec::len);
-        if required > 0 { Ok(()) } else { Err(machine["status"]["trial"].to_string()) }
-    })?;
+    wait_known(scene)?;
     patch(scene, CUT_OFF)?;
     let returned = wait_returned(scene)?;
     let failing = returned["status"]["trial"]["failing"].to_string();
     ensure!(failing.contains("default gateway"), "{failing}");
     ensure!(returned["status"]["effective"]["spec"]["network"]["links"].is_null(), "{returned}");
-    wait::until("an Event of the return", POD_LIMIT, || {
-        let events = scene.cluster.kubectl_ok(&["get", "events", "-A"]).map_err(|error| error.to_string())?;
-        if events.contains("TrialFailed") { Ok(()) } else { Err(events) }
-    })?;
+    scene.cluster.wait_event("TrialFailed", POD_LIMIT)?;
     scene.cluster.wait_ready(READY_LIMIT)?;
 
     // The power goes in the middle of a trial: the machine goes on with it when it starts again, and returns.
