@@ -139,8 +139,13 @@ impl Netns {
                 return false;
             }
             let mut buffer = [0; 128];
-            // The answer comes with its IP header of 20 bytes.
-            socket.recv(&mut buffer).is_ok_and(|length| length >= 28 && buffer[20] == 0)
+            // The answer comes with its IP header of 20 bytes; who asks itself sees the request, too.
+            while let Ok(length) = socket.recv(&mut buffer) {
+                if length >= 28 && buffer[20] == 0 {
+                    return true;
+                }
+            }
+            false
         })
     }
 }
