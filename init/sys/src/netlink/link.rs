@@ -90,6 +90,19 @@ impl Netlink {
         }
     }
 
+    /// The link with that index; none when there is none.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn link_at(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let link = self.handle.link().get().match_index(index).execute();
+        match self.list(format!("read link {index}"), link, |message| Some(Link::from(message))).await {
+            Ok(mut links) => Ok(links.pop()),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Sets a link administratively up; nothing happens if it is so already.
     ///
     /// # Errors

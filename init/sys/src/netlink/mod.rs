@@ -14,8 +14,12 @@
 mod address;
 mod link;
 mod mac;
+mod marked_route;
 mod monitor;
+mod neighbour;
 mod route;
+mod vxlan;
+mod watch;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -33,8 +37,12 @@ use tokio::runtime;
 pub use address::Address;
 pub use link::{BridgePort, Link, VethPair};
 pub use mac::{InvalidMacAddress, MacAddress};
+pub use marked_route::{MarkedRoute, NextHop};
 pub use monitor::Monitor;
+pub use neighbour::{Forward, Neighbour};
 pub use route::Route;
+pub use vxlan::Vxlan;
+pub use watch::{Change, Watch};
 
 /// Mark of addresses and routes that Garboard made: their `IFA_PROTO` and `rtm_protocol`.
 ///
@@ -106,10 +114,22 @@ impl NetlinkError {
 
     /// Whether the object (or its link) does not exist.
     pub fn is_missing(&self) -> bool {
+        self.is(&[Errno::ENODEV, Errno::ESRCH, Errno::EADDRNOTAVAIL, Errno::ENOENT])
+    }
+
+    /// Whether there is an object in the place already.
+    pub fn is_taken(&self) -> bool {
+        self.is(&[Errno::EEXIST])
+    }
+
+    /// Whether no route leads there.
+    fn is_unreachable(&self) -> bool {
+        self.is(&[Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EINVAL, Errno::ESRCH])
+    }
+
+    fn is(&self, errors: &[Errno]) -> bool {
         let Self::Refused { source, .. } = self else { return false };
-        [Errno::ENODEV, Errno::ESRCH, Errno::EADDRNOTAVAIL, Errno::ENOENT]
-            .iter()
-            .any(|errno| source.raw_os_error() == Some(*errno as i32))
+        errors.iter().any(|errno| source.raw_os_error() == Some(*errno as i32))
     }
 }
 
@@ -188,7 +208,31 @@ impl Netlink {
         messages: impl Stream<Item = Result<M, rtnetlink::Error>>,
         read: impl Fn(M) -> Option<T>,
     ) -> Result<Vec<T>, NetlinkError> {
-        let messages: Vec<M> = self.ask(operation, messages.try_collect()).await?;
-        Ok(messages.into_iter().filter_map(read).collect())
+        self.list_as(false, operation, messages, read).await
+    }
+
+    /// Asks the kernel for the objects that the request describes. Without the strict check it would ignore the description and
+    /// list everything.
+    async fn list_filtered<M, T>(
+        &mut self,
+        operation: impl Into<String>,
+        messages: impl Stream<Item = Result<M, rtnetlink::Error>>,
+        read: impl Fn(M) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        self.list_as(true, operation, messages, read).await
+    }
+
+    /// The check is set each time: a call before this one may have been given up in the middle.
+    async fn list_as<M, T>(
+        &mut self,
+        strict: bool,
+        operation: impl Into<String>,
+        messages: impl Stream<Item = Result<M, rtnetlink::Error>>,
+        read: impl Fn(M) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        // The request is sent while it is waited for.
+        self.connection.socket_mut().socket_mut().set_netlink_get_strict_chk(strict).map_err(NetlinkError::Open)?;
+        let objects = messages.try_filter_map(async |message| Ok(read(message))).try_collect();
+        self.ask(operation, objects).await
     }
 }
