@@ -1,31 +1,28 @@
 //! The daemon: waits for its configuration, keeps the network as it says, serves plugins.
 //!
-//! Tasks: the main thread waits for signals and changes of the configuration; a fixed number of workers each take a plugin from
-//! the socket, do what it asks and answer. The kernel does what it is asked while it is asked, within milliseconds that block the
+//! Tasks: the main thread waits for signals, changes of the configuration and, with tunnels, of the kernel's network, and makes the
+//! network what it should be ([`crate::configurator`]); a fixed number of workers each take a plugin from the socket, do what it asks and answer. The kernel does what it is asked while it is asked, within milliseconds that block the
 //! thread, so each worker has a small runtime of its own instead of a share of one, and as many requests run at once.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use garboard_sys::config::ConfigError;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use garboard_sys::files::Files;
+use nix::sys::signal::SigSet;
 use rustix::net::{SocketFlags, accept_with};
 use sd_notify::NotifyState;
 use tokio::runtime::{self, Runtime};
-use tracing::{debug, error, info, warn};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{debug, info, warn};
 
-use crate::config::Config;
-use crate::conflist;
+use crate::configurator::Configurator;
 use crate::network::{Network, NetworkError};
-use crate::spec::{CniError, Code, chain};
+use crate::spec::{CniError, Code};
 use crate::wire::{self, Request, Response};
 
 /// Requests served at once. The kernel's own lock serialises most of an attachment; what overlaps is namespaces' teardown.
@@ -35,9 +32,6 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// How long requests may finish when the daemon is told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 const STOP_POLL: Duration = Duration::from_millis(10);
-/// A setup that failed is tried again after this, doubled up to the maximum.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Where everything is.
 #[derive(Clone, Debug)]
@@ -92,13 +86,15 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
     // Sockets and files are root's alone.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    // Before any other thread exists, so that none of them takes the signal.
+    signals.add(nix::sys::signal::Signal::SIGTERM);
+    signals.add(nix::sys::signal::Signal::SIGINT);
+    // Before any other thread exists, so that none of them is interrupted by the signal.
     signals.thread_block().map_err(failed("block signals"))?;
-    let stop = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(failed("watch signals"))?;
-    let changes = watch(&paths.config)?;
     let runtime = start_runtime()?;
+    let stop = {
+        let _entered = runtime.enter();
+        Stop::watch().map_err(failed("watch signals"))?
+    };
     let network = Arc::new(runtime.block_on(Network::open(&paths.state))?);
     let listener = Arc::new(wire::serve(&paths.socket).map_err(failed("listen for plugins"))?);
     let active = Arc::new(AtomicUsize::new(0));
@@ -110,27 +106,56 @@ pub fn run(paths: &Paths) -> Result<(), DaemonError> {
             .spawn(move || serve(&runtime, &network, &listener, &active))
             .map_err(failed("start a worker"))?;
     }
-    let mut configurator =
-        Configurator { paths, runtime: &runtime, network: &network, current: None, retry: None, ready: false };
-    loop {
-        let wait = configurator.reconcile();
-        let timeout = wait.map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
-        let mut descriptors =
-            [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(changes.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut descriptors, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(failed("wait for events")(errno)),
-        }
-        if descriptors[1].any() == Some(true) {
-            // Which file it was does not matter: the configuration is read whole.
-            let _ = changes.read_events();
-        }
-        if descriptors[0].any() == Some(true) {
-            break;
-        }
-    }
+    signals.thread_unblock().map_err(failed("unblock signals"))?;
+    runtime.block_on(keep(paths, stop, &network))?;
     finish(paths, &active);
     Ok(())
+}
+
+/// The signals that end the daemon.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn watch() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of them. Cancel-safe.
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Keeps the network as the configuration says until a signal comes.
+async fn keep(paths: &Paths, mut stop: Stop, network: &Network) -> Result<(), DaemonError> {
+    let mut files = Files::watch().map_err(failed("watch files"))?;
+    files.follow(&paths.config).map_err(failed("watch the configuration's directory"))?;
+    let mut configurator = Configurator::new(paths, network);
+    loop {
+        let retry = configurator.reconcile().await;
+        let retry = async {
+            match retry {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        };
+        // All arms are cancel-safe: they wait, and what they wait for stays until it is taken.
+        tokio::select! {
+            () = stop.asked() => return Ok(()),
+            changed = files.changed() => {
+                changed.map_err(failed("wait for the configuration"))?;
+                configurator.file_changed();
+            }
+            () = configurator.disturbed() => {}
+            () = retry => {}
+        }
+    }
 }
 
 fn start_runtime() -> Result<Runtime, DaemonError> {
@@ -146,88 +171,6 @@ fn finish(paths: &Paths, active: &AtomicUsize) {
         thread::sleep(STOP_POLL);
     }
     info!(unfinished = active.load(Ordering::Acquire), "stopped");
-}
-
-/// Watches the directory of a file: a file that is replaced is another file.
-fn watch(file: &std::path::Path) -> Result<Inotify, DaemonError> {
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed("watch files"))?;
-    let directory = file.parent().unwrap_or(std::path::Path::new("/"));
-    let events = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE;
-    inotify.add_watch(directory, events).map_err(failed("watch the configuration's directory"))?;
-    Ok(inotify)
-}
-
-/// Makes the network what the configuration file says.
-struct Configurator<'a> {
-    paths: &'a Paths,
-    runtime: &'a Runtime,
-    network: &'a Network,
-    /// The configuration in use.
-    current: Option<Config>,
-    /// How long to wait after the next failure.
-    retry: Option<Duration>,
-    ready: bool,
-}
-
-impl Configurator<'_> {
-    /// Applies the file when it changed, and returns when to try again.
-    fn reconcile(&mut self) -> Option<Duration> {
-        match self.apply() {
-            Ok(()) => {
-                self.retry = None;
-                None
-            }
-            Err(wait) => wait,
-        }
-    }
-
-    fn apply(&mut self) -> Result<(), Option<Duration>> {
-        let config = match Config::load(&self.paths.config) {
-            Ok(Some(config)) => config,
-            Ok(None) => {
-                info!(path = %self.paths.config.display(), "waiting for a configuration");
-                return Err(None);
-            }
-            Err(error) => {
-                report("configuration refused", &error);
-                // Only another file can help, except when reading failed.
-                return Err(matches!(error, ConfigError::Read { .. }).then(|| self.backoff()));
-            }
-        };
-        if self.current.as_ref() == Some(&config) {
-            return Ok(());
-        }
-        if let Err(error) = self.runtime.block_on(self.network.configure(config.clone())) {
-            report("pod network not set up", &error);
-            return Err(Some(self.backoff()));
-        }
-        self.current = Some(config);
-        if self.runtime.block_on(self.network.status()).is_err() {
-            return Ok(());
-        }
-        if let Err(source) = conflist::write(&self.paths.networks) {
-            report("network configuration of the runtime not written", &source);
-            self.current = None;
-            return Err(Some(self.backoff()));
-        }
-        if !self.ready {
-            self.ready = true;
-            if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-                warn!(%error, "supervisor not notified");
-            }
-        }
-        Ok(())
-    }
-
-    fn backoff(&mut self) -> Duration {
-        let wait = self.retry.unwrap_or(RETRY_FIRST);
-        self.retry = Some((wait * 2).min(RETRY_MAX));
-        wait
-    }
-}
-
-fn report(what: &str, error: &dyn std::error::Error) {
-    error!(error = chain(error), "{what}");
 }
 
 /// A worker: one plugin after the other, for ever.

@@ -1,15 +1,18 @@
-//! The nftables table of the pod network, `inet garboard-cni`: host ports, masquerading, and what must not leave a pod.
+//! The nftables table of the pod network, `inet garboard-cni`: host ports, masquerading, what must not leave a pod, and who may
+//! send into the tunnels.
 //!
 //! Only this table is ever changed. It is replaced whole when the daemon starts or its configuration changes, from the
 //! attachments that are reserved then; in between, only elements of its sets come and go. Connections survive both:
 //! the kernel keeps the translation with the connection.
+
+pub mod tunnel;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::attachment::Attachment;
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::host_ports;
 use crate::interface::InterfaceName;
 use crate::netfilter::nft::{self, Chain, Datatype, Hook, Set, Table};
@@ -20,6 +23,8 @@ use crate::netfilter::{Connection, NetfilterError};
 pub const TABLE: &str = "garboard-cni";
 
 const PRE_ROUTING: u32 = 0;
+const LOCAL_IN: u32 = 1;
+const FORWARD: u32 = 2;
 const LOCAL_OUT: u32 = 3;
 const POST_ROUTING: u32 = 4;
 const PRIORITY_RAW: i32 = -300;
@@ -127,7 +132,7 @@ pub fn table<'a>(config: &Config, attachments: impl Iterator<Item = &'a Attachme
         }
     }
     let bridge = &config.bridge;
-    let chains = vec![
+    let mut chains = vec![
         Chain { name: V4.leaving, hook: None, rules: leaving(config, &V4) },
         Chain { name: V6.leaving, hook: None, rules: leaving(config, &V6) },
         Chain { name: "host-ports", hook: None, rules: [&V4, &V6].into_iter().flat_map(host_ports).collect() },
@@ -157,11 +162,15 @@ pub fn table<'a>(config: &Config, attachments: impl Iterator<Item = &'a Attachme
             rules: postrouting(config),
         },
     ];
+    if let Backend::Vxlan(own) = &config.backend {
+        sets.push(tunnel::peers(own, &config.peers));
+        chains.extend(tunnel::chains(own, bridge));
+    }
     Table { name: TABLE, sets, chains }
 }
 
-fn interface(field: Field, name: &InterfaceName) -> Vec<Expression> {
-    let mut bytes = name.as_str().as_bytes().to_vec();
+fn interface(field: Field, name: &str) -> Vec<Expression> {
+    let mut bytes = name.as_bytes().to_vec();
     bytes.resize(16, 0);
     vec![Expression::Load(field, 0), Expression::Equal(0, bytes)]
 }
@@ -184,7 +193,7 @@ fn loopback() -> IpNet {
 fn loopback_is_not_a_pods(bridge: &InterfaceName) -> Vec<Vec<Expression>> {
     let rule = |field| {
         let drop = vec![Expression::Verdict(Verdict::Drop)];
-        [interface(Field::InputInterface, bridge), version(&V4), within(field, loopback()), drop].concat()
+        [interface(Field::InputInterface, bridge.as_str()), version(&V4), within(field, loopback()), drop].concat()
     };
     vec![rule(V4.destination), rule(V4.source)]
 }
@@ -193,7 +202,7 @@ fn loopback_is_not_a_pods(bridge: &InterfaceName) -> Vec<Vec<Expression>> {
 /// isolated ports do not have.
 fn no_redirects(bridge: &InterfaceName) -> Vec<Vec<Expression>> {
     let rule = |protocol: u8, kind: u8| {
-        let mut rule = interface(Field::OutputInterface, bridge);
+        let mut rule = interface(Field::OutputInterface, bridge.as_str());
         rule.extend([Expression::Load(Field::Protocol, 0), Expression::Equal(0, vec![protocol])]);
         rule.extend([Expression::Load(Field::Transport(0, 1), 0), Expression::Equal(0, vec![kind])]);
         rule.push(Expression::Verdict(Verdict::Drop));
@@ -235,7 +244,7 @@ fn postrouting(config: &Config) -> Vec<Vec<Expression>> {
     let masquerade = || vec![Expression::Masquerade];
     let mut rules = Vec::new();
     // The machine to a host port of its loopback address: the pod must have somebody to answer.
-    let to_pod = interface(Field::OutputInterface, &config.bridge);
+    let to_pod = interface(Field::OutputInterface, config.bridge.as_str());
     rules.push([to_pod, version(&V4), within(V4.source, loopback()), masquerade()].concat());
     // A pod to itself by a host port: it would not take a packet from its own address.
     for v in [&V4, &V6] {

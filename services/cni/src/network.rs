@@ -11,16 +11,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, RwLock, RwLockReadGuard};
 use tracing::{info, warn};
 
 use crate::allocator::Allocator;
 use crate::attachment::{Attachment, AttachmentId, PortMapping, mac_of};
-use crate::backend::bridge::gateway_of;
-use crate::backend::{self, Backend, BackendError};
-use crate::config::Config;
+use crate::backend::bridge::{Bridge, gateway_of};
+use crate::backend::{self, BackendError};
+use crate::config::{Backend, Config};
 use crate::interface::InterfaceName;
 use crate::netfilter::NetfilterError;
 use crate::spec::{CniError, Code, chain};
@@ -34,6 +34,9 @@ pub enum NetworkError {
     /// Links, addresses or settings.
     #[error("set up the links")]
     Backend(#[from] BackendError),
+    /// Connections to other machines.
+    #[error("connect to the other machines")]
+    Connect(#[source] BackendError),
     /// The firewall.
     #[error("set up the firewall")]
     Firewall(#[source] NetfilterError),
@@ -53,8 +56,8 @@ pub enum NetworkError {
 /// What is set up.
 #[derive(Debug)]
 struct Live {
-    config: Config,
-    backend: Backend,
+    config: Arc<Config>,
+    bridge: Bridge,
 }
 
 #[derive(Debug)]
@@ -117,46 +120,89 @@ impl Network {
         })
     }
 
+    /// Tells whether the machine can be made so while it runs.
+    ///
+    /// # Errors
+    /// When a change would take the pods' links away.
+    pub async fn accepts(&self, config: &Config) -> Result<(), NetworkError> {
+        match &*self.live.read().await {
+            Ok(Live { config: old, .. }) if old.bridge != config.bridge => {
+                Err(NetworkError::BridgeRenamed { from: old.bridge.clone(), to: config.bridge.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Makes the machine as the configuration says, after the requests that are under way. An empty list of pod networks
-    /// means that the machine is not ready for pods.
+    /// means that the machine is not ready for pods. `mtu_bytes` is the largest packet of a pod's interface; `connect` makes
+    /// the connections to other machines what the configuration says, while the firewall keeps everybody else out of them.
     ///
     /// # Errors
     /// When the kernel refuses; what was set up before stays in use, or, when nothing was, the reason is told to runtimes.
-    pub async fn configure(&self, config: Config) -> Result<(), NetworkError> {
+    pub async fn configure(
+        &self,
+        config: Arc<Config>,
+        mtu_bytes: u32,
+        connect: impl AsyncFnOnce() -> Result<(), BackendError>,
+    ) -> Result<(), NetworkError> {
         let mut live = self.live.write().await;
-        match self.prepare(&live, config).await {
+        match self.prepare(config, mtu_bytes, connect).await {
             Ok(prepared) => {
                 *live = prepared;
                 Ok(())
             }
             Err(error) => {
-                if live.is_err() {
-                    *live = Err(chain(&error));
-                }
+                refuse(&mut live, &error);
                 Err(error)
             }
         }
     }
 
-    async fn prepare(&self, live: &Result<Live, String>, config: Config) -> Result<Result<Live, String>, NetworkError> {
-        if let Ok(Live { config: old, .. }) = live
-            && old.bridge != config.bridge
-        {
-            return Err(NetworkError::BridgeRenamed { from: old.bridge.clone(), to: config.bridge });
-        }
+    /// Tells runtimes why no pod can be attached, unless what was set up before is still in use.
+    pub async fn refuse(&self, error: &NetworkError) {
+        refuse(&mut *self.live.write().await, error);
+    }
+
+    async fn prepare(
+        &self,
+        config: Arc<Config>,
+        mtu_bytes: u32,
+        connect: impl AsyncFnOnce() -> Result<(), BackendError>,
+    ) -> Result<Result<Live, String>, NetworkError> {
         // They stay what they are while no request holds `live`.
         let attachments: Vec<Attachment> = lock(&self.reservations).attachments.values().cloned().collect();
-        let backend = Backend::prepare(&config, &attachments).await?;
+        let bridge = Bridge::prepare(&config, mtu_bytes, &attachments).await?;
         let table = firewall::table(&config, attachments.iter());
-        firewall::replace(&table).map_err(NetworkError::Firewall)?;
+        match config.backend {
+            Backend::Bridge => {
+                connect().await.map_err(NetworkError::Connect)?;
+                firewall::replace(&table).map_err(NetworkError::Firewall)?;
+            }
+            Backend::Vxlan(_) => {
+                firewall::replace(&table).map_err(NetworkError::Firewall)?;
+                connect().await.map_err(NetworkError::Connect)?;
+            }
+        }
         let taken = || attachments.iter().flat_map(|attachment| attachment.addresses.iter().copied());
         let allocators = config.pod_cidrs.iter().map(|&network| Allocator::new(network, taken())).collect();
         lock(&self.reservations).allocators = allocators;
         if config.pod_cidrs.is_empty() {
             return Ok(Err("the machine has no addresses for pods yet (podCIDRs is empty)".to_owned()));
         }
-        info!(networks = ?config.pod_cidrs, mtu_bytes = backend.mtu_bytes(), "pod network set up");
-        Ok(Ok(Live { config, backend }))
+        info!(networks = ?config.pod_cidrs, mtu_bytes, "pod network set up");
+        Ok(Ok(Live { config, bridge }))
+    }
+
+    /// Gives interfaces of pods to come another MTU.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_mtu(&self, mtu_bytes: u32) -> Result<(), NetworkError> {
+        if let Ok(live) = &mut *self.live.write().await {
+            live.bridge.set_mtu(mtu_bytes).await?;
+            info!(mtu_bytes, "pod network follows the MTU of the underlay");
+        }
+        Ok(())
     }
 
     /// Tells whether pods can be attached.
@@ -197,7 +243,7 @@ impl Network {
         };
         let _turn = self.turn(id).await;
         let attachment = self.reserve(id, network, pod, ports)?;
-        if let Err(error) = self.give(&live.backend, &attachment, netns).await {
+        if let Err(error) = self.give(&live.bridge, &attachment, netns).await {
             if let Err(undo) = self.give_back(&attachment).await {
                 warn!(attachment = %id, error = %undo, "cannot undo a failed attachment");
             }
@@ -208,7 +254,7 @@ impl Network {
         let addresses =
             attachment.addresses.iter().filter_map(|&pod| Some((pod, gateway_of(networks, pod)?))).collect();
         let Attachment { host_link, mac, .. } = attachment;
-        Ok(Attached { host_link: host_link.into(), mac, mtu_bytes: live.backend.mtu_bytes(), addresses })
+        Ok(Attached { host_link: host_link.into(), mac, mtu_bytes: live.bridge.mtu_bytes(), addresses })
     }
 
     /// Detaches a pod; nothing happens when it is not attached.
@@ -258,7 +304,7 @@ impl Network {
         let Ok(live) = &*guard else { return Err(unknown(id)) };
         let _turn = self.turn(id).await;
         let attachment = lock(&self.reservations).attachments.get(id).cloned().ok_or_else(|| unknown(id))?;
-        live.backend.check(&attachment, netns.as_fd()).await.map_err(|error| kernel("check", &error))?;
+        live.bridge.check(&attachment, netns.as_fd()).await.map_err(|error| kernel("check", &error))?;
         match host_ports::are_open(&attachment) {
             Ok(true) => Ok(()),
             Ok(false) => Err(CniError::new(Code::Changed, "a host port is not open")),
@@ -307,9 +353,9 @@ impl Network {
     }
 
     /// Has the kernel make what was reserved for an attachment.
-    async fn give(&self, backend: &Backend, attachment: &Attachment, netns: &OwnedFd) -> Result<(), CniError> {
+    async fn give(&self, bridge: &Bridge, attachment: &Attachment, netns: &OwnedFd) -> Result<(), CniError> {
         self.store.save(attachment).map_err(|error| CniError::caused(Code::Io, "write the reservation", &error))?;
-        backend.attach(attachment, netns.as_fd()).await.map_err(|error| kernel("attach", &error))?;
+        bridge.attach(attachment, netns.as_fd()).await.map_err(|error| kernel("attach", &error))?;
         host_ports::open(attachment).map_err(|error| kernel("open the host ports", &error))
     }
 
@@ -382,6 +428,12 @@ impl Reservations {
             }
         }
         Ok(())
+    }
+}
+
+fn refuse(live: &mut Result<Live, String>, error: &NetworkError) {
+    if live.is_err() {
+        *live = Err(chain(error));
     }
 }
 

@@ -14,13 +14,12 @@ use std::os::fd::BorrowedFd;
 use garboard_sys::netlink::{Address, BridgePort, Link, MacAddress, Netlink, NetlinkError, Route, VethPair};
 use ipnet::IpNet;
 
-use super::{BackendError, MARK};
+use super::settings::{ensure_setting, ensure_setting_if_there};
+use super::{BackendError, MARK, is_link_local};
 use crate::attachment::{Attachment, mac_of};
 use crate::config::{Config, gateway};
 use crate::interface::InterfaceName;
 
-/// What a pod gets when no default route tells the machine's own, bytes.
-const MTU_ETHERNET: u32 = 1500;
 /// How this machine's ends behave as ports of the bridge; see the head of this file.
 const PORT: BridgePort = BridgePort { hairpin: true, isolated: true };
 /// `RTPROT_STATIC`: nothing here bears the node agent's own mark, for it removes what bears that and is not declared.
@@ -38,17 +37,13 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Makes the bridge and its addresses, and sets the kernel to forward. Gateways that neither the configuration nor an
-    /// attachment needs are removed.
+    /// Makes the bridge and its addresses, and sets the kernel to forward. `mtu_bytes` is the largest packet of a pod's
+    /// interface. Gateways that neither the configuration nor an attachment needs are removed.
     ///
     /// # Errors
     /// When the kernel refuses, or the name is taken by a link that is not ours.
-    pub async fn prepare(config: &Config, attachments: &[Attachment]) -> Result<Self, BackendError> {
+    pub async fn prepare(config: &Config, mtu_bytes: u32, attachments: &[Attachment]) -> Result<Self, BackendError> {
         let mut netlink = Netlink::open()?;
-        let mtu_bytes = match config.mtu_bytes {
-            Some(mtu_bytes) => mtu_bytes,
-            None => default_route_mtu(&mut netlink).await?.unwrap_or(MTU_ETHERNET),
-        };
         let first = config.pod_cidrs.first();
         let mac = first.map_or(MacAddress([0x0a, 0x58, 0, 0, 0, 1]), |network| mac_of(gateway(network)));
         let bridge = create_bridge(&mut netlink, &config.bridge, mac, mtu_bytes).await?;
@@ -56,9 +51,23 @@ impl Bridge {
             ensure_setting(&path, value)?;
         }
         switch_bridge_netfilter_off()?;
-        configure_bridge(&mut netlink, &bridge, mac, mtu_bytes).await?;
+        let carried = carried_by_all(&mut netlink, mtu_bytes).await?;
+        configure_bridge(&mut netlink, &bridge, mac, carried).await?;
         ensure_addresses(&mut netlink, &bridge, config, attachments).await?;
         Ok(Self { name: config.bridge.clone(), index: bridge.index, mtu_bytes, networks: config.pod_cidrs.clone() })
+    }
+
+    /// Gives interfaces of pods to come another MTU. The others keep theirs: the kernel tells a pod of a smaller one of its
+    /// machine when it sends too much.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_mtu(&mut self, mtu_bytes: u32) -> Result<(), BackendError> {
+        let mut netlink = Netlink::open()?;
+        let carried = carried_by_all(&mut netlink, mtu_bytes).await?;
+        netlink.set_mtu(self.index, carried).await?;
+        self.mtu_bytes = mtu_bytes;
+        Ok(())
     }
 
     /// The largest packet of a pod's interface, bytes.
@@ -174,9 +183,13 @@ pub async fn detach(host_link: &str) -> Result<(), BackendError> {
 /// # Errors
 /// When the kernel refuses to list them.
 pub async fn host_links() -> Result<Vec<String>, BackendError> {
-    let marked = |link: &Link| link.alias.as_deref().is_some_and(|alias| alias.starts_with(&format!("{MARK}:")));
     let links = Netlink::open()?.links().await?;
-    Ok(links.into_iter().filter(marked).map(|link| link.name).collect())
+    Ok(links.into_iter().filter(is_pods).map(|link| link.name).collect())
+}
+
+/// Whether it is this machine's end of a pod's interface.
+fn is_pods(link: &Link) -> bool {
+    link.alias.as_deref().and_then(|alias| alias.strip_prefix(MARK)).is_some_and(|rest| rest.starts_with(':'))
 }
 
 /// The mark of a pod's interface, as the kernel keeps it.
@@ -216,6 +229,13 @@ async fn create_bridge(
     find(netlink, name.as_str()).await
 }
 
+/// What the bridge may send to any pod, bytes: pods that were attached before the MTU grew keep the smaller one, and a bridge drops
+/// what its port does not carry without telling anybody.
+async fn carried_by_all(netlink: &mut Netlink, mtu_bytes: u32) -> Result<u32, NetlinkError> {
+    let links = netlink.links().await?;
+    Ok(links.iter().filter(|link| is_pods(link)).map(|link| link.mtu).fold(mtu_bytes, u32::min))
+}
+
 /// Marks the bridge, corrects what differs and switches it on.
 async fn configure_bridge(
     netlink: &mut Netlink,
@@ -252,21 +272,6 @@ async fn ensure_addresses(
     Ok(())
 }
 
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
-}
-
-/// The largest packet of the link with the default route.
-async fn default_route_mtu(netlink: &mut Netlink) -> Result<Option<u32>, NetlinkError> {
-    let default = netlink.routes().await?.into_iter().find(|route| route.destination.prefix_len() == 0);
-    let Some(default) = default else { return Ok(None) };
-    let links = netlink.links().await?;
-    Ok(links.into_iter().find(|link| link.index == default.index).map(|link| link.mtu))
-}
-
 /// Kernel settings under /proc/sys/net, and why.
 fn settings(config: &Config) -> Vec<(String, &'static str)> {
     let bridge = &config.bridge;
@@ -292,20 +297,7 @@ fn settings(config: &Config) -> Vec<(String, &'static str)> {
 /// See the head of this file. The settings are missing when the module is not loaded.
 fn switch_bridge_netfilter_off() -> Result<(), BackendError> {
     for setting in ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"] {
-        match ensure_setting(setting, "0") {
-            Err(BackendError::Setting { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
-            other => other?,
-        }
+        ensure_setting_if_there(setting, "0")?;
     }
     Ok(())
-}
-
-/// Writes a setting that has another value.
-fn ensure_setting(path: &str, value: &str) -> Result<(), BackendError> {
-    let path = format!("/proc/sys/net/{path}");
-    let failed = |source| BackendError::Setting { path: path.clone(), source };
-    if std::fs::read_to_string(&path).map_err(failed)?.trim() == value {
-        return Ok(());
-    }
-    std::fs::write(&path, value).map_err(failed)
 }

@@ -1,15 +1,17 @@
-//! How pods are connected. A backend owns the links of this machine's pods; what is the same for every backend (addresses
-//! given out, host ports, masquerading) is outside of it. A second backend is one more file and one more variant.
+//! How pods are connected: [`bridge`] attaches this machine's pods, whatever the backend; [`vxlan`] connects the machines. What is
+//! the same for every backend (addresses given out, host ports, masquerading) is outside.
 
 pub mod bridge;
+pub mod mtu;
+mod settings;
+pub mod vxlan;
 
-use std::os::fd::BorrowedFd;
+use std::net::IpAddr;
 
 use garboard_sys::netlink::NetlinkError;
+use ipnet::IpNet;
 
-use crate::attachment::Attachment;
-use crate::config::{BackendKind, Config};
-use bridge::Bridge;
+pub use bridge::{detach, host_links};
 
 /// Links that this program made have an alias that begins with this.
 pub const MARK: &str = "garboard-cni";
@@ -23,6 +25,12 @@ pub enum BackendError {
     /// Somebody else's link has the name.
     #[error("link {0} exists and is not marked as ours")]
     Foreign(String),
+    /// Somebody else's route has the place.
+    #[error("a route to {0} exists and is not marked as ours")]
+    ForeignRoute(IpNet),
+    /// No link has the address that tunnels begin at.
+    #[error("vxlan.address: no link of this machine has {0}")]
+    NoUnderlay(IpAddr),
     /// A kernel setting could not be written.
     #[error("write {path}")]
     Setting {
@@ -37,51 +45,10 @@ pub enum BackendError {
     Changed(String),
 }
 
-/// The backend in use.
-#[derive(Debug)]
-pub enum Backend {
-    /// One bridge.
-    Bridge(Bridge),
-}
-
-impl Backend {
-    /// Makes the machine's side: links, addresses, kernel settings. Repeating it changes nothing. `attachments` tells which
-    /// gateways are still needed although the configuration no longer names them.
-    ///
-    /// # Errors
-    /// When the kernel refuses, or a link of that name is somebody else's.
-    pub async fn prepare(config: &Config, attachments: &[Attachment]) -> Result<Self, BackendError> {
-        match config.backend {
-            BackendKind::Bridge => Bridge::prepare(config, attachments).await.map(Self::Bridge),
-        }
-    }
-
-    /// The largest packet of a pod's interface, bytes.
-    pub fn mtu_bytes(&self) -> u32 {
-        match self {
-            Self::Bridge(bridge) => bridge.mtu_bytes(),
-        }
-    }
-
-    /// Gives a pod its interface, addresses and routes.
-    ///
-    /// # Errors
-    /// When the kernel refuses; what was made by then is left for [`detach`].
-    pub async fn attach(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), BackendError> {
-        match self {
-            Self::Bridge(bridge) => bridge.attach(attachment, netns).await,
-        }
-    }
-
-    /// Compares a pod's interface with its reservation.
-    ///
-    /// # Errors
-    /// When they differ, or the kernel refuses to say.
-    pub async fn check(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), BackendError> {
-        match self {
-            Self::Bridge(bridge) => bridge.check(attachment, netns).await,
-        }
+/// Whether the kernel may have given the address to a link by itself.
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
-
-pub use bridge::{detach, host_links};

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first thing that is not as it should be")]
 
+pub mod underlay;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -118,7 +120,7 @@ impl Netns {
     pub fn udp_client(&self, to: &str) -> UdpSocket {
         let to: SocketAddr = to.parse().unwrap();
         self.run(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
             socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
             socket.connect(to).unwrap();
             socket
@@ -220,6 +222,9 @@ pub struct Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         self.stop(Signal::SIGKILL);
+        if thread::panicking() {
+            eprintln!("{}", self.log());
+        }
     }
 }
 
@@ -258,8 +263,14 @@ impl Machine {
         command.arg("daemon").arg("--config").arg(self.path("config/config.json"));
         command.arg("--socket").arg(self.path("cni.sock")).arg("--state").arg(self.path("state"));
         command.arg("--networks").arg(self.path("net.d")).env("NOTIFY_SOCKET", self.path("notify"));
-        command.env_remove("CNI_COMMAND").stdin(Stdio::null());
+        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
+        command.env_remove("CNI_COMMAND").stdin(Stdio::null()).stderr(log);
         self.daemon = Some(self.netns.run(|| command.spawn().unwrap()));
+    }
+
+    /// What its daemons have told.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     pub fn daemon_pid(&self) -> u32 {
