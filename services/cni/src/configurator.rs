@@ -11,6 +11,7 @@ use garboard_sys::config::ConfigError;
 use sd_notify::NotifyState;
 use tracing::{error, info, warn};
 
+use crate::backend::BackendError;
 use crate::backend::mtu::pods_mtu;
 use crate::backend::vxlan::{self, Tunnels};
 use crate::config::{Backend, Config};
@@ -43,6 +44,8 @@ pub struct Configurator<'a> {
     tunnels: Option<Tunnels>,
     /// How long to wait after the next failure.
     retry: Option<Duration>,
+    /// What failed the last time.
+    reported: Option<String>,
     /// Whether the runtime knows of what is applied.
     announced: bool,
     /// Whether the supervisor knows.
@@ -60,6 +63,7 @@ impl<'a> Configurator<'a> {
             applied: None,
             tunnels: None,
             retry: None,
+            reported: None,
             announced: false,
             ready: false,
         }
@@ -88,8 +92,14 @@ impl<'a> Configurator<'a> {
             Some(config) => self.apply(config).await,
             None => Ok(()),
         };
-        if let Err(error) = &applied {
-            report("pod network not set up", error);
+        match &applied {
+            // Each failure is told once.
+            Err(error) if self.reported.as_ref() != Some(&chain(error)) => {
+                report("pod network not set up", error);
+                self.reported = Some(chain(error));
+            }
+            Err(_) => {}
+            Ok(()) => self.reported = None,
         }
         let announced = if self.applied.is_some() { self.announce().await } else { Ok(()) };
         if read.is_ok() && applied.is_ok() && announced.is_ok() {
@@ -153,7 +163,7 @@ impl<'a> Configurator<'a> {
         }
         let connected = tunnels.reconcile(own, &config, mtu_bytes).await;
         self.applied = Some(Applied { config: config.clone(), mtu_bytes });
-        connected.map_err(NetworkError::Connect)
+        all_reached(connected.map_err(NetworkError::Connect)?)
     }
 
     /// Sets everything up.
@@ -171,14 +181,18 @@ impl<'a> Configurator<'a> {
                 return Err(error);
             }
         };
-        let connect = async || match (&config.backend, &mut self.tunnels) {
-            (Backend::Vxlan(own), Some(tunnels)) => tunnels.reconcile(own, &config, mtu_bytes).await,
-            _ => vxlan::remove().await,
+        let mut refused = None;
+        let connect = async || {
+            match (&config.backend, &mut self.tunnels) {
+                (Backend::Vxlan(own), Some(tunnels)) => refused = tunnels.reconcile(own, &config, mtu_bytes).await?,
+                _ => vxlan::remove().await?,
+            }
+            Ok(())
         };
         self.network.configure(config.clone(), mtu_bytes, connect).await?;
         self.applied = Some(Applied { config, mtu_bytes });
         self.announced = false;
-        Ok(())
+        all_reached(refused)
     }
 
     /// Tells the runtime and the supervisor that pods can be attached.
@@ -199,6 +213,11 @@ impl<'a> Configurator<'a> {
         }
         Ok(())
     }
+}
+
+/// A peer that cannot be reached keeps no pod from being attached.
+fn all_reached(refused: Option<BackendError>) -> Result<(), NetworkError> {
+    refused.map_or(Ok(()), |error| Err(NetworkError::Connect(error)))
 }
 
 fn report(what: &str, error: &dyn std::error::Error) {

@@ -54,6 +54,25 @@ fn a_host_port_is_open_on_the_addresses_that_it_names() {
 }
 
 #[test]
+fn the_other_machines_are_in_a_set_of_their_ip_version() {
+    let with = |address: &str, peer: &str| {
+        let config = serde_json::json!({
+            "podCIDRs": ["10.244.0.0/24"], "clusterCIDRs": ["10.244.0.0/16"], "backend": "vxlan",
+            "vxlan": {"address": address}, "peers": [{"name": "b", "address": peer}],
+        });
+        let table = table(&Config::parse(&config.to_string()).unwrap(), std::iter::empty());
+        let set = table.sets.into_iter().find(|set| set.name == tunnel::PEERS).unwrap();
+        (set.key, set.elements.into_iter().map(|element| element.key).collect::<Vec<_>>())
+    };
+    let v6: IpAddr = "2001:db8::2".parse().unwrap();
+    assert_eq!(with("192.0.2.1", "192.0.2.2"), (&[Datatype::Ipv4][..], vec![vec![192, 0, 2, 2]]));
+    assert_eq!(with("2001:db8::1", "2001:db8::2"), (&[Datatype::Ipv6][..], vec![octets(v6)]));
+    let without = table(&config(), std::iter::empty());
+    assert!(without.sets.iter().all(|set| set.name != tunnel::PEERS), "no tunnels");
+    assert!(without.chains.iter().all(|chain| !chain.name.starts_with("tunnel")));
+}
+
+#[test]
 fn chains_are_there_before_they_are_called() {
     let table = table(&config(), std::iter::empty());
     let mut known = BTreeSet::new();

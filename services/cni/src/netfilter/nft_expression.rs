@@ -64,6 +64,8 @@ pub enum Expression {
     Dnat(u8, Register, Register),
     /// Rewrites the source to the address of the interface that the packet leaves by.
     Masquerade,
+    /// Keeps connection tracking, and with it every translation, from the packet.
+    Untracked,
     /// Ends the rule.
     Verdict(Verdict),
 }
@@ -116,6 +118,7 @@ pub(super) fn push<P: Pusher>(list: PushExprListAttrs<P>, expression: &Expressio
             finalize_nested_header(e.as_vec_mut(), data);
             e.end_nested()
         }
+        Expression::Untracked => e.push_name(c"notrack").end_nested(),
         Expression::Verdict(verdict) => {
             let (code, chain) = match verdict {
                 Verdict::Drop => (0, None),

@@ -117,6 +117,8 @@ pub struct Seen {
     pub fragments: usize,
     /// The longest packet, bytes.
     pub longest: usize,
+    /// Encapsulated TCP packets over IPv4 whose own checksum is not computed yet.
+    pub unfinished: usize,
 }
 
 impl Tap {
@@ -138,8 +140,23 @@ impl Tap {
             seen.fragments += usize::from(fragment != 0);
             let encapsulated = packet[9] == 17 && packet[22..24] == PORT.to_be_bytes();
             seen.encapsulated += usize::from(encapsulated);
+            // Behind IP, UDP, VXLAN and Ethernet.
+            seen.unfinished +=
+                usize::from(encapsulated && !is_finished(packet.get(20 + 8 + 8 + 14..).unwrap_or_default()));
         }
     }
+}
+
+/// Whether a packet is another one than TCP over IPv4 whose checksum is wrong.
+fn is_finished(packet: &[u8]) -> bool {
+    if packet.len() < 40 || packet[0] != 0x45 || packet[9] != 6 {
+        return true;
+    }
+    let tcp = &packet[20..usize::from(u16::from_be_bytes([packet[2], packet[3]])).min(packet.len())];
+    let words = packet[12..20].chunks(2).chain(tcp.chunks(2));
+    let sum: u32 = words.map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0))).sum();
+    let sum = sum + 6 + tcp.len() as u32;
+    sum.is_multiple_of(0xffff)
 }
 
 impl Netns {

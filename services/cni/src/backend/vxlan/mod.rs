@@ -12,11 +12,11 @@
 //! elsewhere, for one. The answer finds its way back through the tunnel, where the machine's own address would take the
 //! underlay, past the connection tracking of the machine that masqueraded.
 //!
-//! Checksums: nothing is switched off. Kernels before 5.7 spoilt the checksum of a packet that was translated and then sent
-//! through a tunnel: they saw the unfinished inner checksum and updated an outer one that was off (fixed by ea64d8d6c675,
-//! "netfilter: nat: never update the UDP checksum when it's 0"). Besides, the outer checksum is on here, and kube-proxy takes
-//! its mark off before it masquerades, so that the outer packet is not masqueraded again. A test sends masqueraded TCP through
-//! the tunnel with all offloads at their defaults.
+//! Checksums: all offloads stay at the kernel's defaults. What spoils a packet is the translation of one that is encapsulated while
+//! its inner checksum is still to be computed. Without an outer checksum that was repaired in 5.7 (ea64d8d6c675, "netfilter: nat:
+//! never update the UDP checksum when it's 0"); with one it still is so, and the firewall keeps translation from encapsulated
+//! packets altogether ([`crate::firewall::tunnel`]). Inner packets that are masqueraded are right either way. A test sends both
+//! between links that compute no checksums.
 //!
 //! The kernel's notifications wake [`Tunnels`]; what of ours they may have touched is observed, planned and repaired.
 
@@ -110,31 +110,38 @@ impl Tunnels {
         self.concern == Concern::Underlay
     }
 
-    /// Makes the kernel hold what the configuration asks for, with this MTU in bytes. Repeating it changes nothing.
+    /// Makes the kernel hold what the configuration asks for, with this MTU in bytes. Repeating it changes nothing. Returns the
+    /// first refusal that leaves single peers unreached; the others are served all the same.
     ///
     /// # Errors
-    /// When the kernel refuses (the first refusal; the other steps are tried all the same), or a link of our name is somebody
-    /// else's.
-    pub async fn reconcile(&mut self, own: &Vxlan, config: &Config, mtu_bytes: u32) -> Result<(), BackendError> {
+    /// When no peer can be reached: the kernel cannot be asked or refuses the link, or a link of its name is somebody else's.
+    pub async fn reconcile(
+        &mut self,
+        own: &Vxlan,
+        config: &Config,
+        mtu_bytes: u32,
+    ) -> Result<Option<BackendError>, BackendError> {
         // A new one each time, so that one that failed is not kept.
         let mut netlink = Netlink::open()?;
         let concern = std::mem::replace(&mut self.concern, Concern::Nothing);
         self.looked = Instant::now();
-        let before = self.desired.take();
-        if concern == Concern::Underlay || before.is_none() {
-            self.look_at_underlay(&mut netlink, own, config).await?;
-        }
-        let desired = desire(own, config, mtu_bytes, &self.direct);
-        // Steps towards what was there already are repairs.
-        let drift = before.as_ref() == Some(&desired);
+        let (desired, drift) = match self.desired.take() {
+            Some(before) if concern < Concern::Underlay => (before, true),
+            before => {
+                self.look_at_underlay(&mut netlink, own, config).await?;
+                let desired = desire(own, config, mtu_bytes, &self.direct);
+                // Steps towards what was there already are repairs.
+                let drift = before.as_ref() == Some(&desired);
+                (desired, drift)
+            }
+        };
+        // What fails is looked at from the ground up the next time.
+        self.interest.refused = true;
         let Outcome { tunnel, refused } = converge(&mut netlink, &desired, Some(own), drift).await?;
         self.interest.tunnel = tunnel;
         self.interest.refused = refused.is_some();
-        match refused {
-            None => self.desired = Some(desired),
-            Some(error) => return Err(error),
-        }
-        Ok(())
+        self.desired = refused.is_none().then_some(desired);
+        Ok(refused)
     }
 
     /// The next [`Self::reconcile`] looks at everything anew.
@@ -161,15 +168,15 @@ impl Tunnels {
 /// # Errors
 /// When the kernel refuses.
 pub async fn remove() -> Result<(), BackendError> {
-    let Outcome { tunnel: _, refused } = converge(&mut Netlink::open()?, &Desired::default(), None, false).await?;
-    refused.map_or(Ok(()), Err)
+    let outcome = converge(&mut Netlink::open()?, &Desired::default(), None, false).await?;
+    outcome.refused.map_or(Ok(()), Err)
 }
 
 /// What came of a look.
 struct Outcome {
     /// Index of our link.
     tunnel: Option<u32>,
-    /// The first refusal.
+    /// The first refusal that concerns single peers.
     refused: Option<BackendError>,
 }
 
@@ -188,17 +195,19 @@ async fn converge(
     let mut applier = Applier::new(netlink, &observed.tunnel);
     let mut refused = None;
     for (number, step) in steps.iter().enumerate() {
-        let applied = match applier.apply(step).await {
-            Ok(()) if matches!(step, Step::AddTunnel(_)) => own.map_or(Ok(()), apply_settings),
-            applied => applied,
-        };
-        match applied {
-            Ok(()) if drift && number < TOLD => warn!(%step, "pod network repaired"),
-            Ok(()) => debug!(%step, "pod network changed"),
-            Err(error) => {
-                debug!(%step, %error, "step refused");
-                refused = refused.or(Some(error));
+        match applier.apply(step).await {
+            Ok(()) => {
+                if let (Step::AddTunnel(_), Some(own)) = (step, own) {
+                    apply_settings(own)?;
+                }
+                if drift && number < TOLD {
+                    warn!(%step, "pod network repaired");
+                } else {
+                    debug!(%step, "pod network changed");
+                }
             }
+            Err(error) if step.is_for_all() => return Err(error),
+            Err(error) => refused = refused.or(Some(error)),
         }
     }
     match (steps.len(), drift) {

@@ -140,6 +140,18 @@ pub enum Step {
     ReplaceRoute(RouteKey, Hop),
 }
 
+impl Step {
+    /// Whether no peer can be reached without it.
+    pub fn is_for_all(&self) -> bool {
+        match self {
+            Self::RemoveTunnel(_) | Self::AddTunnel(_) | Self::ConfigureTunnel { .. } => true,
+            Self::RemoveAddress(_) | Self::AddAddress(_) => true,
+            Self::RemoveNeighbour(_) | Self::SetNeighbour(..) | Self::RemoveForward(_) | Self::AddForward(..) => false,
+            Self::RemoveRoute(_) | Self::AddRoute(..) | Self::ReplaceRoute(..) => false,
+        }
+    }
+}
+
 /// The name of our link is somebody else's link's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameTaken;
