@@ -168,6 +168,12 @@ fn machines_on_one_link_need_no_tunnel_and_others_have_one() {
     assert_eq!(a.netns.tcp("10.244.12.2:80").unwrap(), "10.244.11.2", "there by the tunnel, back without");
     one.netns.command("ip route del 192.0.2.12/32");
     one.netns.wait_until("ip route show proto 104", true, "10.244.12.0/24 via 192.0.2.12 dev eth0");
+    // The kernel tells nobody of the routes that it drops with a link.
+    one.netns.command("ip link set eth0 down");
+    one.netns.wait_until("ip route show proto 104", false, "eth0");
+    one.netns.command("ip link set eth0 up");
+    one.netns.wait_until("ip route show proto 104", true, "10.244.12.0/24 via 192.0.2.12 dev eth0");
+    assert_eq!(a.netns.tcp("10.244.12.2:80").unwrap(), "10.244.11.2");
 }
 
 #[test]
@@ -478,6 +484,16 @@ fn tunnels_over_ipv6_carry_pods_with_both_versions() {
     assert!(
         a.netns.udp_transfers("[fd00:244:0:12::2]:82", 1430 - 48) && b.netns.udp_transfers("10.244.11.2:82", 1430 - 28)
     );
+
+    // A node port.
+    let client = Netns::new();
+    underlay.connect(&client, "eth0", [192, 0, 2, 99], &["2001:db8::99/64".to_owned()]);
+    one.netns.command("nft add table ip6 services");
+    one.netns.command("nft add chain ip6 services prerouting { type nat hook prerouting priority -100 ; }");
+    one.netns.command("nft add chain ip6 services postrouting { type nat hook postrouting priority 100 ; }");
+    one.netns.command("nft add rule ip6 services prerouting tcp dport 30080 dnat to [fd00:244:0:12::2]:80");
+    one.netns.command("nft add rule ip6 services postrouting ct status dnat masquerade fully-random");
+    assert_eq!(client.tcp("[2001:db8::11]:30080").unwrap(), "fd00:244:0:11::");
 
     // Without tunnel, where the next hop can be of the route's own version.
     one.configure(&config(11, 12, true));

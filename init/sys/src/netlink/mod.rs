@@ -1,7 +1,7 @@
 //! Links, addresses and routes over rtnetlink.
 //!
-//! [`Netlink`] asks and changes, one request after the other; [`Monitor`] says that something changed. Both need a tokio
-//! runtime with I/O and time. They read and write their sockets while they are waited for, and have no task that does so
+//! [`Netlink`] asks and changes, one request after the other; [`Monitor`] says that something changed, [`Watch`] what. They need a
+//! tokio runtime with I/O and time. They read and write their sockets while they are waited for, and have no task that does so
 //! besides: a socket is closed with its owner, not later, and a network namespace lives no longer than it should. What nobody
 //! waits for stays in the kernel's bounded buffer instead of a channel that grows.
 //!

@@ -66,12 +66,6 @@ pub struct Tunnels {
     looked: Instant,
 }
 
-impl std::fmt::Debug for Tunnels {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tunnels").field("interest", &self.interest).finish_non_exhaustive()
-    }
-}
-
 impl Tunnels {
     /// Starts to watch the kernel.
     ///
