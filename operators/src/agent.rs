@@ -9,15 +9,21 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures::{Stream, stream};
+use garboard_api::machine::MachineRole;
 use garboard_api::refusal::Origin;
 use garboard_api::{Cluster, Machine, Refusals};
 use garboard_control::Client as Control;
+use garboard_controllers::api_servers::ApiServers;
+use garboard_controllers::certificates::{Certificates, Due};
 use garboard_controllers::connect::Connect;
 use garboard_controllers::context::{Context, Paths, Published};
+use garboard_controllers::join::Join;
 use garboard_controllers::kernel::{Kernel, KernelPaths};
+use garboard_controllers::leave::Leave;
 use garboard_controllers::machine_api::{self, View};
 use garboard_controllers::network::{Network, NetworkConfig, NetworkPaths};
 use garboard_controllers::node::NodeWatch;
+use garboard_controllers::peers::PeerWatch;
 use garboard_controllers::pki::PkiStore;
 use garboard_controllers::pool::PoolWatch;
 use garboard_controllers::probes::{self, Watched};
@@ -72,7 +78,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         Source::start(ledger.clone(), manifests.cluster.as_ref(), refusals.clone(), api_seen.clone())
             .with_context(|| start("Cluster"))?;
 
-    let declared = [(machine.current().is_some(), "Machine"), (cluster.current().is_some(), "Cluster")];
+    let joins = machine.current().is_some_and(|machine| machine.role() == MachineRole::Worker);
+    let declared = [(machine.current().is_some(), "Machine"), (cluster.current().is_some() || joins, "Cluster")];
     for (_, kind) in declared.iter().filter(|(declared, _)| !declared) {
         warn!(kind, "not declared: give the machine its manifests");
         notify::tell(NotifyState::Status(&format!("no {kind} is declared")));
@@ -110,6 +117,17 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("kernel", kernel.run(stop.clone()));
     let pki = PkiStore::new(&paths.pki_state, &paths.pki);
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
+    let (peers, peers_seen) = PeerWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
+    let (servers, api_servers) = ApiServers::new(machine.object.clone(), api_seen.clone(), ledger.clone());
+    let (join, joined) = Join::new(
+        machine.object.clone(),
+        pki.clone(),
+        &paths.join_token,
+        manifests.join_token.as_ref(),
+        problems.clone(),
+    );
+    let (due_certificates, due) = watch::channel(Due::default());
+    let (certificates, asked_certificates) = Certificates::new(pki.clone(), due);
     let (specs, specs_seen) = watch::channel(Arc::default());
     let (decisions, decided) = mpsc::channel(DECLARES);
     let trial_probes = trial::probes::Probes {
@@ -132,7 +150,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         versions,
         fingerprint: identity.pin().to_string(),
         pki: pki.clone(),
-        ledger,
+        ledger: ledger.clone(),
         statuses: StatusSink::new(&paths.status, api_seen.clone()),
         machine: machine.clone(),
         cluster: cluster.clone(),
@@ -149,6 +167,10 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         phase: phase.clone(),
         node: node_view.clone(),
         api: api_seen.clone(),
+        api_servers: api_servers.clone(),
+        peers: peers_seen.clone(),
+        due_certificates,
+        asked_certificates: asked_certificates.clone(),
         published,
         problems: problems_seen.clone(),
         notables,
@@ -159,7 +181,20 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("cluster source", cluster_source.run(stop.clone()));
     tasks.spawn("node", node.run(stop.clone()));
     tasks.spawn("pool", pool_watch.run(stop.clone()));
-    tasks.spawn("connect", Connect::new(pki.clone(), api, problems.clone()).run(stop.clone()));
+    tasks.spawn("peers", peers.run(stop.clone()));
+    tasks.spawn("API servers", servers.run(stop.clone()));
+    tasks.spawn("join", join.run(stop.clone()));
+    let leave = Leave {
+        ended: machine.ended.clone(),
+        control: control.clone(),
+        ledger: ledger.clone(),
+        paths: paths.clone(),
+        problems: problems.clone(),
+    };
+    tasks.spawn("leave", leave.run(stop.clone()));
+    tasks.spawn("certificates", certificates.run(api_seen.clone(), stop.clone()));
+    let connect = Connect::new(machine.object.clone(), joined, pki.clone(), api, problems.clone());
+    tasks.spawn("connect", connect.run(stop.clone()));
     tasks.spawn(
         "probes",
         probes::run(control.clone(), Watched { specs: specs_seen, states: statuses.clone() }, stop.clone()),
@@ -181,6 +216,9 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         changes(phase),
         changes(node_view.clone()),
         changes(api_seen.clone()),
+        changes(api_servers),
+        changes(peers_seen),
+        changes(asked_certificates),
         changes(cluster.object.clone()),
         changes(pool),
         changes(in_force),

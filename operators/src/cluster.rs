@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::Context;
 use garboard_controllers::leader::{self, Identity, Standing};
-use garboard_controllers::{connect, csr, pools};
+use garboard_controllers::{connect, csr, pools, removals};
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -26,7 +26,11 @@ pub async fn run(machine: &str, stop: CancellationToken) -> anyhow::Result<()> {
     };
     let client = connect::operators();
     let duties = async |stop: CancellationToken| {
-        tokio::join!(csr::run(client.clone(), stop.clone()), pools::run(client.clone(), stop));
+        tokio::join!(
+            csr::run(client.clone(), stop.clone()),
+            pools::run(client.clone(), stop.clone()),
+            removals::run(client.clone(), stop),
+        );
     };
     leader::lead(client.clone(), identity, tell, duties, stop).await;
     Ok(())

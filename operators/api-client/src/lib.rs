@@ -18,7 +18,8 @@ mod watch;
 
 use std::time::Duration;
 
-use http::Uri;
+use http::header::AUTHORIZATION;
+use http::{Request, Uri};
 use hyper_rustls::HttpsConnector;
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy;
@@ -43,6 +44,7 @@ const SILENCE: Duration = Duration::from_secs(295);
 /// A client of the API server at `server`. Nothing is read and no connection is made before the first request. Must be
 /// used within a tokio runtime.
 pub fn client(server: Uri, identity: Identity, outage: Outage) -> Client {
+    let authorization = identity.authorization();
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     let connector = tower::service_fn(move |to: Uri| {
@@ -57,6 +59,12 @@ pub fn client(server: Uri, identity: Identity, outage: Outage) -> Client {
     let service = ServiceBuilder::new()
         .layer(BaseUriLayer::new(server))
         .layer(RetryLayer::new(RetryPolicy::default()))
+        .map_request(move |mut request: Request<Body>| {
+            if let Some(authorization) = &authorization {
+                request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+            }
+            request
+        })
         .map_result(move |answer: Result<_, legacy::Error>| outage.notice(answer.map_err(BoxError::from)))
         .service(http);
     Client::new(service, "default")

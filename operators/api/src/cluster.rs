@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control_plane::ControlPlane;
-use crate::machine::MachineSpec;
+use crate::machine::{Machine, MachineSpec};
 use crate::types::{ACCESS_NAME, Cidr, DOMAIN, HOST, PublicKeyPin, WILDCARD_HOST};
 
 /// The one name of the one `Cluster`.
@@ -85,6 +85,9 @@ pub struct ClusterSpec {
     )]
     #[x_kube(validation = Rule::new("self == oldSelf").message("dnsDomain cannot be changed"))]
     pub dns_domain: String,
+    /// How pods of different machines reach each other.
+    #[serde(default)]
+    pub pod_network: PodNetwork,
     /// How kube-proxy carries traffic to Services.
     #[serde(default)]
     pub proxy_mode: ProxyMode,
@@ -101,7 +104,8 @@ pub struct ClusterSpec {
     /// Settings of all machines. Those of a MachinePool's template and of a Machine itself count more; a list counts as a whole, a
     /// mapping entry by entry.
     #[serde(default)]
-    #[x_kube(validation = Rule::new("!has(self.hostname)").message("a host name belongs to one machine: declare it in the Machine"))]
+    #[x_kube(validation = Rule::new("!has(self.hostname) && !has(self.role) && !has(self.join)")
+        .message("hostname, role and join belong to one machine: declare them in the Machine"))]
     pub machines: MachineSpec,
 }
 
@@ -113,6 +117,7 @@ impl Default for ClusterSpec {
             pod_cidr: default_pod_cidr(),
             service_cidr: default_service_cidr(),
             dns_domain: default_dns_domain(),
+            pod_network: PodNetwork::default(),
             proxy_mode: ProxyMode::default(),
             control_plane: ControlPlane::default(),
             access: Vec::new(),
@@ -160,6 +165,16 @@ impl fmt::Display for Endpoint {
             false => write!(f, "{}:{}", self.host, self.port),
         }
     }
+}
+
+/// How pods of different machines reach each other: in VXLAN packets between the machines (UDP port 4789).
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodNetwork {
+    /// Whether machines of one link send each other the packets of pods as they are. It is faster, and needs a link that carries packets
+    /// of the pods' own addresses, as most clouds' do not.
+    #[serde(default)]
+    pub direct_routes: bool,
 }
 
 /// How kube-proxy carries traffic to Services.
@@ -226,5 +241,15 @@ impl Cluster {
     /// Where the Kubernetes API is reached, given the machine's address.
     pub fn endpoint(&self, address: IpAddr) -> Endpoint {
         self.spec.endpoint.clone().unwrap_or_else(|| Endpoint { host: address.to_string(), port: API_PORT })
+    }
+
+    /// Where the Kubernetes API is reached, as a machine with this address knows it: as declared, or at the cluster that it has joined, or
+    /// at itself; none before it has an address.
+    pub fn endpoint_of(&self, machine: &Machine, address: Option<IpAddr>) -> Option<Endpoint> {
+        match (&self.spec.endpoint, &machine.spec.join) {
+            (Some(endpoint), _) => Some(endpoint.clone()),
+            (None, Some(join)) => join.endpoints.first().cloned(),
+            (None, None) => Some(self.endpoint(address?)),
+        }
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{HTTPS_URL, LABEL, texts_schema};
 
 /// Flags of the components that Garboard gives itself, or that would undo what keeps a cluster safe.
-pub const OWN_FLAGS: [&str; 66] = [
+pub const OWN_FLAGS: [&str; 68] = [
     "admission-control-config-file",
     "advertise-address",
     "allocate-node-cidrs",
@@ -34,7 +34,9 @@ pub const OWN_FLAGS: [&str; 66] = [
     "cluster-signing-cert-file",
     "cluster-signing-key-file",
     "config",
+    "controllers",
     "enable-admission-plugins",
+    "enable-bootstrap-token-auth",
     "encryption-provider-config",
     "encryption-provider-config-automatic-reload",
     "etcd-cafile",

@@ -24,11 +24,12 @@ pub mod schema;
 pub mod types;
 pub mod validate;
 
-pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, ProxyMode, Role};
+pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, PodNetwork, ProxyMode, Role};
 pub use field_error::FieldError;
 pub use machine::{
-    Effective, HostEntry, Link, LinkMatch, LinkRoute, Machine, MachineKernel, MachineKubelet, MachineNetwork,
-    MachineSpec, MachineStatus, MachineTrial, PoolReference, Registry, ServiceSummary, Taint, TaintEffect, Versions,
+    Effective, HostEntry, Link, LinkMatch, LinkRoute, Machine, MachineJoin, MachineKernel, MachineKubelet,
+    MachineNetwork, MachineRole, MachineSpec, MachineStatus, MachineTrial, PoolReference, Registry, ServiceSummary,
+    Taint, TaintEffect, Versions,
 };
 pub use machine_pool::{MachinePool, MachinePoolSpec, MachinePoolStatus, MachineTemplate};
 pub use refusal::{About, Refusals};
@@ -44,3 +45,7 @@ pub const API_VERSION: &str = "garboard.dev/v1alpha1";
 pub const IDENTITY_SECRET_TYPE: &str = "garboard.dev/machine-identity";
 /// Key of the PEM-encoded private key in that Secret.
 pub const IDENTITY_SECRET_KEY: &str = "identity.key";
+/// Type of the Secret that holds the token by which a machine joins a cluster.
+pub const JOIN_SECRET_TYPE: &str = "garboard.dev/join-token";
+/// Key of the token in that Secret.
+pub const JOIN_SECRET_KEY: &str = "token";

@@ -1,5 +1,6 @@
 //! `Machine`: one machine and what it should be.
 
+mod join;
 mod kernel;
 mod kubelet;
 mod network;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{LABEL, REGISTRY, URL};
 
+pub use self::join::{MachineJoin, MachineRole};
 pub(crate) use self::kernel::KEPT_SYSCTLS;
 pub use self::kernel::MachineKernel;
 pub(crate) use self::kubelet::{EVICTION_SIGNALS, RESERVABLE};
@@ -41,6 +43,7 @@ pub use self::trial::{MachineTrial, TcpServer, TrialFailure, TrialProbe, TrialSt
         .message("metadata.name must be one DNS label of at most 63 characters: a-z, 0-9 and -"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "What the machine is doing"),
+    printcolumn(name = "Role", type_ = "string", json_path = ".status.role"),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.addresses[0]"),
     printcolumn(name = "Pool", type_ = "string", json_path = ".status.pool.name"),
     printcolumn(name = "Version", type_ = "string", json_path = ".status.versions.garboard"),
@@ -49,7 +52,20 @@ pub use self::trial::{MachineTrial, TcpServer, TrialFailure, TrialProbe, TrialSt
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(has(self.role) && self.role == 'Worker') == has(self.join)")
+        .message("a worker joins a cluster and says in `join` which; a control-plane machine founds one and has no `join`"),
+    validation = Rule::new("(has(self.role) ? self.role : 'ControlPlane') == (has(oldSelf.role) ? oldSelf.role : 'ControlPlane')")
+        .message("role cannot be changed")
+)]
 pub struct MachineSpec {
+    /// What the machine is for: a ControlPlane machine runs the cluster's control plane and its own pods, a Worker runs pods. It cannot
+    /// be changed. Default: ControlPlane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<MachineRole>,
+    /// The cluster that a worker joins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<MachineJoin>,
     /// The machine's host name: one DNS label. Default: the name of the Machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = LABEL))]
@@ -104,10 +120,13 @@ pub struct MachineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// What holds of the machine: Ready, Accepted, NetworkReady, KernelReady, CertificatesReady,
-    /// ServicesReady, ChangeProved.
+    /// ServicesReady, ChangeProved; and Drained while it leaves because it was deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// What the machine is for: ControlPlane or Worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<MachineRole>,
     /// The supervised processes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
@@ -222,8 +241,20 @@ impl Machine {
         self.metadata.name.as_deref().unwrap_or_default()
     }
 
+    /// What it is for.
+    pub fn role(&self) -> MachineRole {
+        self.spec.role()
+    }
+
     /// Name of its custom resource definition.
     pub fn crd_name() -> &'static str {
         <Self as CustomResourceExt>::crd_name()
+    }
+}
+
+impl MachineSpec {
+    /// What the machine is for.
+    pub fn role(&self) -> MachineRole {
+        self.role.unwrap_or_default()
     }
 }

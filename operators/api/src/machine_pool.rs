@@ -52,7 +52,8 @@ pub struct MachineTemplate {
     /// Their settings. Those of the Cluster's `machines` count less, those of a Machine itself count more; a list counts as a whole,
     /// a mapping entry by entry.
     #[serde(default)]
-    #[x_kube(validation = Rule::new("!has(self.hostname)").message("a host name belongs to one machine: declare it in the Machine"))]
+    #[x_kube(validation = Rule::new("!has(self.hostname) && !has(self.role) && !has(self.join)")
+        .message("hostname, role and join belong to one machine: declare them in the Machine"))]
     pub spec: MachineSpec,
 }
 

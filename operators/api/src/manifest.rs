@@ -9,7 +9,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::field_error::{self, FieldError};
-use crate::{API_VERSION, Cluster, IDENTITY_SECRET_KEY, IDENTITY_SECRET_TYPE, Machine, schema, validate};
+use crate::{
+    API_VERSION, Cluster, IDENTITY_SECRET_KEY, IDENTITY_SECRET_TYPE, JOIN_SECRET_KEY, JOIN_SECRET_TYPE, Machine,
+    schema, types, validate,
+};
 
 /// Largest text of manifests, bytes: more than any declaration needs, and little enough to read into memory.
 pub const MAX_BYTES: usize = 1024 * 1024;
@@ -32,6 +35,8 @@ pub struct Manifests {
     pub cluster: Option<Cluster>,
     /// The machine's own key.
     pub identity: Option<Identity>,
+    /// What lets the machine into the cluster that it joins.
+    pub join_token: Option<JoinToken>,
 }
 
 /// The private key with which a machine shows who it is on its own API.
@@ -47,6 +52,22 @@ impl fmt::Debug for Identity {
     /// Leaves the key out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("machine", &self.machine).finish_non_exhaustive()
+    }
+}
+
+/// The one-time token with which a machine asks to be let into a cluster.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JoinToken {
+    /// Name of the machine that it is for.
+    pub machine: String,
+    /// The token: six and sixteen characters with a dot between them.
+    pub token: String,
+}
+
+impl fmt::Debug for JoinToken {
+    /// Leaves the token out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinToken").field("machine", &self.machine).finish_non_exhaustive()
     }
 }
 
@@ -125,7 +146,7 @@ pub fn parse(text: &str) -> Result<Manifests, ManifestError> {
 impl Manifests {
     /// Whether nothing is declared.
     pub fn is_empty(&self) -> bool {
-        self.machine.is_none() && self.cluster.is_none() && self.identity.is_none()
+        *self == Self::default()
     }
 
     /// Adds what other manifests declare.
@@ -133,7 +154,7 @@ impl Manifests {
     /// # Errors
     /// When both declare the same, or when they do not fit together.
     pub fn join(mut self, other: Self) -> Result<Self, ManifestError> {
-        let Self { machine, cluster, identity } = other;
+        let Self { machine, cluster, identity, join_token } = other;
         if let Some(machine) = machine {
             put(&mut self.machine, &describe("Machine", machine.metadata.name.as_deref()), "Machine", machine)?;
         }
@@ -141,7 +162,10 @@ impl Manifests {
             put(&mut self.cluster, &describe("Cluster", cluster.metadata.name.as_deref()), "Cluster", cluster)?;
         }
         if let Some(identity) = identity {
-            put(&mut self.identity, &describe("Secret", Some(&identity.machine)), "Secret", identity)?;
+            put(&mut self.identity, &describe("Secret", Some(&identity.machine)), IDENTITY_SECRET_TYPE, identity)?;
+        }
+        if let Some(token) = join_token {
+            put(&mut self.join_token, &describe("Secret", Some(&token.machine)), JOIN_SECRET_TYPE, token)?;
         }
         self.check_together()?;
         Ok(self)
@@ -162,7 +186,12 @@ impl Manifests {
                 refuse(&object, validate::cluster(&cluster))?;
                 put(&mut self.cluster, &object, "Cluster", cluster)
             }
-            ("v1", "Secret") => put(&mut self.identity, &object, "Secret", identity(&object, &value)?),
+            ("v1", "Secret") => match value.get("type").and_then(Value::as_str) {
+                Some(JOIN_SECRET_TYPE) => {
+                    put(&mut self.join_token, &object, JOIN_SECRET_TYPE, join_token(&object, &value)?)
+                }
+                _ => put(&mut self.identity, &object, IDENTITY_SECRET_TYPE, identity(&object, &value)?),
+            },
             _ => Err(ManifestError::Kind { document, api_version, kind }),
         }
     }
@@ -170,10 +199,12 @@ impl Manifests {
     fn check_together(&self) -> Result<(), ManifestError> {
         let Some(machine) = &self.machine else { return Ok(()) };
         let name = machine.metadata.name.as_deref();
-        if let Some(identity) = self.identity.as_ref().filter(|identity| Some(identity.machine.as_str()) != name) {
-            let shown = Value::from(identity.machine.as_str());
-            let error = FieldError::new("metadata.name", &shown, "the name of the Machine beside it");
-            return refuse(&describe("Secret", Some(&identity.machine)), vec![error]);
+        let identity = self.identity.as_ref().map(|identity| &identity.machine);
+        let token = self.join_token.as_ref().map(|token| &token.machine);
+        if let Some(secret) = identity.into_iter().chain(token).find(|secret| Some(secret.as_str()) != name) {
+            let error =
+                FieldError::new("metadata.name", &Value::from(secret.as_str()), "the name of the Machine beside it");
+            return refuse(&describe("Secret", Some(secret)), vec![error]);
         }
         match &self.cluster {
             Some(cluster) => refuse(&describe("Machine", name), validate::together(&machine.spec, &cluster.spec)),
@@ -243,8 +274,32 @@ fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, FieldError> {
     })
 }
 
-/// Reads the Secret with the machine's key. Nothing of its values is repeated in an error.
+/// Reads the Secret with the machine's key.
 fn identity(object: &str, value: &Value) -> Result<Identity, ManifestError> {
+    let words = format!("one entry, {IDENTITY_SECRET_KEY}: a PKCS#8 key in PEM");
+    let is_key = |key: &str| key.contains("-----BEGIN PRIVATE KEY-----");
+    let types = format!("{IDENTITY_SECRET_TYPE} or {JOIN_SECRET_TYPE}");
+    let (machine, key) = secret(object, value, (IDENTITY_SECRET_TYPE, &types), IDENTITY_SECRET_KEY, is_key, &words)?;
+    Ok(Identity { machine, key })
+}
+
+/// Reads the Secret with the token by which the machine joins a cluster.
+fn join_token(object: &str, value: &Value) -> Result<JoinToken, ManifestError> {
+    let words = format!("one entry, {JOIN_SECRET_KEY}: six and sixteen of a-z and 0-9 with a dot between them");
+    let (machine, token) =
+        secret(object, value, (JOIN_SECRET_TYPE, JOIN_SECRET_TYPE), JOIN_SECRET_KEY, types::is_token, &words)?;
+    Ok(JoinToken { machine, token })
+}
+
+/// The name of a Secret of a type, and its one entry. Nothing of its values is repeated in an error.
+fn secret(
+    object: &str,
+    value: &Value,
+    (type_, types): (&str, &str),
+    entry: &str,
+    is_valid: impl Fn(&str) -> bool,
+    words: &str,
+) -> Result<(String, String), ManifestError> {
     let refused = |field: &str, words: &str| ManifestError::Invalid {
         object: object.to_owned(),
         errors: vec![FieldError::bare(field, words)],
@@ -255,22 +310,19 @@ fn identity(object: &str, value: &Value) -> Result<Identity, ManifestError> {
             return Err(refused(field, "there is no such field; there are metadata, type, stringData"));
         }
     }
-    if value.get("type").and_then(Value::as_str) != Some(IDENTITY_SECRET_TYPE) {
-        return Err(refused("type", &format!("must be {IDENTITY_SECRET_TYPE}")));
+    if value.get("type").and_then(Value::as_str) != Some(type_) {
+        return Err(refused("type", &format!("must be {types}")));
     }
     let name = value.pointer("/metadata/name").and_then(Value::as_str);
     let name = name.ok_or_else(|| refused("metadata.name", "is required"))?;
-    let words = format!("one entry, {IDENTITY_SECRET_KEY}: a PKCS#8 key in PEM");
     let data: BTreeMap<String, String> = value
         .get("stringData")
         .and_then(|data| serde_json::from_value(data.clone()).ok())
-        .ok_or_else(|| refused("stringData", &words))?;
+        .ok_or_else(|| refused("stringData", words))?;
     let mut data = data.into_iter();
     match (data.next(), data.next()) {
-        (Some((entry, key)), None) if entry == IDENTITY_SECRET_KEY && key.contains("-----BEGIN PRIVATE KEY-----") => {
-            Ok(Identity { machine: name.to_owned(), key })
-        }
-        _ => Err(refused("stringData", &words)),
+        (Some((key, value)), None) if key == entry && is_valid(&value) => Ok((name.to_owned(), value)),
+        _ => Err(refused("stringData", words)),
     }
 }
 

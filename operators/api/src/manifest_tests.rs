@@ -21,6 +21,23 @@ type: garboard.dev/machine-identity
 stringData: {identity.key: '-----BEGIN PRIVATE KEY-----'}
 ";
 
+const WORKER: &str = "\
+apiVersion: garboard.dev/v1alpha1
+kind: Machine
+metadata: {name: node-2}
+spec:
+  role: Worker
+  join:
+    endpoints: [{host: 192.0.2.10}]
+    caPin: sha256:7777777777777777777777777777777777777777777777777777777777777777
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: node-2}
+type: garboard.dev/join-token
+stringData: {token: abcdef.0123456789abcdef}
+";
+
 fn machine(rest: &str) -> String {
     format!("apiVersion: garboard.dev/v1alpha1\nkind: Machine\nmetadata: {{name: node-1}}\n{rest}")
 }
@@ -37,6 +54,14 @@ fn documents_are_read_with_their_defaults() {
     assert_eq!(cluster.spec.pod_cidr.to_string(), "10.244.0.0/16");
     assert_eq!(manifests.machine.unwrap().hostname(), "node-1");
     assert_eq!(manifests.identity.unwrap().machine, "node-1");
+}
+
+#[test]
+fn a_worker_is_read_with_its_token() {
+    let manifests = parse(WORKER).unwrap();
+    let join = manifests.machine.unwrap().spec.join.unwrap();
+    assert_eq!(join.endpoints[0].to_string(), "192.0.2.10:6443");
+    assert_eq!(manifests.join_token.unwrap().token, "abcdef.0123456789abcdef");
 }
 
 #[test]
@@ -154,6 +179,20 @@ fn what_is_wrong_is_named() {
             "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\ntype: Opaque\nstringData: {}".into(),
             &["Secret \"x\"", "type", IDENTITY_SECRET_TYPE],
         ),
+        ("a worker of no cluster", machine("spec: {role: Worker}"), &["spec.join", "garboardctl join"]),
+        ("a founder that joins", WORKER.replace("role: Worker", "role: ControlPlane"), &["spec.join", "only a worker"]),
+        ("a worker without endpoint", WORKER.replace("[{host: 192.0.2.10}]", "[]"), &["spec.join.endpoints"]),
+        ("no role", machine("spec: {role: Queen}"), &["spec.role", "Queen", "Worker"]),
+        (
+            "a role of all machines",
+            cluster("{machines: {role: Worker}}"),
+            &["spec.machines.role", "declare it in the Machine"],
+        ),
+        (
+            "another machine's token",
+            WORKER.replace("Secret\nmetadata: {name: node-2", "Secret\nmetadata: {name: b"),
+            &["\"b\"", "the Machine beside it"],
+        ),
         (
             "another machine's key",
             GOOD.replace("Secret\nmetadata: {name: node-1", "Secret\nmetadata: {name: b"),
@@ -170,8 +209,13 @@ fn what_is_wrong_is_named() {
 
 #[test]
 fn a_secret_is_never_shown() {
-    let shown = format!("{:?}", parse(GOOD).unwrap());
-    assert!(!shown.contains("PRIVATE KEY"), "{shown}");
+    for (text, secret) in [(GOOD, "PRIVATE KEY"), (WORKER, "0123456789abcdef")] {
+        let shown = format!("{:?}", parse(text).unwrap());
+        assert!(!shown.contains(secret), "{shown}");
+    }
+    let short = WORKER.replace("abcdef.0123456789abcdef", "hush");
+    let error = parse(&short).unwrap_err().to_string();
+    assert!(error.contains("stringData") && !error.contains("hush"), "{error}");
     for data in ["hush", "{identity.key: hush}", "{other: hush}"] {
         let text = format!(
             "apiVersion: v1\nkind: Secret\nmetadata: {{name: x}}\ntype: {IDENTITY_SECRET_TYPE}\nstringData: {data}"

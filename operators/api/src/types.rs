@@ -215,8 +215,8 @@ pub(crate) fn texts_schema(max: usize, max_length: usize, kept: &[&str], message
 
 /// Pattern of a DNS label.
 pub(crate) const LABEL: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
-/// [`LABEL`] in words.
-pub(crate) const LABEL_WORDS: &str = "one DNS label: at most 63 of a-z, 0-9 and -, not - at its ends";
+/// What a DNS label is, in words.
+pub const LABEL_WORDS: &str = "one DNS label: at most 63 of a-z, 0-9 and -, not - at its ends";
 /// Pattern of a DNS name.
 pub(crate) const DOMAIN: &str = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 /// [`DOMAIN`] in words.
@@ -280,6 +280,13 @@ pub fn is_label(text: &str) -> bool {
         && text.starts_with(plain)
         && text.ends_with(plain)
         && text.chars().all(|c| plain(c) || c == '-')
+}
+
+/// Whether a text is a token as Kubernetes has them for newcomers: an identifier of six characters, a dot, and a secret of sixteen.
+pub fn is_token(text: &str) -> bool {
+    let plain =
+        |part: &str, length| part.len() == length && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    text.split_once('.').is_some_and(|(id, secret)| plain(id, 6) && plain(secret, 16))
 }
 
 /// Whether a text is a DNS name in lower case.

@@ -12,8 +12,8 @@ use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
 use crate::control_plane::{self, ApiServer, ControlPlane, OidcIssuer};
 use crate::field_error::FieldError;
 use crate::machine::{
-    self, Link, LinkMatch, LinkRoute, Machine, MachineKernel, MachineKubelet, MachineNetwork, MachineSpec, Registry,
-    Taint, TrialProbe,
+    self, Link, LinkMatch, LinkRoute, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineNetwork, MachineRole,
+    MachineSpec, Registry, Taint, TrialProbe,
 };
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr};
@@ -36,6 +36,42 @@ pub fn machine(machine: &Machine) -> Vec<FieldError> {
     let name = machine.metadata.name.as_deref().unwrap_or_default();
     errors.require(types::is_label(name), "metadata.name", name, types::LABEL_WORDS);
     check_settings(&mut errors, "spec", &machine.spec);
+    check_join(&mut errors, &machine.spec);
+    errors.0
+}
+
+/// What the machine is for, and the cluster that it joins.
+fn check_join(errors: &mut Errors, spec: &MachineSpec) {
+    let shown = serde_json::to_value(&spec.join).unwrap_or_default();
+    match (spec.role(), &spec.join) {
+        (MachineRole::Worker, None) => {
+            errors.require(
+                false,
+                "spec.join",
+                shown,
+                "the cluster that the worker joins: `garboardctl join` writes it",
+            );
+        }
+        (MachineRole::ControlPlane, Some(_)) => {
+            errors.require(false, "spec.join", shown, "only a worker (spec.role: Worker) joins a cluster");
+        }
+        (MachineRole::Worker, Some(MachineJoin { endpoints, ca_pin: _ })) => {
+            errors.require(!endpoints.is_empty(), "spec.join.endpoints", Vec::<Value>::new(), "at least one");
+            for (index, Endpoint { host, port: _ }) in endpoints.iter().enumerate() {
+                let field = format!("spec.join.endpoints[{index}].host");
+                errors.require(is_host(host), field, host.as_str(), types::HOST_WORDS);
+            }
+        }
+        (MachineRole::ControlPlane, None) => {}
+    }
+}
+
+/// What a change from `old` to `new` would break; empty when it may be made.
+pub fn machine_change(old: &MachineSpec, new: &MachineSpec) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    let shown = |spec: &MachineSpec| serde_json::to_value(spec.role()).unwrap_or_default();
+    let allowed = format!("it cannot be changed from {}", shown(old).as_str().unwrap_or_default());
+    errors.require(old.role() == new.role(), "spec.role", shown(new), &allowed);
     errors.0
 }
 
@@ -53,16 +89,24 @@ pub fn machine_pool(pool: &MachinePool) -> Vec<FieldError> {
 
 /// Settings of more than one machine.
 fn check_shared(errors: &mut Errors, field: &str, spec: &MachineSpec) {
-    if let Some(hostname) = &spec.hostname {
-        let allowed = "a host name belongs to one machine: declare it in the Machine";
-        errors.require(false, format!("{field}.hostname"), hostname.as_str(), allowed);
+    let given = [
+        ("hostname", spec.hostname.as_ref().map(serde_json::to_value)),
+        ("role", spec.role.as_ref().map(serde_json::to_value)),
+        ("join", spec.join.as_ref().map(serde_json::to_value)),
+    ];
+    for (name, value) in given {
+        if let Some(value) = value {
+            let allowed = "it belongs to one machine: declare it in the Machine";
+            errors.require(false, format!("{field}.{name}"), value.unwrap_or_default(), allowed);
+        }
     }
     check_settings(errors, field, spec);
 }
 
 /// Settings of machines, those of `base`, whichever layer they belong to.
 fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
-    let MachineSpec { hostname, network, kubelet, kernel, registries, trial } = spec;
+    // What a machine is for and what it joins are matters of the Machine alone.
+    let MachineSpec { role: _, join: _, hostname, network, kubelet, kernel, registries, trial } = spec;
     if let Some(hostname) = hostname {
         errors.require(types::is_label(hostname), format!("{base}.hostname"), hostname.as_str(), types::LABEL_WORDS);
     }
@@ -246,6 +290,7 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
         pod_cidr,
         service_cidr,
         dns_domain,
+        pod_network: _,
         proxy_mode: _,
         control_plane,
         access,

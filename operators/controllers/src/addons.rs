@@ -7,8 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use garboard_api::cluster::ClusterSpec;
+use garboard_api::machine::MachineRole;
 use garboard_api_client::{Identity, Outage};
 use garboard_plan::addons::{self as plan, FIELD_MANAGER, NodeInput, ObjectKey};
+use garboard_plan::join;
 use garboard_plan::pki::Authority;
 use http::Uri;
 use kube::Client;
@@ -87,23 +89,38 @@ pub async fn keep_roles(client: &Client) -> Result<usize, AddonsError> {
     keep(client, plan::roles()).await
 }
 
-/// Keeps what tells users before a change what it would disrupt. Returns how many objects differed.
+/// Keeps what tells users before a change what it would disrupt, and what holds workers to what is their own. Returns how many objects
+/// differed.
 ///
 /// # Errors
 /// [`AddonsError`] of the first object that failed. Repeating continues there.
 pub async fn keep_policies(client: &Client) -> Result<usize, AddonsError> {
-    keep(client, garboard_plan::disruption::policies()).await
+    keep(client, garboard_plan::disruption::policies().into_iter().chain(join::policies()).collect()).await
 }
 
-/// Keeps the way to cluster DNS and, once the node exists, its endpoint and its labels. Returns how many objects differed.
+/// Keeps the roles of workers; `client` is an [`administrator`]'s. [`keep_policies`] comes before. Returns how many objects differed.
 ///
 /// # Errors
 /// [`AddonsError`] of the first object that failed. Repeating continues there.
-pub async fn keep_dns(client: &Client, cluster: &ClusterSpec, node: Option<&NodeInput>) -> Result<usize, AddonsError> {
-    let mut desired = Vec::from_iter(plan::dns_service(cluster));
-    if let Some(node) = node {
-        desired.extend(plan::dns_endpoint(node));
-        desired.push(plan::node_labels(node));
+pub async fn keep_worker_roles(client: &Client) -> Result<usize, AddonsError> {
+    keep(client, plan::worker_roles()).await
+}
+
+/// Keeps what belongs to a node once it exists: its endpoint of cluster DNS and, on a control-plane machine, its label and the way to
+/// cluster DNS. Returns how many objects differed.
+///
+/// # Errors
+/// [`AddonsError`] of the first object that failed. Repeating continues there.
+pub async fn keep_dns(
+    client: &Client,
+    cluster: &ClusterSpec,
+    role: MachineRole,
+    node: Option<&NodeInput>,
+) -> Result<usize, AddonsError> {
+    let mut desired = Vec::from_iter(node.and_then(plan::dns_endpoint));
+    if role == MachineRole::ControlPlane {
+        desired.extend(plan::dns_service(cluster));
+        desired.extend(node.map(plan::node_labels));
     }
     keep(client, desired).await
 }

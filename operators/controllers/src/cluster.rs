@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use garboard_api::cluster::ClusterStatus;
+use garboard_api::machine::MachineRole;
 use garboard_api::{About, Cluster, condition};
 use garboard_catalog::{dns, kube_apiserver};
 use garboard_plan::addons::NodeInput;
@@ -46,6 +47,9 @@ pub enum ClusterError {
 /// [`ClusterError`] of what failed; the status tells it too, and everything is tried again.
 pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<Action, ClusterError> {
     let client = context.api.borrow().clone();
+    if context.role() == MachineRole::Worker {
+        return follow(&cluster, &context, client.as_ref()).await;
+    }
     let (api, kept, account) = match &client {
         None => (Err("the API server has not answered yet".to_owned()), Ok(()), false),
         Some(client) => match look(client).await {
@@ -69,6 +73,24 @@ pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<A
     }))
 }
 
+/// Keeps what belongs to the node of a worker. The cluster's status is told by its control plane.
+async fn follow(cluster: &Cluster, context: &Context, client: Option<&Client>) -> Result<Action, ClusterError> {
+    announce(context, cluster.clone());
+    if let Some(client) = client {
+        keep_objects(client, cluster, context).await?;
+    }
+    Ok(Action::requeue(RESYNC))
+}
+
+/// Tells the machine API and the console how the cluster is.
+fn announce(context: &Context, cluster: Cluster) {
+    context.published.send_if_modified(|current| {
+        let differs = current.cluster.as_ref() != Some(&cluster);
+        current.cluster = Some(cluster);
+        differs
+    });
+}
+
 /// The API server's version, and whether the account of pods is there.
 async fn look(client: &Client) -> Result<(String, bool), String> {
     let accounts = Api::<ServiceAccount>::default_namespaced(client.clone());
@@ -82,7 +104,7 @@ async fn look(client: &Client) -> Result<(String, bool), String> {
 
 async fn keep_objects(client: &Client, cluster: &Cluster, context: &Context) -> Result<(), ClusterError> {
     let node = node(context);
-    match tokio::time::timeout(OBJECTS, addons::keep_dns(client, &cluster.spec, node.as_ref())).await {
+    match tokio::time::timeout(OBJECTS, addons::keep_dns(client, &cluster.spec, context.role(), node.as_ref())).await {
         Ok(kept) => Ok(kept.map(|_| ())?),
         Err(_) => Err(ClusterError::Timeout),
     }
@@ -131,16 +153,12 @@ async fn publish(cluster: &Cluster, context: &Context, observed: &Observed) -> R
     };
     let mut published = cluster.clone();
     published.status = Some(status.clone());
-    context.published.send_if_modified(|current| {
-        let differs = current.cluster.as_ref() != Some(&published);
-        current.cluster = Some(published);
-        differs
-    });
+    announce(context, published);
     context.statuses.publish(cluster, &status).await
 }
 
 /// SHA-256 of the public key in a certificate, as `sha256:` and hexadecimal digits.
-fn public_key_pin(pem: &str) -> Option<String> {
+pub(crate) fn public_key_pin(pem: &str) -> Option<String> {
     let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
     let certificate = block.parse_x509().ok()?;
     Some(garboard_runtime::ledger::digest(certificate.public_key().raw))

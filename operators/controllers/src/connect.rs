@@ -1,13 +1,17 @@
 //! Finds the API server, brings in what everybody there needs, and hands out a client of the agent's own.
 //!
-//! Roles come first, because other services wait for theirs; then the custom resource definitions. What is said of changes of such
-//! resources nobody waits for, so it comes last.
+//! A control-plane machine asks its own API server, and brings in; a worker asks whichever serves, as soon as it has joined. Roles come
+//! first, because other services wait for theirs; then the custom resource definitions. What is said of changes of such
+//! resources nobody waits for, so it comes last, and with it what workers may do, once they are held to what is their own.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use garboard_api::Machine;
+use garboard_api::machine::MachineRole;
 use garboard_api_client::{Identity, Outage};
-use garboard_catalog::kubeconfig::LOCAL_APISERVER;
+use garboard_catalog::kubeconfig::{APISERVERS, LOCAL_APISERVER};
 use garboard_catalog::pki::Leaf;
 use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
@@ -39,10 +43,15 @@ pub enum ConnectError {
     /// The definitions could not be applied.
     #[error(transparent)]
     Definitions(#[from] CrdError),
+    /// The API server does not take this machine for what it is.
+    #[error("the API server has not answered")]
+    Version(#[source] Box<kube::Error>),
 }
 
 /// The task that finds the API server.
 pub struct Connect {
+    machine: watch::Receiver<Option<Arc<Machine>>>,
+    joined: watch::Receiver<bool>,
     pki: PkiStore,
     api: watch::Sender<Option<Client>>,
     problems: Problems,
@@ -55,24 +64,57 @@ impl std::fmt::Debug for Connect {
 }
 
 impl Connect {
-    /// A task that publishes its client on `api`.
-    pub fn new(pki: PkiStore, api: watch::Sender<Option<Client>>, problems: Problems) -> Self {
-        Self { pki, api, problems }
+    /// A task that publishes its client on `api`, once the machine has `joined` its cluster.
+    pub fn new(
+        machine: watch::Receiver<Option<Arc<Machine>>>,
+        joined: watch::Receiver<bool>,
+        pki: PkiStore,
+        api: watch::Sender<Option<Client>>,
+        problems: Problems,
+    ) -> Self {
+        Self { machine, joined, pki, api, problems }
     }
 
-    /// Tries until the API server is set up, publishes the client, brings in what nobody waits for, and waits for `stop`. An outage
-    /// later on is the business of whoever uses the client: connections are made when they are needed.
-    pub async fn run(self, stop: CancellationToken) {
-        let outage = Outage::default();
-        let set_up = async {
-            self.until_done(|| self.set_up(&outage)).await;
-            info!("the API server is set up");
-            self.api.send_replace(Some(client(Leaf::Agent, outage.clone())));
-            self.until_done(|| self.advise(&outage)).await;
+    /// Tries until the API server serves this machine, publishes the client, and waits for `stop`. An outage later on is the business of
+    /// whoever uses the client: connections are made when they are needed.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let connect = async {
+            let role = match self.machine.wait_for(Option::is_some).await {
+                Ok(machine) => machine.as_ref().map(|machine| machine.role()),
+                Err(_) => return,
+            };
+            if self.joined.wait_for(|joined| *joined).await.is_err() {
+                return;
+            }
+            let outage = Outage::default();
+            match role {
+                Some(MachineRole::Worker) => self.follow(outage).await,
+                _ => self.found(outage).await,
+            }
         };
-        if stop.run_until_cancelled(set_up).await.is_some() {
+        if stop.run_until_cancelled(connect).await.is_some() {
             stop.cancelled().await;
         }
+    }
+
+    /// Sets up the API server of this machine, and then what nobody waits for.
+    async fn found(&self, outage: Outage) {
+        self.until_done(|| self.set_up(&outage)).await;
+        info!("the API server is set up");
+        self.api.send_replace(Some(client(local(), Leaf::Agent, outage.clone())));
+        self.until_done(|| self.advise(&outage)).await;
+    }
+
+    /// Waits for any API server of the cluster.
+    async fn follow(&self, outage: Outage) {
+        let client = client(Uri::from_static(APISERVERS), Leaf::Agent, outage);
+        self.until_done(async || {
+            let version = client.apiserver_version().await;
+            version.map(drop).map_err(|error| ConnectError::Version(Box::new(error)))
+        })
+        .await;
+        info!("the API server answers");
+        self.api.send_replace(Some(client));
     }
 
     /// Tries something until the API server has done it.
@@ -107,9 +149,11 @@ impl Connect {
         Ok(())
     }
 
-    /// What is told to those who change something.
+    /// What is told to those who change something, and what workers may do.
     async fn advise(&self, outage: &Outage) -> Result<(), ConnectError> {
-        addons::keep_policies(&self.administrator(outage)?).await?;
+        let administrator = self.administrator(outage)?;
+        addons::keep_policies(&administrator).await?;
+        addons::keep_worker_roles(&administrator).await?;
         Ok(())
     }
 
@@ -128,14 +172,14 @@ fn has_status(error: &(dyn Error + 'static)) -> bool {
     matches!(error.downcast_ref(), Some(kube::Error::Api(_))) || error.source().is_some_and(has_status)
 }
 
-/// A client of this machine's API server, as the bearer of `leaf`.
-fn client(leaf: Leaf, outage: Outage) -> Client {
-    garboard_api_client::client(local(), Identity::Folder(leaf.folder().into()), outage)
+/// A client of an API server, as the bearer of `leaf`.
+fn client(server: Uri, leaf: Leaf, outage: Outage) -> Client {
+    garboard_api_client::client(server, Identity::Folder(leaf.folder().into()), outage)
 }
 
 /// The client of the cluster operators.
 pub fn operators() -> Client {
-    client(Leaf::Operators, Outage::default())
+    client(local(), Leaf::Operators, Outage::default())
 }
 
 fn local() -> Uri {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use garboard_api::machine::MachineStatus;
+use garboard_api::machine::{MachineRole, MachineStatus};
 use garboard_api::{Machine, condition, refusal};
 use garboard_control::MachinePhase;
 use garboard_machine_api::DEFAULT_PORT;
@@ -84,13 +84,17 @@ fn view(context: &Context) -> View {
     problems.extend(network.problems);
     let network_waiting = network.waiting.clone();
     let mut waiting = network.waiting;
-    if machine.is_none() || cluster.is_none() {
-        waiting.push("a Machine and a Cluster to be declared (garboardctl new makes them)".to_owned());
+    match (&machine, &cluster) {
+        (Some(_), Some(_)) => {}
+        (Some(machine), None) if machine.role() == MachineRole::Worker => {
+            waiting.push("the cluster that the machine joins".to_owned());
+        }
+        _ => waiting.push("a Machine and a Cluster to be declared (garboardctl new makes them)".to_owned()),
     }
-    let endpoint = cluster.as_ref().zip(network.addresses.first()).map(|(cluster, address)| {
-        let endpoint = cluster.endpoint(*address);
-        format!("{}:{}", bracketed(&endpoint.host), endpoint.port)
-    });
+    let declared = machine.as_ref().zip(cluster.as_ref());
+    let endpoint =
+        declared.and_then(|(machine, cluster)| cluster.endpoint_of(machine, network.addresses.first().copied()));
+    let endpoint = endpoint.map(|endpoint| endpoint.to_string());
     View {
         name: machine.as_deref().map(Machine::node_name).map(str::to_owned),
         version: context.info.version.clone(),
@@ -114,11 +118,7 @@ fn view(context: &Context) -> View {
 /// Why the machine is not ready, unless the lines below say it themselves.
 fn reason(status: &MachineStatus, said: &[&[String]]) -> Option<String> {
     let ready = condition::find(&status.conditions, condition::READY)?;
-    let said_below = matches!(ready.reason.as_str(), "NotServing" | "CrashLooping" | "NoCluster")
+    let said_below = matches!(ready.reason.as_str(), "NotServing" | "CrashLooping" | "NoCluster" | "NotJoined")
         || said.iter().any(|texts| texts.contains(&ready.message) || texts.join("; ") == ready.message);
     (ready.status != condition::TRUE && !said_below).then(|| ready.message.clone())
-}
-
-fn bracketed(host: &str) -> String {
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
 }

@@ -1,12 +1,14 @@
 //! What reconcilers share: handles on the rest of the machine, and what its tasks publish.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use garboard_api::machine::{MachineKernel, Versions};
+use garboard_api::machine::{MachineKernel, MachineRole, Versions};
 use garboard_api::{About, Cluster, Machine, MachinePool, Refusals};
+use garboard_catalog::Peer;
 use garboard_control::{Client as Control, MachineInfo, MachinePhase};
 use garboard_plan::events::Notable;
 use garboard_plan::trial::Configuration;
@@ -20,6 +22,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 
+use crate::certificates::{Due, Outcome};
 use crate::network::{NetworkConfig, NodeAddresses};
 use crate::node::NodeView;
 use crate::pki::PkiStore;
@@ -39,6 +42,8 @@ pub struct Paths {
     pub status: PathBuf,
     /// The machine's own key.
     pub identity: PathBuf,
+    /// The token by which the machine joins a cluster, until it has.
+    pub join_token: PathBuf,
 }
 
 impl Default for Paths {
@@ -49,6 +54,7 @@ impl Default for Paths {
             ledger: "/state/ledger".into(),
             status: "/run/garboard/status".into(),
             identity: crate::machine_api::IDENTITY_FILE.into(),
+            join_token: "/state/join-token".into(),
         }
     }
 }
@@ -99,6 +105,14 @@ pub struct Context {
     pub node: watch::Receiver<NodeView>,
     /// The API server, once it answers.
     pub api: watch::Receiver<Option<Client>>,
+    /// The addresses of all API servers.
+    pub api_servers: watch::Receiver<Vec<SocketAddr>>,
+    /// The other nodes of the pod network.
+    pub peers: watch::Receiver<Arc<Vec<Peer>>>,
+    /// Certificates that a worker has to ask the cluster for: written by the machine's reconciler.
+    pub due_certificates: watch::Sender<Due>,
+    /// What came of that.
+    pub asked_certificates: watch::Receiver<Outcome>,
     /// The statuses that were published last, for the machine API and the console.
     pub published: watch::Sender<Published>,
     /// What is wrong with parts of the machine that no resource is about.
@@ -125,6 +139,11 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
+    /// What the machine is for.
+    pub fn role(&self) -> MachineRole {
+        self.machine.current().map(|machine| machine.role()).unwrap_or_default()
+    }
+
     /// The time of day, for plans.
     pub fn now(&self) -> SystemTime {
         SystemTime::now()

@@ -1,13 +1,18 @@
-//! Approves or denies kubelets' requests for serving certificates: one of the cluster's duties.
+//! Approves or denies requests for certificates: those of kubelets for serving, and those of machines that join or have joined. One of
+//! the cluster's duties.
 //!
-//! The decision is [`plan::csr`](garboard_plan::csr); a denial carries its reason, so that `kubectl describe csr` tells it. A request of
-//! a node that has not reported its addresses yet is looked at again soon, because the kubelet reports them right after it asks.
+//! The decisions are [`plan::csr`](garboard_plan::csr) and [`plan::join`](garboard_plan::join); a denial carries its reason, so that
+//! `kubectl describe csr` tells it. A request of a node that has not reported its addresses yet is looked at again soon, because the
+//! kubelet reports them right after it asks; so is that of a machine whose Machine is not there yet.
+
+mod machines;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use garboard_plan::csr::{self, Denial, NodeNames, Request};
+use garboard_plan::join;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
 };
@@ -21,10 +26,10 @@ use tracing::info;
 
 use crate::duty;
 
-/// How soon a node that lacks addresses is looked at again.
-const NODE_RETRY: Duration = Duration::from_secs(2);
-/// How long a node may lack what it asks for before the request is denied, counted from the request.
-const NODE_PATIENCE: Duration = Duration::from_secs(60);
+/// How soon a request is looked at again that lacks what is on its way.
+const RETRY_SOON: Duration = Duration::from_secs(2);
+/// How long that may be lacking before the request is denied, counted from the request.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How soon a failed look is tried again.
 const ERROR_RETRY: Duration = Duration::from_secs(5);
 
@@ -36,6 +41,27 @@ pub enum CsrError {
     Node {
         /// Its name.
         node: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server did not give the machine.
+    #[error("get machine {machine}")]
+    Machine {
+        /// Its name.
+        machine: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
+    /// The API server did not list the other requests.
+    #[error("list requests")]
+    List(#[source] kube::Error),
+    /// The API server did not remove a token that has done its work.
+    #[error("remove the token {token}")]
+    Token {
+        /// Its identifier.
+        token: String,
         /// Why.
         #[source]
         source: kube::Error,
@@ -54,8 +80,7 @@ pub enum CsrError {
 /// Decides on requests until `stop`.
 pub async fn run(client: Client, stop: CancellationToken) {
     let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
-    let ours = watcher::Config::default().fields(&format!("spec.signerName={}", csr::SIGNER));
-    Controller::new(requests, ours)
+    Controller::new(requests, watcher::Config::default())
         .graceful_shutdown_on(async move { stop.cancelled().await })
         .run(reconcile, |_, error, _| retry(error), Arc::new(client))
         .for_each(async |result| duty::tell(result, "a certificate request was not decided"))
@@ -67,32 +92,59 @@ fn retry(_error: &CsrError) -> Action {
 }
 
 async fn reconcile(request: Arc<CertificateSigningRequest>, client: Arc<Client>) -> Result<Action, CsrError> {
-    let decided = request.status.as_ref().and_then(|status| status.conditions.as_ref());
-    if decided.is_some_and(|conditions| {
-        conditions.iter().any(|c| matches!(c.type_.as_str(), "Approved" | "Denied" | "Failed"))
-    }) {
+    match request.spec.signer_name.as_str() {
+        csr::SIGNER => serving(&request, &client).await,
+        join::SIGNER => machines::decide(&request, &client).await,
+        _ => Ok(Action::await_change()),
+    }
+}
+
+/// Decides on a kubelet's request for a serving certificate.
+async fn serving(request: &CertificateSigningRequest, client: &Client) -> Result<Action, CsrError> {
+    if is_decided(request) {
         return Ok(Action::await_change());
     }
-    let claim = Request {
-        username: request.spec.username.as_deref().unwrap_or_default(),
-        groups: request.spec.groups.as_deref().unwrap_or_default(),
-        usages: request.spec.usages.as_deref().unwrap_or_default(),
-        der: &der(&request.spec.request.0),
-    };
+    let der = der(request);
+    let claim = claim(request, &der);
     let decision = match csr::node(&claim) {
-        Ok(name) => csr::check(&claim, &names(&client, name).await?),
+        Ok(name) => csr::check(&claim, &names(client, name).await?),
         Err(denial) => Err(denial),
     };
-    if matches!(decision, Err(Denial::Foreign(_))) && age(&request) < NODE_PATIENCE {
-        return Ok(Action::requeue(NODE_RETRY));
+    if matches!(decision, Err(Denial::Foreign(_))) && age(request) < PATIENCE {
+        return Ok(Action::requeue(RETRY_SOON));
     }
-    record(&client, &request, decision).await?;
+    let approval = Approval { reason: "NodeAsksForItself", message: "every name is one of the node's own" };
+    record(client, request, decision.map(|()| approval)).await?;
     Ok(Action::await_change())
 }
 
+/// Why a request is approved, in one word and in more.
+struct Approval {
+    reason: &'static str,
+    message: &'static str,
+}
+
+fn has_condition(request: &CertificateSigningRequest, types: &[&str]) -> bool {
+    let conditions = request.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| types.contains(&condition.type_.as_str()))
+}
+
+fn is_decided(request: &CertificateSigningRequest) -> bool {
+    has_condition(request, &["Approved", "Denied", "Failed"])
+}
+
+fn claim<'a>(request: &'a CertificateSigningRequest, der: &'a [u8]) -> Request<'a> {
+    Request {
+        username: request.spec.username.as_deref().unwrap_or_default(),
+        groups: request.spec.groups.as_deref().unwrap_or_default(),
+        usages: request.spec.usages.as_deref().unwrap_or_default(),
+        der,
+    }
+}
+
 /// What the API server holds is PEM; without a PEM block nothing is left, which is then denied as unreadable.
-fn der(pem: &[u8]) -> Vec<u8> {
-    x509_parser::pem::parse_x509_pem(pem).map(|(_, pem)| pem.contents).unwrap_or_default()
+fn der(request: &CertificateSigningRequest) -> Vec<u8> {
+    x509_parser::pem::parse_x509_pem(&request.spec.request.0).map(|(_, pem)| pem.contents).unwrap_or_default()
 }
 
 fn age(request: &CertificateSigningRequest) -> Duration {
@@ -118,11 +170,11 @@ async fn names(client: &Client, name: &str) -> Result<NodeNames, CsrError> {
 async fn record(
     client: &Client,
     request: &CertificateSigningRequest,
-    decision: Result<(), Denial>,
+    decision: Result<Approval, impl std::error::Error>,
 ) -> Result<(), CsrError> {
     let name = request.name_any();
     let (type_, reason, message) = match &decision {
-        Ok(()) => ("Approved", "NodeAsksForItself", "every name is one of the node's own".to_owned()),
+        Ok(Approval { reason, message }) => ("Approved", *reason, (*message).to_owned()),
         Err(denial) => ("Denied", "NotAllowed", denial.to_string()),
     };
     let mut decided = request.clone();

@@ -1,6 +1,8 @@
 //! The reconcilers of the node agent and of the cluster operators, and the tasks that they look at.
 
 pub mod addons;
+pub mod api_servers;
+pub mod certificates;
 pub mod cluster;
 pub mod connect;
 pub mod console;
@@ -12,14 +14,17 @@ pub mod events;
 pub mod firmware;
 pub mod hostname;
 pub mod images;
+pub mod join;
 pub mod kernel;
 pub mod leader;
+pub mod leave;
 pub mod machine;
 pub mod machine_api;
 pub mod media;
 pub mod network;
 pub mod node;
 mod passing;
+pub mod peers;
 pub mod pki;
 pub mod pool;
 pub mod pools;
@@ -27,6 +32,8 @@ pub mod preload;
 pub mod probes;
 pub mod problems;
 pub mod release;
+pub mod removals;
+mod request;
 pub mod resolver;
 pub mod services;
 pub mod trial;

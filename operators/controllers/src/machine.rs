@@ -3,12 +3,13 @@
 //! Nothing waits here: each call does what is possible now, says in the status what is not and why, and is made again
 //! when any of what it looked at changes.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use garboard_api::cluster::ClusterSpec;
 use garboard_api::condition;
-use garboard_api::machine::{Effective, MachineSpec, MachineStatus, PoolReference};
+use garboard_api::machine::{Effective, MachineRole, MachineSpec, MachineStatus, PoolReference};
 use garboard_api::{About, Cluster, Machine, MachinePool, validate};
 use garboard_catalog::input::apiserver_service_address;
 use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
@@ -31,6 +32,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tracing::{debug, info};
 
+use crate::certificates::Due;
 use crate::context::Context;
 use crate::network::NetworkConfig;
 use crate::pki::PkiError;
@@ -84,14 +86,16 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
     let configured = configured(&machine, spec);
     declare(&context.network_config, NetworkConfig::from(&configured));
     declare(&context.kernel_config, Some(spec.kernel.clone()));
-    let mut observed = observe(&context, cluster.is_some());
+    let mut observed = observe(&context, configured.role(), cluster.is_some());
     let converged = match cluster {
         Some(cluster) => converge(&configured, cluster, &context, &mut observed).await,
-        None => Ok(RESYNC),
+        None => join(&configured, &context, &mut observed).await.map(|()| RESYNC),
     };
     let claimed = match cluster {
-        Some(cluster) => claim_block(&configured, cluster, &context).await,
-        None => Ok(()),
+        Some(cluster) if configured.role() == MachineRole::ControlPlane => {
+            claim_block(&configured, cluster, &context).await
+        }
+        _ => Ok(()),
     };
     let labelled = label(&configured, &context).await;
     let tainted = taint(&configured, &context).await;
@@ -129,11 +133,12 @@ fn declare<T: PartialEq>(channel: &watch::Sender<T>, config: T) {
     });
 }
 
-fn observe(context: &Context, cluster_declared: bool) -> Observed {
+fn observe(context: &Context, role: MachineRole, cluster_declared: bool) -> Observed {
     let network = context.network.borrow().clone();
     let specs = context.specs.borrow().clone();
     Observed {
         cluster_declared,
+        role,
         addresses: network.addresses,
         network_waiting: network.waiting,
         network_problems: network.problems,
@@ -148,6 +153,25 @@ fn observe(context: &Context, cluster_declared: bool) -> Observed {
 
 fn names(specs: &[ServiceSpec]) -> Vec<String> {
     specs.iter().map(|spec| spec.name.to_string()).collect()
+}
+
+/// Runs what a worker needs to find its cluster.
+async fn join(machine: &Machine, context: &Context, observed: &mut Observed) -> Result<(), MachineError> {
+    let servers = context.api_servers.borrow().clone();
+    if machine.role() != MachineRole::Worker || servers.is_empty() {
+        return Ok(());
+    }
+    run(context, garboard_catalog::joining(&servers)?, observed).await
+}
+
+/// Has PID 1 run exactly these services.
+async fn run(context: &Context, specs: Vec<ServiceSpec>, observed: &mut Observed) -> Result<(), MachineError> {
+    observed.desired_services = Some(names(&specs));
+    if let Err(error) = declare_services(context, specs).await {
+        observed.services_problem = Some(chain(&error));
+        return Err(error.into());
+    }
+    Ok(())
 }
 
 /// Certificates and services. Returns when to look again.
@@ -173,17 +197,14 @@ async fn converge(
     }
     let (_, renewal) = kept?;
     let specs = garboard_catalog::services(&catalog_input(machine, cluster, context, &observed.addresses))?;
-    observed.desired_services = Some(names(&specs));
-    if let Err(error) = declare_services(context, specs).await {
-        observed.services_problem = Some(chain(&error));
-        return Err(error.into());
-    }
+    run(context, specs, observed).await?;
     Ok(renewal.clamp(Duration::from_secs(1), RESYNC))
 }
 
-fn pki_input(machine: &Machine, cluster: &ClusterSpec, addresses: &[std::net::IpAddr]) -> PkiInput {
+fn pki_input(machine: &Machine, cluster: &ClusterSpec, addresses: &[IpAddr]) -> PkiInput {
     let endpoint = cluster.endpoint.iter().map(|endpoint| endpoint.host.clone());
     PkiInput {
+        role: machine.role(),
         node_name: machine.node_name().to_owned(),
         node_addresses: addresses.to_owned(),
         service_addresses: apiserver_service_address(cluster).into_iter().collect(),
@@ -195,6 +216,7 @@ fn pki_input(machine: &Machine, cluster: &ClusterSpec, addresses: &[std::net::Ip
 /// Keeps the certificates; returns what is wrong with them and the time until the next is due.
 async fn keep_certificates(context: &Context, input: PkiInput) -> Result<(Vec<String>, Duration), PkiError> {
     let (pki, now) = (context.pki.clone(), context.now());
+    let machine = input.node_name.clone();
     // Keys are computed and files synced: neither belongs on the agent's only thread.
     let kept = tokio::task::spawn_blocking(move || {
         let plan = pki.reconcile(&pki_plan::desired(&input), now)?;
@@ -206,10 +228,17 @@ async fn keep_certificates(context: &Context, input: PkiInput) -> Result<(Vec<St
     let Ok(kept) = kept.await else { return Ok((Vec::new(), RESYNC)) };
     let (plan, wait) = kept?;
     plan.steps.iter().for_each(report);
+    let leaves = plan.steps.iter().filter_map(|step| match step {
+        Step::Request { leaf, profile, reason: _ } => Some((*leaf, profile.clone())),
+        _ => None,
+    });
+    declare(&context.due_certificates, Due { machine, leaves: leaves.collect() });
+    let refused = context.asked_certificates.borrow().clone();
     if let Some(notable) = events_plan::certificates(&plan.steps) {
         events::hand_over(&context.notables, notable);
     }
-    Ok((plan.problems.iter().map(describe).collect(), wait))
+    let refused = refused.into_iter().map(|(leaf, problem)| format!("{leaf}: {problem}"));
+    Ok((plan.problems.iter().map(describe).chain(refused).collect(), wait))
 }
 
 fn report(step: &Step) {
@@ -218,6 +247,9 @@ fn report(step: &Step) {
         Step::CreateKey(key) => info!(key = key.name(), "key made"),
         Step::Issue { leaf, profile: _, validity: _, reason } => {
             info!(certificate = leaf.name(), ?reason, "certificate issued");
+        }
+        Step::Request { leaf, profile: _, reason } => {
+            debug!(certificate = leaf.name(), ?reason, "the cluster is to be asked for a certificate");
         }
         // It follows from what was issued.
         Step::Deploy(deployment) => debug!(?deployment, "certificates deployed"),
@@ -230,15 +262,11 @@ fn describe(problem: &Problem) -> String {
         Problem::AuthorityNotValid(authority, _) => {
             format!("{} is not valid now: it has ended, or the clock is wrong", authority.name())
         }
+        Problem::AuthorityWithoutKey(authority) => format!("the key of {} is missing", authority.name()),
     }
 }
 
-fn catalog_input(
-    machine: &Machine,
-    cluster: &ClusterSpec,
-    context: &Context,
-    addresses: &[std::net::IpAddr],
-) -> CatalogInput {
+fn catalog_input(machine: &Machine, cluster: &ClusterSpec, context: &Context, addresses: &[IpAddr]) -> CatalogInput {
     CatalogInput {
         cluster: cluster.clone(),
         machine: machine.spec.clone(),
@@ -246,17 +274,29 @@ fn catalog_input(
             name: machine.node_name().to_owned(),
             addresses: addresses.to_owned(),
             memory_bytes: memory_bytes(),
-            pod_cidrs: pod_cidrs(context, cluster),
+            pod_cidrs: pod_cidrs(machine, cluster, context),
+            api_servers: other_api_servers(&context.api_servers.borrow(), addresses),
+            peers: context.peers.borrow().to_vec(),
         },
         pause_image: format!("garboard.dev/pause:{}", env!("CARGO_PKG_VERSION")),
     }
 }
 
-/// The node's part of the pod addresses. The machine founds its cluster, so before the API server knows of the node it is
-/// the first part, and the pod network need not wait.
-fn pod_cidrs(context: &Context, cluster: &ClusterSpec) -> Vec<IpNet> {
+/// The node's part of the pod addresses. A machine that founds its cluster takes the first part before the API server knows of the
+/// node, and the pod network need not wait.
+fn pod_cidrs(machine: &Machine, cluster: &ClusterSpec, context: &Context) -> Vec<IpNet> {
     let known = context.node.borrow().pod_cidrs.clone();
-    if known.is_empty() { node_plan::first_block(cluster.pod_cidr.net()).into_iter().collect() } else { known }
+    match machine.role() {
+        MachineRole::ControlPlane if known.is_empty() => {
+            node_plan::first_block(cluster.pod_cidr.net()).into_iter().collect()
+        }
+        _ => known,
+    }
+}
+
+/// The API servers of other machines than the one with these addresses.
+fn other_api_servers(servers: &[SocketAddr], own: &[IpAddr]) -> Vec<SocketAddr> {
+    servers.iter().filter(|server| !own.contains(&server.ip())).copied().collect()
 }
 
 /// Memory of the machine, bytes (proc_meminfo(5)).
@@ -364,6 +404,7 @@ async fn publish(
         observed_generation: machine.metadata.generation,
         phase: Some(plan::phase(&conditions, before, stopping).to_owned()),
         conditions,
+        role: Some(machine.role()),
         services: observed.services.iter().map(plan::summary).collect(),
         addresses: observed.addresses.clone(),
         versions: Some(context.versions.clone()),

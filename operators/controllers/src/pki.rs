@@ -16,11 +16,13 @@ use std::time::{Duration, SystemTime};
 
 use garboard_catalog::pki::{Leaf, apiserver, controller_manager};
 use garboard_catalog::users;
-use garboard_plan::pki::{self as plan, Authority, Deployment, Key, Observed, ObservedLeaf, Plan, Profile, Step};
+use garboard_plan::pki::{
+    self as plan, Authority, Deployment, Desired, Key, Observed, ObservedLeaf, Plan, Profile, Step,
+};
 use serde_json::json;
 
 pub use files::FileError;
-pub use issue::IssueError;
+pub use issue::{CertificateRequest, IssueError};
 
 use files::Folder;
 use issue::Signer;
@@ -47,6 +49,9 @@ pub enum PkiError {
     /// The authority that should sign is not there.
     #[error("there is no {}", .0.name())]
     NoAuthority(Authority),
+    /// What was given as a certificate is not the one that was asked for.
+    #[error("what was issued as {0} is not what was asked for")]
+    Foreign(&'static str),
     /// A certificate or key could not be made.
     #[error("cannot make {what}")]
     Issue {
@@ -73,13 +78,14 @@ impl PkiStore {
         Self { state: state.into(), deployed: deployed.into(), signers: Arc::default(), leaves: Arc::default() }
     }
 
-    /// Brings everything to what `desired` says and returns what was done and what cannot be done.
+    /// Brings everything to what `desired` says, but for what the cluster is to be asked for, and returns the plan: what was done, what is
+    /// to be asked for, and what cannot be done.
     ///
     /// Repeating it does nothing; interrupted at any point, the next call finishes.
     ///
     /// # Errors
     /// [`PkiError`] of the first step that failed; the steps before it are done.
-    pub fn reconcile(&self, desired: &BTreeMap<Leaf, Profile>, now: SystemTime) -> Result<Plan, PkiError> {
+    pub fn reconcile(&self, desired: &Desired, now: SystemTime) -> Result<Plan, PkiError> {
         let plan = plan::plan(desired, &self.observe()?, now);
         let (kept, deployed): (Vec<_>, Vec<_>) = plan.steps.iter().partition(|step| !matches!(step, Step::Deploy(_)));
         for step in &kept {
@@ -104,7 +110,9 @@ impl PkiStore {
         let mut signers = BTreeMap::new();
         for authority in Authority::ALL {
             if let Some(signer) = self.find_signer(authority)? {
-                observed.authorities.insert(authority, plan::ObservedAuthority { validity: signer.validity });
+                observed
+                    .authorities
+                    .insert(authority, plan::ObservedAuthority { validity: signer.validity, signs: signer.signs() });
                 signers.insert(authority, signer);
             }
         }
@@ -156,8 +164,78 @@ impl PkiStore {
                     .map_err(|source| PkiError::Issue { what: leaf.name(), source })?;
                 self.write(&leaf_file(*leaf), &pem)
             }
+            // It takes as long as the cluster does: whoever asks hands the answer to `install`.
+            Step::Request { .. } => Ok(()),
             Step::Deploy(deployment) => Ok(self.folder(*deployment)?.deploy()?),
         }
+    }
+
+    /// A request for a certificate with a new key, to be answered by [`PkiStore::install`].
+    ///
+    /// # Errors
+    /// [`PkiError::Issue`] when the system gives no randomness.
+    pub fn request(&self, leaf: Leaf, profile: &Profile) -> Result<CertificateRequest, PkiError> {
+        issue::request(profile).map_err(|source| PkiError::Issue { what: leaf.name(), source })
+    }
+
+    /// Takes the certificate that the cluster has issued for a request, and deploys it.
+    ///
+    /// # Errors
+    /// [`PkiError::Foreign`] when it is another's: of another key, for another name, or by another authority.
+    pub fn install(
+        &self,
+        leaf: Leaf,
+        profile: &Profile,
+        request: &CertificateRequest,
+        certificate: &str,
+    ) -> Result<(), PkiError> {
+        let pem = format!("{}\n{}", certificate.trim_end(), request.key_pem);
+        let authority = self.signer(plan::authority(leaf))?;
+        let found = read::leaf(&pem, Some(&authority)).map_err(|_| PkiError::Foreign(leaf.name()))?;
+        if found.profile != *profile || !found.signed_by_authority {
+            return Err(PkiError::Foreign(leaf.name()));
+        }
+        self.write(&leaf_file(leaf), &pem)?;
+        files::sync_folder(&self.state)?;
+        Ok(self.folder(Deployment::Leaf(leaf))?.deploy()?)
+    }
+
+    /// Takes the authority of a cluster that this machine joins, PEM. One that is there already stays.
+    ///
+    /// # Errors
+    /// [`PkiError::Authority`] when the text is no authority's certificate.
+    pub fn trust(&self, certificate: &str) -> Result<(), PkiError> {
+        let file = authority_file(Authority::Kubernetes);
+        if self.find_signer(Authority::Kubernetes)?.is_some() {
+            return Ok(());
+        }
+        Signer::parse(certificate).map_err(|source| PkiError::Authority { path: self.state.join(&file), source })?;
+        self.write(&file, certificate)?;
+        Ok(files::sync_folder(&self.state)?)
+    }
+
+    /// Whether a certificate is there that says this and is not to be renewed yet.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn has(&self, leaf: Leaf, profile: &Profile, now: SystemTime) -> Result<bool, PkiError> {
+        let desired = Desired { signs: false, leaves: BTreeMap::from([(leaf, profile.clone())]) };
+        let steps = plan::plan(&desired, &self.observe()?, now).steps;
+        Ok(!steps.iter().any(|step| matches!(step, Step::Request { .. })))
+    }
+
+    /// Deploys a certificate that is there and whose time has come and not passed; says whether there is one.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn deploy_valid(&self, leaf: Leaf, now: SystemTime) -> Result<bool, PkiError> {
+        let observed = self.observe()?;
+        let valid =
+            observed.leaves.get(&leaf).is_some_and(|found| found.signed_by_authority && found.validity.contains(now));
+        if valid {
+            self.folder(Deployment::Leaf(leaf))?.deploy()?;
+        }
+        Ok(valid)
     }
 
     /// The certificate of an authority, PEM.
@@ -205,8 +283,12 @@ impl PkiStore {
         match deployment {
             Deployment::Leaf(leaf) => {
                 let pem = self.require(&leaf_file(leaf))?;
-                let (certificate, key) = read::split(&pem);
+                let (mut certificate, key) = read::split(&pem);
                 let authority = self.signer(plan::authority(leaf))?;
+                // Machines that join know their cluster by the authority in the chain that its API servers show.
+                if leaf == Leaf::Apiserver {
+                    certificate += &authority.certificate_pem;
+                }
                 let files =
                     vec![("tls.crt", certificate), ("tls.key", key), ("ca.crt", authority.certificate_pem.clone())];
                 Ok(Folder { path: self.deployed.join(leaf.name()), owner: leaf.owner(), files })

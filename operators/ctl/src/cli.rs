@@ -18,6 +18,7 @@ Examples:
   garboardctl status                   What the machine does, waits for, lacks
   garboardctl logs kubelet -f          Follow the log of a service
   garboardctl dmesg                    The kernel's log
+  garboardctl join node-2 --at HOST    Make the manifests of a machine that joins
 
 The machine and you know each other by keys: config.yaml names the fingerprint of the machine's key, and spec.access \
 of the Cluster names the fingerprint of yours. There is no password, no certificate authority, and nothing expires.
@@ -82,6 +83,7 @@ pub enum Command {
     Logs(Logs),
     Dmesg(Dmesg),
     Apply(Apply),
+    Join(Join),
     Trial(Trial),
     Reboot(Reboot),
     Shutdown(Shutdown),
@@ -218,6 +220,33 @@ pub struct Apply {
     #[command(flatten)]
     pub output: OutputArgs,
 }
+
+/// Let another machine join the cluster: make its manifests, with a one-time token
+///
+/// Writes into the folder of config.yaml:
+///   NAME.yaml    the Machine (a worker), its own key, and the token with which it joins
+/// and adds the machine to config.yaml.
+///
+/// Give NAME.yaml to the machine as the manifests of the first one: on a config drive, by fw_cfg or SMBIOS. The token lets this one machine
+/// in, once, within its time. Run the command again for a machine that has not joined in time: it renews the token in NAME.yaml.
+/// Needs the role admin, at a control-plane machine: the first of config.yaml unless another is named.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment, after_help = JOIN_EXAMPLES)]
+pub struct Join {
+    /// Name of the new machine and of its Node
+    pub name: String,
+    /// Where you will reach the new machine; the port is 7443 unless given
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub at: Option<Endpoint>,
+    /// How long the machine may take to join
+    #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(60..=604_800))]
+    pub valid: u32,
+}
+
+const JOIN_EXAMPLES: &str = "\
+Examples:
+  garboardctl join node-2 --at 192.0.2.12
+  garboardctl join node-2                     The token has expired: make another";
 
 /// Decide about the change of the machine's configuration that is on trial
 ///

@@ -52,6 +52,8 @@ pub struct Machine {
 pub struct Found {
     pub config: Config,
     folder: PathBuf,
+    /// The file as it is, with its comments.
+    text: String,
 }
 
 /// Everything that a connection needs.
@@ -63,10 +65,40 @@ pub struct Contact {
     pub config: Config,
 }
 
-impl Contact {
-    /// The contact that the command line and the file that it names, or the first that is found, describe together.
+impl Found {
+    /// The file that the command line names, or the first that is found.
     pub fn find(target: &Target) -> anyhow::Result<Self> {
-        let Found { config, folder } = find(target.config.as_deref())?;
+        find(target.config.as_deref())
+    }
+
+    /// The folder of the file.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The file's text with another machine at its end.
+    pub fn with_machine(&self, machine: &Machine) -> anyhow::Result<String> {
+        let Machine { name, endpoint, fingerprint } = machine;
+        let mut text = format!("{}\n- name: {name}\n  endpoint: {:?}\n", self.text.trim_end(), endpoint.to_string());
+        if let Some(fingerprint) = fingerprint {
+            text += &format!("  fingerprint: {fingerprint}\n");
+        }
+        let mut wanted = self.config.clone();
+        wanted.machines.push(machine.clone());
+        // The list need not be the last thing in a file that a person has edited.
+        match parse(&text) {
+            Ok(found) if found == wanted => Ok(text),
+            _ => bail!("`machines` is not the last list of {FILE}: move it to the end"),
+        }
+    }
+
+    /// The contact that the command line and the file describe together, with the machine that `select` chooses.
+    fn contact(
+        self,
+        target: &Target,
+        select: impl Fn(&[Machine], Option<&str>) -> anyhow::Result<Machine>,
+    ) -> anyhow::Result<Contact> {
+        let Self { config, folder, text: _ } = self;
         let machine = select(&config.machines, target.machine.as_deref())?;
         let endpoint = target.endpoint.clone().unwrap_or_else(|| machine.endpoint.clone());
         let Some(fingerprint) = target.fingerprint.or(machine.fingerprint) else {
@@ -78,7 +110,22 @@ impl Contact {
             );
         };
         let identity = Identity::load(&folder.join(&config.key))?;
-        Ok(Self { endpoint, fingerprint, identity, config })
+        Ok(Contact { endpoint, fingerprint, identity, config })
+    }
+}
+
+impl Contact {
+    /// The contact with the machine that is meant: named, or the only one.
+    pub fn find(target: &Target) -> anyhow::Result<Self> {
+        Found::find(target)?.contact(target, select)
+    }
+
+    /// The contact with a machine that speaks for the cluster: the named one, or the first, which founded it.
+    pub fn of_cluster(target: &Target) -> anyhow::Result<Self> {
+        Found::find(target)?.contact(target, |machines, name| match (name, machines) {
+            (None, [first, ..]) => Ok(first.clone()),
+            _ => select(machines, name),
+        })
     }
 
     /// Connects.
@@ -87,15 +134,16 @@ impl Contact {
     }
 }
 
-fn select<'a>(machines: &'a [Machine], name: Option<&str>) -> anyhow::Result<&'a Machine> {
+fn select(machines: &[Machine], name: Option<&str>) -> anyhow::Result<Machine> {
     let names = || machines.iter().map(|machine| machine.name.as_str()).collect::<Vec<_>>().join(", ");
     match (name, machines) {
-        (None, [only]) => Ok(only),
+        (None, [only]) => Ok(only.clone()),
         (None, []) => bail!("config.yaml names no machine"),
         (None, _) => bail!("config.yaml names several machines: choose with -m one of {}", names()),
         (Some(name), _) => {
             let found = machines.iter().find(|machine| machine.name == name);
-            found.with_context(|| format!("config.yaml names no machine {name:?}, but these: {}", names()))
+            let found = found.with_context(|| format!("config.yaml names no machine {name:?}, but these: {}", names()));
+            found.cloned()
         }
     }
 }
@@ -146,8 +194,8 @@ fn is_absent(error: &anyhow::Error) -> bool {
 }
 
 fn read(path: &Path) -> anyhow::Result<Found> {
-    let config = parse(&fs::read_to_string(path)?)?;
-    Ok(Found { config, folder: path.parent().unwrap_or(Path::new("")).to_owned() })
+    let text = fs::read_to_string(path)?;
+    Ok(Found { config: parse(&text)?, folder: path.parent().unwrap_or(Path::new("")).to_owned(), text })
 }
 
 #[cfg(test)]
@@ -172,6 +220,19 @@ machines:
         for (machines, name) in [(&machines[..], None), (&machines[..], Some("c")), (&machines[..0], None)] {
             assert!(select(machines, name).is_err(), "{name:?}");
         }
+    }
+
+    #[test]
+    fn a_machine_is_added_and_comments_stay() {
+        let found = |text: &str| Found { config: parse(text).unwrap(), folder: PathBuf::new(), text: text.to_owned() };
+        let machine = Machine { name: "c".into(), endpoint: "[fd00::1]:7443".parse().unwrap(), fingerprint: None };
+        let with_comment = TEXT.replace("- {name: a", "# The first one.\n- {name: a");
+        let text = found(&with_comment).with_machine(&machine).unwrap();
+        assert!(text.contains("# The first one."));
+        assert_eq!(parse(&text).unwrap().machines.last(), Some(&machine));
+        let (head, machines) = TEXT.split_at(TEXT.find("machines:").unwrap());
+        let other_order = format!("{machines}{}", head.trim_start());
+        assert!(found(&other_order).with_machine(&machine).is_err());
     }
 
     #[test]

@@ -266,3 +266,29 @@ fn help_completion_and_the_kubectl_plugin_work_without_any_machine() {
     let help = std::process::Command::new(&plugin).args(["services", "--help"]).output().unwrap();
     assert!(String::from_utf8_lossy(&help.stdout).contains("Usage: kubectl garboard services"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_prepared_to_join_and_its_token_renewed() {
+    let scene = Scene::new().await;
+    let file = scene.folder().join("node-2.yaml");
+    let unsaid = scene.fails(&["join", "node-2"]);
+    assert!(unsaid.contains("--at HOST"), "{unsaid}");
+    let said = scene.ok(&["join", "node-2", "--at", "192.0.2.12", "--valid", "3600"]);
+    assert!(said.contains("node-2.yaml") && said.contains("can join until"), "{said}");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let first = fs::read_to_string(&file).unwrap();
+    let manifests = garboard_api::manifest::parse(&first).unwrap();
+    assert_eq!(manifests.join_token.unwrap().machine, "node-2");
+    let config = fs::read_to_string(scene.folder().join("config.yaml")).unwrap();
+    assert!(config.contains("- name: node-2") && config.contains("192.0.2.12:7443"), "{config}");
+    // Others' names and comments are as they were, and the machine is known by the key that it was given.
+    assert!(config.contains("# Where you reach the Kubernetes API."), "{config}");
+    assert_eq!(config.matches("fingerprint: sha256:").count(), 2);
+
+    // With two machines the first speaks for the cluster.
+    scene.ok(&["join", "node-2"]);
+    assert_eq!(fs::read_to_string(scene.folder().join("config.yaml")).unwrap(), config, "it is there already");
+    let calls = scene.served.machine.state().calls.clone();
+    assert!(calls.iter().any(|call| call.ends_with("JoinToken node-2 3600")), "{calls:?}");
+    assert!(scene.fails(&["join", "No"]).contains("lower-case"));
+}

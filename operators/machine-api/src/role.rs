@@ -79,6 +79,7 @@ pub const RULES: &[Rule] = &[
     audited("Shutdown", Role::Operator),
     audited("ApplyManifest", Role::Admin),
     audited("TrialDecide", Role::Admin),
+    audited("JoinToken", Role::Admin),
 ];
 
 /// The rule for a request's path, `/garboard.machine.v1alpha1.Machine/RPC`.

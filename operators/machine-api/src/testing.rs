@@ -11,10 +11,11 @@ use tonic::{Request, Response, Status, async_trait};
 
 use crate::proto::machine_server::Machine;
 use crate::proto::{
-    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, KubeconfigRequest, KubeconfigResponse, LogLine,
-    LogsRequest, LogsResponse, RebootRequest, RebootResponse, Service, ServiceRestartRequest, ServiceRestartResponse,
-    ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest, StatusResponse,
-    TrialDecideRequest, TrialDecideResponse, VersionRequest, VersionResponse,
+    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, JoinTokenRequest, JoinTokenResponse, KubeconfigRequest,
+    KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest, RebootResponse, Service,
+    ServiceRestartRequest, ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest,
+    ShutdownResponse, StatusRequest, StatusResponse, TrialDecideRequest, TrialDecideResponse, VersionRequest,
+    VersionResponse,
 };
 use crate::server::{Caller, Limits, ServeError, serve};
 use crate::{Access, AccessList, Endpoint, Identity, Role};
@@ -126,6 +127,17 @@ impl Machine for Memory {
     ) -> Result<Response<TrialDecideResponse>, Status> {
         self.called(&request, &format!("TrialDecide {:?}", request.get_ref().decision))?;
         Ok(Response::new(TrialDecideResponse {}))
+    }
+
+    async fn join_token(&self, request: Request<JoinTokenRequest>) -> Result<Response<JoinTokenResponse>, Status> {
+        let JoinTokenRequest { machine, valid_seconds } = request.get_ref();
+        self.called(&request, &format!("JoinToken {machine} {valid_seconds}"))?;
+        Ok(Response::new(JoinTokenResponse {
+            token: "abcdef.0123456789abcdef".to_owned(),
+            endpoint: "192.0.2.10:6443".to_owned(),
+            ca_pin: format!("sha256:{}", "7".repeat(64)),
+            not_after_unix_ms: 1_800_000_000_000,
+        }))
     }
 
     async fn apply_manifest(

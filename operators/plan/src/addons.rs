@@ -11,7 +11,7 @@ use garboard_catalog::identity;
 use garboard_catalog::input::dns_service_address;
 use serde_json::{Value, json};
 
-use crate::{cluster, leader};
+use crate::{cluster, csr, join, leader};
 
 /// The name under which Garboard owns fields of objects.
 pub const FIELD_MANAGER: &str = "garboard-agent";
@@ -98,33 +98,52 @@ pub fn roles() -> Vec<Value> {
         ("garboard:operators", identity::OPERATORS_GROUP, operators_rules()),
         ("garboard:agent", identity::AGENT_GROUP, agent_rules()),
     ] {
-        objects.push(json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRole",
-            "metadata": { "name": name, "labels": labels() },
-            "rules": rules,
-        }));
-        objects.push(bind_group(name, name, group));
+        objects.extend(role(name, group, &rules));
     }
     for (name, group, rules) in [
-        ("garboard:operators", identity::OPERATORS_GROUP, lease_rules()),
+        ("garboard:operators", identity::OPERATORS_GROUP, operators_system_rules()),
         ("garboard:agent", identity::AGENT_GROUP, agent_system_rules()),
     ] {
-        objects.push(json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "Role",
-            "metadata": { "name": name, "namespace": "kube-system", "labels": labels() },
-            "rules": rules,
-        }));
-        objects.push(json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "RoleBinding",
-            "metadata": { "name": name, "namespace": "kube-system", "labels": labels() },
-            "roleRef": { "apiGroup": RBAC, "kind": "Role", "name": name },
-            "subjects": [{ "apiGroup": RBAC, "kind": "Group", "name": group }],
-        }));
+        objects.extend(system_role(name, group, &rules));
     }
     objects
+}
+
+/// What workers may do, and those who are about to be some. Only what is bound by [`join::policies`] may have it.
+pub fn worker_roles() -> Vec<Value> {
+    let mut objects = vec![bind_group("garboard:joiners", "system:node-bootstrapper", identity::JOINERS_GROUP)];
+    objects.extend(role("garboard:workers", identity::WORKERS_GROUP, &worker_rules()));
+    objects.extend(system_role("garboard:workers", identity::WORKERS_GROUP, &worker_system_rules()));
+    objects
+}
+
+/// A role in the whole cluster, and a group that has it.
+fn role(name: &str, group: &str, rules: &Value) -> [Value; 2] {
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": { "name": name, "labels": labels() },
+        "rules": rules,
+    });
+    [role, bind_group(name, name, group)]
+}
+
+/// A role among the cluster's own objects, and a group that has it.
+fn system_role(name: &str, group: &str, rules: &Value) -> [Value; 2] {
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": { "name": name, "namespace": "kube-system", "labels": labels() },
+        "rules": rules,
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": { "name": name, "namespace": "kube-system", "labels": labels() },
+        "roleRef": { "apiGroup": RBAC, "kind": "Role", "name": name },
+        "subjects": [{ "apiGroup": RBAC, "kind": "Group", "name": group }],
+    });
+    [role, binding]
 }
 
 /// The Service of cluster DNS. It has no selector: its endpoints are the nodes' own daemons, of which the nearest is preferred.
@@ -175,7 +194,7 @@ pub fn dns_endpoint(node: &NodeInput) -> Option<Value> {
     }))
 }
 
-/// The label that marks a node of the control plane. The UID keeps it from making a Node that is not there.
+/// The label that marks a node of the control plane; the nodes of workers have none. The UID keeps it from making a Node that is not there.
 pub fn node_labels(node: &NodeInput) -> Value {
     json!({
         "apiVersion": "v1",
@@ -242,41 +261,71 @@ fn dns_rules() -> Value {
     ])
 }
 
-/// The operators sign nothing themselves: they approve requests of one kind of signer.
+/// The operators sign nothing themselves: they approve requests for kubelets' serving certificates and for workers' clients.
 fn operators_rules() -> Value {
     json!([
         rule("certificates.k8s.io", &["certificatesigningrequests"], &READ),
         rule("certificates.k8s.io", &["certificatesigningrequests/approval"], &["update", "patch"]),
-        rule_for("kubernetes.io/kubelet-serving", "certificates.k8s.io", "signers", &["approve"]),
-        rule("", &["nodes"], &READ),
+        rule_for(csr::SIGNER, "certificates.k8s.io", "signers", &["approve"]),
+        rule_for(join::SIGNER, "certificates.k8s.io", "signers", &["approve"]),
+        rule("", &["nodes"], &["get", "list", "watch", "patch", "delete"]),
+        // Of a machine that leaves.
+        rule("", &["pods"], &["list"]),
+        rule("", &["pods/eviction"], &["create"]),
         rule(garboard_api::GROUP, &["clusters", "machinepools", "machines"], &READ),
-        rule(garboard_api::GROUP, &["machinepools/status"], &["get", "update", "patch"]),
+        rule(garboard_api::GROUP, &["machines"], &["patch"]),
+        rule(garboard_api::GROUP, &["machinepools/status", "machines/status"], &["get", "update", "patch"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ])
 }
 
-/// One lease. To create it no name can be demanded, as the API server decides before it knows the object.
-fn lease_rules() -> Value {
+/// One lease: to create it no name can be demanded, as the API server decides before it knows the object. And an end to tokens that have
+/// let their machine in.
+fn operators_system_rules() -> Value {
     json!([
         rule("coordination.k8s.io", &["leases"], &["create"]),
         rule_for(leader::NAME, "coordination.k8s.io", "leases", &["get", "update"]),
+        rule("", &["secrets"], &["delete"]),
     ])
 }
 
+/// What every node agent looks at.
+fn common_rules() -> Vec<Value> {
+    vec![
+        rule(garboard_api::GROUP, &["machinepools"], &READ),
+        rule("", &["nodes"], &["get", "list", "watch", "patch"]),
+        // The addresses of the API servers are in one of these.
+        rule("discovery.k8s.io", &["endpointslices"], &READ),
+        rule_for(cluster::ACCOUNT, "", "serviceaccounts", &["get"]),
+        rule("events.k8s.io", &["events"], &["create", "patch"]),
+    ]
+}
+
+fn worker_rules() -> Value {
+    let own = [
+        rule(garboard_api::GROUP, &["clusters"], &READ),
+        rule(garboard_api::GROUP, &["machines"], &["get", "list", "watch", "create", "update"]),
+        rule(garboard_api::GROUP, &["machines/status"], &["get", "update", "patch"]),
+        rule("certificates.k8s.io", &["certificatesigningrequests"], &["get", "list", "watch", "create"]),
+    ];
+    common_rules().into_iter().chain(own).collect()
+}
+
+fn worker_system_rules() -> Value {
+    json!([rule("discovery.k8s.io", &["endpointslices"], &["create", "patch"])])
+}
+
 fn agent_rules() -> Value {
-    json!([
+    let own = [
         rule(garboard_api::GROUP, &["clusters", "machines"], &["get", "list", "watch", "create", "update", "patch"]),
         rule(garboard_api::GROUP, &["clusters/status", "machines/status"], &["get", "update", "patch"]),
-        rule(garboard_api::GROUP, &["machinepools"], &READ),
         rule(
             "apiextensions.k8s.io",
             &["customresourcedefinitions"],
-            &["get", "list", "watch", "create", "update", "patch"]
+            &["get", "list", "watch", "create", "update", "patch"],
         ),
-        rule("", &["nodes"], &["get", "list", "watch", "patch"]),
-        rule_for(cluster::ACCOUNT, "", "serviceaccounts", &["get"]),
-        rule("events.k8s.io", &["events"], &["create", "patch"]),
-    ])
+    ];
+    common_rules().into_iter().chain(own).collect()
 }
 
 fn agent_system_rules() -> Value {

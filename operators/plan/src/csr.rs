@@ -90,15 +90,10 @@ pub fn check(request: &Request<'_>, node_names: &NodeNames) -> Result<(), Denial
     if !request.usages.iter().all(known) || !request.usages.iter().any(|usage| usage == REQUIRED_USAGE) {
         return Err(Denial::Usages(request.usages.to_vec()));
     }
-    let (rest, parsed) = X509CertificationRequest::from_der(request.der).map_err(|_| Denial::Unreadable)?;
-    if !rest.is_empty() || parsed.verify_signature().is_err() {
-        return Err(Denial::Unreadable);
-    }
-    let subject = &parsed.certification_request_info.subject;
-    let common: Vec<_> = subject.iter_common_name().filter_map(|name| name.as_str().ok()).collect();
-    let organisations: Vec<_> = subject.iter_organization().filter_map(|name| name.as_str().ok()).collect();
-    if common != [request.username] || organisations != [NODES_GROUP] || subject.iter_attributes().count() != 2 {
-        return Err(Denial::Subject(subject.to_string(), request.username.to_owned()));
+    let parsed = parse(request.der)?;
+    if !has_subject(&parsed, request.username, Some(NODES_GROUP)) {
+        let subject = parsed.certification_request_info.subject.to_string();
+        return Err(Denial::Subject(subject, request.username.to_owned()));
     }
     let mut asked = 0;
     for extension in parsed.requested_extensions().into_iter().flatten() {
@@ -109,6 +104,24 @@ pub fn check(request: &Request<'_>, node_names: &NodeNames) -> Result<(), Denial
         }
     }
     if asked == 0 { Err(Denial::Nameless) } else { Ok(()) }
+}
+
+/// A request that is signed by its own key.
+pub(crate) fn parse(der: &[u8]) -> Result<X509CertificationRequest<'_>, Denial> {
+    let (rest, parsed) = X509CertificationRequest::from_der(der).map_err(|_| Denial::Unreadable)?;
+    if !rest.is_empty() || parsed.verify_signature().is_err() {
+        return Err(Denial::Unreadable);
+    }
+    Ok(parsed)
+}
+
+/// Whether a request is for this common name in this organization, and says nothing else.
+pub(crate) fn has_subject(request: &X509CertificationRequest<'_>, name: &str, organization: Option<&str>) -> bool {
+    let subject = &request.certification_request_info.subject;
+    let common: Vec<_> = subject.iter_common_name().filter_map(|name| name.as_str().ok()).collect();
+    let organizations: Vec<_> = subject.iter_organization().filter_map(|name| name.as_str().ok()).collect();
+    let parts = 1 + usize::from(organization.is_some());
+    common == [name] && organizations == organization.as_slice() && subject.iter_attributes().count() == parts
 }
 
 fn named(name: &GeneralName<'_>, node: &NodeNames) -> Result<(), Denial> {

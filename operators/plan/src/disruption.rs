@@ -161,6 +161,8 @@ mod tests {
                 addresses: vec!["192.0.2.7".parse().unwrap()],
                 memory_bytes: 2 << 30,
                 pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
+                api_servers: Vec::new(),
+                peers: Vec::new(),
             };
             let input = CatalogInput { cluster, machine, node, pause_image: "garboard.dev/pause:0".into() };
             garboard_catalog::services(&input).unwrap()

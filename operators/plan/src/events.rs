@@ -77,7 +77,7 @@ pub fn certificates(steps: &[Step]) -> Option<Notable> {
             Step::Issue { leaf, reason, profile: _, validity: _ } => {
                 Some(format!("{} ({})", leaf.name(), why(*reason)))
             }
-            Step::CreateAuthority { .. } | Step::CreateKey(_) | Step::Deploy(_) => None,
+            Step::CreateAuthority { .. } | Step::CreateKey(_) | Step::Request { .. } | Step::Deploy(_) => None,
         })
         .collect();
     let note = format!("new certificates: {}", issued.join(", "));

@@ -6,6 +6,7 @@ pub mod console;
 pub mod csr;
 pub mod disruption;
 pub mod events;
+pub mod join;
 pub mod kernel;
 pub mod layers;
 pub mod leader;
@@ -14,6 +15,7 @@ pub mod network;
 pub mod node;
 pub mod pki;
 pub mod pool;
+pub mod removal;
 #[cfg(test)]
 mod testing;
 pub mod trial;

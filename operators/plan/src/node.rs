@@ -1,6 +1,7 @@
 //! What a machine decides about its own node.
 
 use garboard_api::machine::{Taint, TaintEffect};
+use garboard_catalog::Peer;
 use garboard_catalog::kube_controller_manager::node_block_prefix;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1 as core;
@@ -16,6 +17,16 @@ pub fn first_block(cluster: IpNet) -> Option<IpNet> {
         IpNet::V6(net) => Ipv6Net::new(net.network(), prefix).map(IpNet::V6),
     };
     block.ok()
+}
+
+/// A node as the pod network of others needs it; none while it lacks an address or a part of the pod addresses.
+pub fn peer(node: &core::Node) -> Option<Peer> {
+    let spec = node.spec.as_ref()?;
+    let addresses = node.status.as_ref()?.addresses.as_ref()?;
+    let internal = addresses.iter().filter(|address| address.type_ == "InternalIP");
+    let address = internal.filter_map(|address| address.address.parse().ok()).next()?;
+    let pod_cidrs: Vec<IpNet> = spec.pod_cidrs.iter().flatten().filter_map(|cidr| cidr.parse().ok()).collect();
+    (!pod_cidrs.is_empty()).then(|| Peer { name: node.metadata.name.clone().unwrap_or_default(), address, pod_cidrs })
 }
 
 /// The taints that a node should have: those of others, and the declared ones in place of those that were declared `before`. None when

@@ -3,11 +3,14 @@
 //! Authorities and keys are made once and kept: a new one would cut off everything that trusts the old one. Certificates
 //! ([`Leaf`]) are issued again when they are missing, when two thirds of their life are over, when the clock lies before
 //! their beginning, and when what they should say has changed. What services read is a copy, made again when it differs.
+//!
+//! A control-plane machine signs its certificates itself. A worker has no authority's key: it asks the cluster for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use garboard_api::machine::MachineRole;
 use garboard_catalog::identity;
 use garboard_catalog::kube_apiserver::FRONT_PROXY_USER;
 use garboard_catalog::pki::Leaf;
@@ -96,7 +99,8 @@ impl Validity {
         self.not_before + life * 2 / 3
     }
 
-    fn contains(self, now: SystemTime) -> bool {
+    /// Whether it holds at `now`.
+    pub fn contains(self, now: SystemTime) -> bool {
         self.not_before <= now && now < self.not_after
     }
 }
@@ -106,6 +110,8 @@ impl Validity {
 pub struct ObservedAuthority {
     /// Its validity.
     pub validity: Validity,
+    /// Whether its key is here too.
+    pub signs: bool,
 }
 
 /// A certificate that exists and has its key.
@@ -168,6 +174,8 @@ pub struct Observed {
 /// What this machine's certificates depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PkiInput {
+    /// What the machine is for.
+    pub role: MachineRole,
     /// The node's name.
     pub node_name: String,
     /// The node's addresses.
@@ -178,6 +186,15 @@ pub struct PkiInput {
     pub dns_domain: String,
     /// Further names and addresses of the API server: the endpoint's and the declared ones.
     pub apiserver_names: Vec<String>,
+}
+
+/// What this machine should have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// Whether it signs for itself, with authorities and keys of its own.
+    pub signs: bool,
+    /// Its certificates.
+    pub leaves: BTreeMap<Leaf, Profile>,
 }
 
 /// Why a certificate is issued.
@@ -218,6 +235,15 @@ pub enum Step {
         /// Why.
         reason: Reason,
     },
+    /// Ask the cluster for a certificate with a new key.
+    Request {
+        /// Which one.
+        leaf: Leaf,
+        /// What it says.
+        profile: Profile,
+        /// Why.
+        reason: Reason,
+    },
     /// Write the files of a deployment.
     Deploy(Deployment),
 }
@@ -229,6 +255,8 @@ pub enum Problem {
     AuthorityExpiring(Authority, SystemTime),
     /// The authority is not valid now: it ended, or the clock is wrong. Nothing is signed by it.
     AuthorityNotValid(Authority, SystemTime),
+    /// The authority's key is not here, and this machine should sign with it.
+    AuthorityWithoutKey(Authority),
 }
 
 /// What is due.
@@ -257,9 +285,29 @@ pub fn authority(leaf: Leaf) -> Authority {
     }
 }
 
-/// The certificates of this machine.
-pub fn desired(input: &PkiInput) -> BTreeMap<Leaf, Profile> {
-    Leaf::ALL.into_iter().map(|leaf| (leaf, profile(leaf, input))).collect()
+/// What this machine should have.
+pub fn desired(input: &PkiInput) -> Desired {
+    match input.role {
+        MachineRole::ControlPlane => {
+            Desired { signs: true, leaves: Leaf::ALL.into_iter().map(|leaf| (leaf, profile(leaf, input))).collect() }
+        }
+        MachineRole::Worker => Desired { signs: false, leaves: of_worker(&input.node_name) },
+    }
+}
+
+/// The certificates of the worker of this name: what it may ask the cluster for.
+pub fn of_worker(name: &str) -> BTreeMap<Leaf, Profile> {
+    Leaf::OF_WORKERS.into_iter().filter_map(|leaf| Some((leaf, client_of_worker(leaf, name)?))).collect()
+}
+
+fn client_of_worker(leaf: Leaf, name: &str) -> Option<Profile> {
+    match leaf {
+        Leaf::Kubelet => Some(kubelet(name)),
+        Leaf::KubeProxy => Some(kube_proxy()),
+        Leaf::Dns => Some(dns(name)),
+        Leaf::Agent => Some(client(&format!("{}{name}", identity::WORKER_PREFIX), Some(identity::WORKERS_GROUP))),
+        _ => None,
+    }
 }
 
 fn profile(leaf: Leaf, input: &PkiInput) -> Profile {
@@ -274,12 +322,24 @@ fn profile(leaf: Leaf, input: &PkiInput) -> Profile {
         // Controllers show on their own loopback port the certificate with which they are clients.
         Leaf::ControllerManager => server_and_client("system:kube-controller-manager", loopback_names().collect()),
         Leaf::Scheduler => server_and_client("system:kube-scheduler", loopback_names().collect()),
-        Leaf::Kubelet => client(&format!("system:node:{node}"), Some("system:nodes")),
-        Leaf::KubeProxy => client("system:kube-proxy", None),
-        Leaf::Dns => client(&format!("garboard:dns:{node}"), Some(identity::DNS_GROUP)),
+        Leaf::Kubelet => kubelet(node),
+        Leaf::KubeProxy => kube_proxy(),
+        Leaf::Dns => dns(node),
         Leaf::Operators => client(&format!("garboard:operators:{node}"), Some(identity::OPERATORS_GROUP)),
         Leaf::Agent => client(&format!("garboard:agent:{node}"), Some(identity::AGENT_GROUP)),
     }
+}
+
+fn kubelet(node: &str) -> Profile {
+    client(&format!("system:node:{node}"), Some("system:nodes"))
+}
+
+fn kube_proxy() -> Profile {
+    client("system:kube-proxy", None)
+}
+
+fn dns(node: &str) -> Profile {
+    client(&format!("garboard:dns:{node}"), Some(identity::DNS_GROUP))
 }
 
 fn server_and_client(common_name: &str, names: BTreeSet<SubjectName>) -> Profile {
@@ -318,22 +378,26 @@ fn apiserver_names(input: &PkiInput) -> BTreeSet<SubjectName> {
 }
 
 /// What is due at `now`, so that `desired` holds.
-pub fn plan(desired: &BTreeMap<Leaf, Profile>, observed: &Observed, now: SystemTime) -> Plan {
+pub fn plan(desired: &Desired, observed: &Observed, now: SystemTime) -> Plan {
     let mut plan = Plan::default();
     let mut signers = BTreeMap::new();
     let mut fresh = BTreeSet::new();
     for authority in Authority::ALL {
         match observed.authorities.get(&authority) {
-            None => {
+            None if desired.signs => {
                 let validity = Validity { not_before: now - BACKDATE, not_after: now + AUTHORITY_LIFETIME };
                 plan.steps.push(Step::CreateAuthority { authority, validity });
                 signers.insert(authority, validity);
                 fresh.insert(authority);
             }
-            Some(ObservedAuthority { validity }) if !validity.contains(now) => {
+            None => {}
+            Some(ObservedAuthority { validity, .. }) if !validity.contains(now) => {
                 plan.problems.push(Problem::AuthorityNotValid(authority, validity.not_after));
             }
-            Some(ObservedAuthority { validity }) => {
+            Some(ObservedAuthority { signs: false, .. }) if desired.signs => {
+                plan.problems.push(Problem::AuthorityWithoutKey(authority));
+            }
+            Some(ObservedAuthority { validity, .. }) => {
                 if validity.not_after < now + AUTHORITY_WARNING {
                     plan.problems.push(Problem::AuthorityExpiring(authority, validity.not_after));
                 }
@@ -341,20 +405,29 @@ pub fn plan(desired: &BTreeMap<Leaf, Profile>, observed: &Observed, now: SystemT
             }
         }
     }
-    let new_keys: BTreeSet<Key> = Key::ALL.into_iter().filter(|key| !observed.keys.contains(key)).collect();
-    plan.steps.extend(new_keys.iter().copied().map(Step::CreateKey));
-
-    let mut stale = stale_deployments(observed, &new_keys, &fresh);
-    for (leaf, profile) in desired {
-        let authority = authority(*leaf);
-        let reason = reason(profile, observed.leaves.get(leaf), fresh.contains(&authority), now);
-        if let (Some(reason), Some(signer)) = (reason, signers.get(&authority)) {
-            let validity =
-                Validity { not_before: now - BACKDATE, not_after: (now + LEAF_LIFETIME).min(signer.not_after) };
-            plan.steps.push(Step::Issue { leaf: *leaf, profile: profile.clone(), validity, reason });
-            stale.insert(Deployment::Leaf(*leaf));
-        } else if observed.leaves.contains_key(leaf) && !observed.deployed.contains(&Deployment::Leaf(*leaf)) {
-            stale.insert(Deployment::Leaf(*leaf));
+    let mut stale = BTreeSet::new();
+    if desired.signs {
+        let new_keys: BTreeSet<Key> = Key::ALL.into_iter().filter(|key| !observed.keys.contains(key)).collect();
+        plan.steps.extend(new_keys.iter().copied().map(Step::CreateKey));
+        stale = stale_deployments(observed, &new_keys, &fresh);
+    }
+    for (&leaf, profile) in &desired.leaves {
+        let authority = authority(leaf);
+        let reason = reason(profile, observed.leaves.get(&leaf), fresh.contains(&authority), now);
+        match (reason, signers.get(&authority)) {
+            (Some(reason), Some(signer)) if desired.signs => {
+                let validity =
+                    Validity { not_before: now - BACKDATE, not_after: (now + LEAF_LIFETIME).min(signer.not_after) };
+                plan.steps.push(Step::Issue { leaf, profile: profile.clone(), validity, reason });
+                stale.insert(Deployment::Leaf(leaf));
+                continue;
+            }
+            (Some(reason), Some(_)) => plan.steps.push(Step::Request { leaf, profile: profile.clone(), reason }),
+            _ => {}
+        }
+        // What is to be replaced serves until it is.
+        if observed.leaves.contains_key(&leaf) && !observed.deployed.contains(&Deployment::Leaf(leaf)) {
+            stale.insert(Deployment::Leaf(leaf));
         }
     }
     plan.steps.extend(stale.into_iter().map(Step::Deploy));

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 fn input() -> PkiInput {
     PkiInput {
+        role: MachineRole::ControlPlane,
         node_name: "node-1".to_owned(),
         node_addresses: vec!["192.0.2.10".parse().unwrap()],
         service_addresses: vec!["10.96.0.1".parse().unwrap()],
@@ -20,7 +21,7 @@ fn apply(mut observed: Observed, steps: &[Step]) -> Observed {
     for step in steps {
         match step {
             Step::CreateAuthority { authority, validity } => {
-                observed.authorities.insert(*authority, ObservedAuthority { validity: *validity });
+                observed.authorities.insert(*authority, ObservedAuthority { validity: *validity, signs: true });
                 for leaf in Leaf::ALL {
                     if let (true, Some(leaf)) = (super::authority(leaf) == *authority, observed.leaves.get_mut(&leaf)) {
                         leaf.signed_by_authority = false;
@@ -37,6 +38,14 @@ fn apply(mut observed: Observed, steps: &[Step]) -> Observed {
                 observed.leaves.insert(
                     *leaf,
                     ObservedLeaf { profile: profile.clone(), validity: *validity, signed_by_authority: true },
+                );
+                observed.deployed.remove(&Deployment::Leaf(*leaf));
+            }
+            Step::Request { leaf, profile, reason: _ } => {
+                let authority = observed.authorities[&Authority::Kubernetes].validity;
+                observed.leaves.insert(
+                    *leaf,
+                    ObservedLeaf { profile: profile.clone(), validity: authority, signed_by_authority: true },
                 );
                 observed.deployed.remove(&Deployment::Leaf(*leaf));
             }
@@ -120,7 +129,7 @@ fn no_certificate_outlives_its_authority() {
 
 #[test]
 fn only_servers_have_names_and_every_server_answers_on_loopback() {
-    for (leaf, profile) in desired(&input()) {
+    for (leaf, profile) in desired(&input()).leaves {
         assert_eq!(profile.server, !profile.names.is_empty(), "{leaf:?}");
         let loopback = SubjectName::parse("127.0.0.1");
         assert!(!profile.server || profile.names.contains(&loopback), "{leaf:?}");
@@ -130,14 +139,14 @@ fn only_servers_have_names_and_every_server_answers_on_loopback() {
 
 #[test]
 fn no_client_is_in_an_all_powerful_group() {
-    for (leaf, profile) in desired(&input()) {
+    for (leaf, profile) in desired(&input()).leaves {
         assert_ne!(profile.organization.as_deref(), Some("system:masters"), "{leaf:?}");
     }
 }
 
 #[test]
 fn the_api_server_is_valid_for_every_name_that_leads_to_it() {
-    let names = &desired(&input())[&Leaf::Apiserver].names;
+    let names = &desired(&input()).leaves[&Leaf::Apiserver].names;
     for name in [
         "node-1",
         "192.0.2.10",
@@ -183,4 +192,41 @@ proptest! {
             observed = apply(observed.clone(), &plan(&desired, &observed, at(now)).steps);
         }
     }
+}
+
+#[test]
+fn a_worker_makes_nothing_and_asks_for_what_it_needs() {
+    let desired = desired(&PkiInput { role: MachineRole::Worker, ..input() });
+    // It knows no authority before it has joined.
+    assert_eq!(plan(&desired, &Observed::default(), at(0)), Plan::default());
+    let validity = Validity { not_before: at(0), not_after: at(30) };
+    let mut observed = Observed::default();
+    observed.authorities.insert(Authority::Kubernetes, ObservedAuthority { validity, signs: false });
+    let due = plan(&desired, &observed, at(1));
+    let asked: Vec<_> = due.steps.iter().filter(|step| matches!(step, Step::Request { .. })).collect();
+    assert_eq!((asked.len(), due.steps.len()), (Leaf::OF_WORKERS.len(), Leaf::OF_WORKERS.len()));
+    // What it was given is deployed, and then nothing is left to do until it is to be renewed.
+    let given = apply(observed, &due.steps);
+    let deployed = plan(&desired, &given, at(1));
+    assert!(deployed.steps.iter().all(|step| matches!(step, Step::Deploy(_))), "{deployed:?}");
+    let complete = apply(given, &deployed.steps);
+    let steps = |days| plan(&desired, &complete, at(days)).steps;
+    assert_eq!(steps(2), []);
+    assert_eq!(steps(21).len(), Leaf::OF_WORKERS.len());
+}
+
+#[test]
+fn no_worker_is_an_agent_of_the_control_plane() {
+    for profile in of_worker("node-2").values() {
+        let organization = profile.organization.as_deref();
+        assert!(![Some(identity::AGENT_GROUP), Some(identity::OPERATORS_GROUP)].contains(&organization), "{profile:?}");
+    }
+}
+
+#[test]
+fn a_control_plane_machine_whose_authority_has_lost_its_key_says_so() {
+    let mut observed = complete(at(0));
+    observed.authorities.get_mut(&Authority::Etcd).unwrap().signs = false;
+    let plan = plan(&desired(&input()), &observed, at(1));
+    assert_eq!(plan.problems, [Problem::AuthorityWithoutKey(Authority::Etcd)]);
 }

@@ -146,7 +146,10 @@ impl Record {
     /// What is due, given what is declared.
     pub fn due(&self, declared: &Configuration) -> Due {
         let is = |configuration: &Configuration| configuration.is_same(declared);
-        let Some(good) = &self.good else { return Due::Adopt };
+        // A machine that had no cluster did nothing that a cluster could keep it from.
+        let Some(good) = self.good.as_ref().filter(|good| good.cluster.is_some() || declared.cluster.is_none()) else {
+            return Due::Adopt;
+        };
         match &self.trial {
             Some(trial) if is(&trial.configuration) => Due::Prove,
             Some(_) if is(good) => Due::Withdraw,
@@ -163,6 +166,7 @@ impl Record {
     pub fn in_force<'a>(&'a self, declared: &'a Configuration) -> &'a Configuration {
         match (&self.good, &self.trial) {
             (None, _) => declared,
+            (Some(good), _) if good.cluster.is_none() && declared.cluster.is_some() => declared,
             (Some(_), Some(trial)) if trial.configuration.is_same(declared) => declared,
             (Some(good), _) if good.is_same(declared) => declared,
             (Some(good), _) => good,

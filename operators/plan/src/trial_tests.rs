@@ -53,6 +53,18 @@ fn what_is_due_follows_from_the_record_and_the_declaration() {
 }
 
 #[test]
+fn a_machine_that_joins_counts_from_when_it_knows_its_cluster() {
+    let alone = configuration(0);
+    let joined = Configuration { cluster: Some(ClusterSpec::default()), ..configuration(0) };
+    let record = Record::default().adopted(alone.clone());
+    assert_eq!(record.due(&joined), Due::Adopt);
+    assert!(record.in_force(&joined).is_same(&joined));
+    // What belongs to a cluster is not left by a change.
+    let record = record.adopted(joined).proved(names(&["default gateway"]));
+    assert_eq!(record.due(&alone), Due::Begin);
+}
+
+#[test]
 fn where_a_setting_comes_from_is_no_change_and_is_told_as_it_is_now() {
     let mut declared = configuration(0);
     declared.sources.insert("hostname".to_owned(), "Cluster".to_owned());

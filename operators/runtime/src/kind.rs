@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use garboard_api::field_error::FieldError;
-use garboard_api::machine::MachineStatus;
+use garboard_api::machine::{MachineRole, MachineStatus};
 use garboard_api::manifest::Manifests;
 use garboard_api::{About, Cluster, ClusterStatus, Machine, validate};
 use k8s_openapi::ClusterResourceScope;
@@ -32,8 +32,16 @@ pub trait Kind:
     /// Its name in lower case, for files.
     const FILE: &'static str;
 
+    /// The name of the object of this kind when there can be only one in a cluster.
+    const ONLY: Option<&'static str> = None;
+
     /// What is wrong with an object, also as a successor of `before`; empty when it can be accepted.
     fn refuse(&self, before: Option<&Self>) -> Vec<FieldError>;
+
+    /// Whether the machine has nothing more to do here once this object, which the API server had, is no longer there.
+    fn ends_with_its_object(&self) -> bool {
+        false
+    }
 
     /// The object of this kind in a set of manifests.
     fn of(manifests: &Manifests) -> Option<&Self>;
@@ -59,11 +67,17 @@ impl Kind for Machine {
 
     fn refuse(&self, before: Option<&Self>) -> Vec<FieldError> {
         let mut errors = validate::machine(self);
-        if let Some(before) = before.filter(|before| before.metadata.name != self.metadata.name) {
+        let Some(before) = before else { return errors };
+        if before.metadata.name != self.metadata.name {
             let words = format!("it cannot be changed from {}", before.object_name());
             errors.push(FieldError::new("metadata.name", &self.object_name().into(), words));
         }
+        errors.extend(validate::machine_change(&before.spec, &self.spec));
         errors
+    }
+
+    fn ends_with_its_object(&self) -> bool {
+        self.role() == MachineRole::Worker && self.metadata.uid.is_some()
     }
 
     fn of(manifests: &Manifests) -> Option<&Self> {
@@ -88,6 +102,8 @@ impl Kind for Cluster {
     const ABOUT: About = About::Cluster;
 
     const FILE: &'static str = "cluster";
+
+    const ONLY: Option<&'static str> = Some(garboard_api::cluster::NAME);
 
     fn refuse(&self, before: Option<&Self>) -> Vec<FieldError> {
         let mut errors = validate::cluster(self);

@@ -58,10 +58,11 @@ pub struct Entry<K> {
     pub pending: bool,
 }
 
-impl<K> Entry<K> {
+impl<K: Kind> Entry<K> {
     /// What decisions need to know of it.
     pub fn recorded(&self) -> Recorded {
-        Recorded { local_digest: self.local_digest.clone(), pending: self.pending }
+        let ends = self.object.ends_with_its_object();
+        Recorded { local_digest: self.local_digest.clone(), pending: self.pending, ends }
     }
 }
 
@@ -125,6 +126,17 @@ impl Ledger {
         let path = self.path(name);
         let bytes = encode(value).map_err(|source| LedgerError::Encode { path: path.clone(), source })?;
         self.replace(&path, &self.previous(name), &bytes).map_err(|source| LedgerError::Write { path, source })
+    }
+
+    /// Forgets everything.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn forget(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {

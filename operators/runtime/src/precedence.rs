@@ -12,6 +12,8 @@ pub struct Recorded {
     pub local_digest: Option<String>,
     /// Whether the API server has yet to be told.
     pub pending: bool,
+    /// Whether the API server had it, and the machine has nothing more to do here once it has it no longer.
+    pub ends: bool,
 }
 
 /// What counts before the API server answers.
@@ -47,12 +49,15 @@ pub enum Sync {
     Push,
     /// Take it.
     Take,
+    /// Somebody has deleted it, and with it this machine's place in the cluster.
+    Leave,
 }
 
 /// What to do when the API server has or lacks the object.
 pub fn sync(recorded: Option<&Recorded>, in_api: bool) -> Sync {
     match (recorded, in_api) {
         (None, false) => Sync::Wait,
+        (Some(Recorded { ends: true, .. }), false) => Sync::Leave,
         (Some(_), false) => Sync::Create,
         (Some(Recorded { pending: true, .. }), true) => Sync::Push,
         (Some(Recorded { pending: false, .. }) | None, true) => Sync::Take,
@@ -66,8 +71,8 @@ mod tests {
 
     fn recorded() -> impl Strategy<Value = Option<Recorded>> {
         proptest::option::of(
-            (proptest::option::of("[ab]"), any::<bool>())
-                .prop_map(|(local_digest, pending)| Recorded { local_digest, pending }),
+            (proptest::option::of("[ab]"), any::<bool>(), any::<bool>())
+                .prop_map(|(local_digest, pending, ends)| Recorded { local_digest, pending, ends }),
         )
     }
 
@@ -75,7 +80,7 @@ mod tests {
         #[test]
         fn a_manifest_counts_once(before in recorded(), digest in "[ab]") {
             if choose(before.as_ref(), Some(&digest)) == Choice::Local {
-                let after = Recorded { local_digest: Some(digest.clone()), pending: true };
+                let after = Recorded { local_digest: Some(digest.clone()), pending: true, ends: false };
                 prop_assert_eq!(choose(Some(&after), Some(&digest)), Choice::Ledger);
             }
         }
@@ -84,6 +89,12 @@ mod tests {
         fn something_declared_is_never_dropped(before in recorded(), digest in proptest::option::of("[ab]")) {
             let nothing = choose(before.as_ref(), digest.as_deref()) == Choice::Nothing;
             prop_assert_eq!(nothing, before.is_none() && digest.is_none());
+        }
+
+        #[test]
+        fn a_machine_leaves_only_when_its_object_is_gone(before in recorded(), in_api: bool) {
+            let ends = before.as_ref().is_some_and(|before| before.ends) && !in_api;
+            prop_assert_eq!(sync(before.as_ref(), in_api) == Sync::Leave, ends);
         }
 
         #[test]

@@ -66,12 +66,14 @@ struct Submission<K> {
 pub struct Declared<K> {
     /// The object that counts; none when nothing is declared.
     pub object: watch::Receiver<Option<Arc<K>>>,
+    /// Whether somebody has deleted it, and with it this machine's place in the cluster.
+    pub ended: watch::Receiver<bool>,
     submissions: mpsc::Sender<Submission<K>>,
 }
 
 impl<K> Clone for Declared<K> {
     fn clone(&self) -> Self {
-        Self { object: self.object.clone(), submissions: self.submissions.clone() }
+        Self { object: self.object.clone(), ended: self.ended.clone(), submissions: self.submissions.clone() }
     }
 }
 
@@ -105,6 +107,7 @@ pub struct Source<K> {
     ledger: Ledger,
     entry: Option<Entry<K>>,
     current: watch::Sender<Option<Arc<K>>>,
+    ended: watch::Sender<bool>,
     refusals: watch::Sender<Refusals>,
     events: mpsc::Sender<watcher::Event<K>>,
     submissions: mpsc::Receiver<Submission<K>>,
@@ -143,12 +146,13 @@ impl<K: Kind> Source<K> {
             Err(error) => return Err(error),
         };
         let (current, object) = watch::channel(None);
+        let (ended, has_ended) = watch::channel(false);
         let (events, receiver) = mpsc::channel(EVENTS);
         let (sender, submissions) = mpsc::channel(SUBMISSIONS);
-        let mut source = Self { ledger, entry, current, refusals, events, submissions, api };
+        let mut source = Self { ledger, entry, current, ended, refusals, events, submissions, api };
         source.choose(local)?;
         source.current.send_replace(source.entry.as_ref().map(|entry| Arc::new(entry.object.clone())));
-        Ok((source, Declared { object, submissions: sender }, receiver))
+        Ok((source, Declared { object, ended: has_ended, submissions: sender }, receiver))
     }
 
     fn choose(&mut self, local: Option<&K>) -> Result<(), LedgerError> {
@@ -216,7 +220,8 @@ impl<K: Kind> Source<K> {
     /// A watch of the one object, if there is an API server and a name to watch.
     fn watch(&mut self) -> Option<Watch<K>> {
         let client = self.api.borrow_and_update().clone()?;
-        let name = self.entry.as_ref()?.object.object_name().to_owned();
+        let declared = self.entry.as_ref().map(|entry| entry.object.object_name());
+        let name = declared.or(K::ONLY)?.to_owned();
         let watch = watcher::watch_object(Api::<K>::all(client), &name);
         Some(garboard_api_client::uninterrupted(K::FILE, watch).boxed())
     }
@@ -251,6 +256,10 @@ impl<K: Kind> Source<K> {
                 let created = answered(self.objects()?.create(&parameters, &object)).await?;
                 info!(name = object.object_name(), "object created in the API");
                 self.accept(created).await
+            }
+            (Sync::Leave, _) => {
+                self.ended.send_replace(true);
+                Ok(())
             }
             (Sync::Wait | Sync::Take | Sync::Push, _) => Ok(()),
         }

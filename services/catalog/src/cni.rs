@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::base::{MIB, blank, cgroup, private_directory, private_file, readiness};
 use crate::kubeconfig::pretty;
 use crate::paths::{self, service_file};
-use crate::{CatalogError, CatalogInput, users};
+use crate::{CatalogError, CatalogInput, Peer, users};
 
 /// The service's name.
 pub const NAME: &str = "cni";
@@ -18,7 +18,7 @@ pub const STATE_DIR: &str = "/run/garboard/cni";
 /// The specification of the pod network's daemon.
 ///
 /// # Errors
-/// None in practice: the names in this crate are valid.
+/// [`CatalogError::NoAddress`] when the node has no address at which others reach it.
 pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     let argv = vec!["/usr/lib/garboard/garboard-cni".to_owned(), "daemon".to_owned()];
     let mut limits = cgroup(Slice::System, -998, 128, 4, 16);
@@ -30,7 +30,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
         Directory { path: "/run/cni".into(), mode: 0o755, owner: None },
         Directory { path: paths::CNI_CONF_DIR.into(), mode: 0o755, owner: None },
     ]);
-    spec.files.push(private_file(service_file(NAME, "config.json"), pretty(&config(input))));
+    spec.files.push(private_file(service_file(NAME, "config.json"), pretty(&config(input)?)));
     spec.watches_files = true;
     // The daemon makes the bridge, moves links into the network namespaces of pods (CAP_SYS_ADMIN) and finds those by mount.
     spec.isolation.private_mounts = false;
@@ -48,11 +48,17 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     Ok(spec)
 }
 
-fn config(input: &CatalogInput) -> Value {
-    json!({
+fn config(input: &CatalogInput) -> Result<Value, CatalogError> {
+    let address = input.node_address()?;
+    // A tunnel leads from and to addresses of one version.
+    let is_reached = |peer: &&Peer| peer.address.is_ipv4() == address.is_ipv4();
+    let peers: Vec<_> = input.node.peers.iter().filter(is_reached).collect();
+    Ok(json!({
         "podCIDRs": input.node.pod_cidrs,
         "clusterCIDRs": [input.cluster.pod_cidr],
         "bridge": BRIDGE,
-        "backend": "bridge",
-    })
+        "backend": "vxlan",
+        "vxlan": { "address": address, "directRoutes": input.cluster.pod_network.direct_routes },
+        "peers": peers,
+    }))
 }

@@ -2,7 +2,7 @@
 
 /// kube-apiserver when it asks kubelets for logs, exec and metrics.
 pub const APISERVER_KUBELET_CLIENT: &str = "garboard:apiserver-kubelet-client";
-/// Group of the node agents.
+/// Group of the node agents of control-plane machines.
 pub const AGENT_GROUP: &str = "garboard:agent";
 /// Group of the cluster operators.
 pub const OPERATORS_GROUP: &str = "garboard:operators";
@@ -12,3 +12,11 @@ pub const DNS_GROUP: &str = "garboard:dns";
 pub const ADMINS_GROUP: &str = "garboard:admins";
 /// Group of people who may read everything but Secrets.
 pub const READERS_GROUP: &str = "garboard:readers";
+/// Group of the node agents of workers.
+pub const WORKERS_GROUP: &str = "garboard:workers";
+/// What the user names of the node agents of workers begin with; the machine's name follows.
+pub const WORKER_PREFIX: &str = "garboard:worker:";
+/// Group of all who show a token to join, as their role is bound to it.
+pub const JOINERS_GROUP: &str = "system:bootstrappers:garboard";
+/// What the groups of those who show a token begin with; the name of the machine that it is for follows.
+pub const JOINER_PREFIX: &str = "system:bootstrappers:garboard:machine:";

@@ -1,12 +1,14 @@
 //! What the services of a machine depend on.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use garboard_api::cluster::ClusterSpec;
-use garboard_api::machine::MachineSpec;
+use garboard_api::machine::{MachineRole, MachineSpec};
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
-use crate::CatalogError;
+use crate::base::loopback;
+use crate::{CatalogError, kube_apiserver};
 
 /// Everything that the catalog looks at: what is declared, already valid, and facts of the node.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +34,23 @@ pub struct NodeFacts {
     pub memory_bytes: u64,
     /// The node's part of the pod addresses; empty until the cluster has assigned it.
     pub pod_cidrs: Vec<IpNet>,
+    /// API servers of other machines, the preferred one first.
+    pub api_servers: Vec<SocketAddr>,
+    /// The other nodes of the pod network.
+    pub peers: Vec<Peer>,
+}
+
+/// Another node of the pod network.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// The address at which the cluster knows it.
+    pub address: IpAddr,
+    /// Its part of the pod addresses.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 impl CatalogInput {
@@ -41,6 +60,17 @@ impl CatalogInput {
     /// [`CatalogError::NoAddress`] when there is none yet.
     pub(crate) fn node_address(&self) -> Result<IpAddr, CatalogError> {
         self.node.addresses.first().copied().ok_or(CatalogError::NoAddress)
+    }
+
+    /// Whether the machine runs a part of the control plane.
+    pub(crate) fn is_control_plane(&self) -> bool {
+        self.machine.role() == MachineRole::ControlPlane
+    }
+
+    /// The API servers, the machine's own first.
+    pub(crate) fn api_servers(&self) -> Vec<SocketAddr> {
+        let own = self.is_control_plane().then(|| loopback(kube_apiserver::PORT));
+        own.into_iter().chain(self.node.api_servers.iter().copied()).collect()
     }
 
     /// Addresses of the bridge: the first of each part of the pod addresses.

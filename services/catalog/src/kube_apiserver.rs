@@ -79,6 +79,8 @@ fn args(input: &CatalogInput) -> Result<Args, CatalogError> {
         .flag("client-ca-file", Leaf::Apiserver.ca_file())
         .flag("authentication-config", authentication_file())
         .flag("authorization-mode", "Node,RBAC")
+        // Machines that join show a one-time token until they have a certificate.
+        .flag("enable-bootstrap-token-auth", true)
         .flag("enable-admission-plugins", "NodeRestriction")
         .flag("admission-control-config-file", admission_file())
         .flag("allow-privileged", true)

@@ -47,6 +47,8 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     let leaf = Leaf::ControllerManager;
     let args = controller_args("/usr/bin/kube-controller-manager", NAME, PORT, leaf)
         .flag("cluster-name", "garboard")
+        // Tokens of machines that never joined are removed when they have expired.
+        .flag("controllers", "*,token-cleaner-controller")
         .flag("allocate-node-cidrs", true)
         .flag("cluster-cidr", input.cluster.pod_cidr)
         .flag("node-cidr-mask-size", node_block_prefix(input.cluster.pod_cidr.net()))

@@ -7,7 +7,7 @@ use crate::base::{Args, blank, cgroup, http, liveness, private_file, readiness, 
 use crate::kubeconfig::pretty;
 use crate::paths::service_file;
 use crate::pki::Leaf;
-use crate::{CatalogError, CatalogInput, ProxyMode, kube_apiserver, kubeconfig, users};
+use crate::{CatalogError, CatalogInput, ProxyMode, balancer, kube_apiserver, kubeconfig, users};
 
 /// The service's name.
 pub const NAME: &str = "kube-proxy";
@@ -39,7 +39,8 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
         // Both modes change settings of the network, and iptables takes a lock.
         spec.isolation.read_write.extend(["/proc/sys/net".into(), "/run".into()]);
     }
-    spec.requires.push(ready(kube_apiserver::NAME)?);
+    // It tries again every half minute when nobody answers at first.
+    spec.requires.push(ready(if input.is_control_plane() { kube_apiserver::NAME } else { balancer::NAME })?);
     spec.readiness = Some(readiness(http(HEALTH_PORT, "/livez")));
     spec.liveness = Some(liveness(http(HEALTH_PORT, "/livez")));
     Ok(spec)

@@ -1,23 +1,25 @@
 //! Typed settings rendered to service specifications: one file per supervised process.
 //!
+//! A control-plane machine runs all of them; a worker those of which the table says so.
+//!
 //! Everything here is a pure function of a [`CatalogInput`]. The order of start is not written down anywhere: each service
 //! names what it cannot do without ([`garboard_supervisor::spec::ServiceSpec::requires`]) and everything else runs at once.
 //! A service that runs as root says in its file why; what all have in common is in `base`.
 //!
-//! | service | user | listens on |
-//! |---|---|---|
-//! | [`balancer`] | balancer | 127.0.0.1:6444, the API servers' TLS |
-//! | [`containerd`] | root | unix socket, root only |
-//! | [`bus`] | messagebus | unix socket |
-//! | [`etcd`] | etcd | 127.0.0.1:2379 and :2380, mutual TLS; a socket for its group |
-//! | [`kube_apiserver`] | kube-apiserver | :6443, TLS with client certificates or tokens |
-//! | [`kube_controller_manager`] | kube-controller-manager | 127.0.0.1:10257, TLS |
-//! | [`kube_scheduler`] | kube-scheduler | 127.0.0.1:10259, TLS |
-//! | [`kubelet`] | root | :10250, TLS with client certificates or tokens; 127.0.0.1:10248 health |
-//! | [`kube_proxy`] | root with CAP_NET_ADMIN | 127.0.0.1:10249 metrics, :10256 health |
-//! | [`cni`] | root with network capabilities | unix socket, root only |
-//! | [`dns`] | dns | port 53 of the pod bridge |
-//! | [`operators`] | operators | nothing |
+//! | service | on workers | user | listens on |
+//! |---|---|---|---|
+//! | [`balancer`] | yes | balancer | 127.0.0.1:6444, the API servers' TLS |
+//! | [`containerd`] | yes | root | unix socket, root only |
+//! | [`bus`] | yes | messagebus | unix socket |
+//! | [`etcd`] | no | etcd | 127.0.0.1:2379 and :2380, mutual TLS; a socket for its group |
+//! | [`kube_apiserver`] | no | kube-apiserver | :6443, TLS with client certificates or tokens |
+//! | [`kube_controller_manager`] | no | kube-controller-manager | 127.0.0.1:10257, TLS |
+//! | [`kube_scheduler`] | no | kube-scheduler | 127.0.0.1:10259, TLS |
+//! | [`kubelet`] | yes | root | :10250, TLS with client certificates or tokens; 127.0.0.1:10248 health |
+//! | [`kube_proxy`] | yes | root with CAP_NET_ADMIN | 127.0.0.1:10249 metrics, :10256 health |
+//! | [`cni`] | yes | root with network capabilities | unix socket, root only |
+//! | [`dns`] | yes | dns | port 53 of the pod bridge |
+//! | [`operators`] | no | operators | nothing |
 
 pub mod balancer;
 mod base;
@@ -40,10 +42,12 @@ pub mod pki;
 pub mod tls;
 pub mod users;
 
+use std::net::SocketAddr;
+
 use garboard_supervisor::spec::{InvalidServiceName, ServiceSpec};
 
 pub use garboard_api::cluster::ProxyMode;
-pub use input::{CatalogInput, NodeFacts};
+pub use input::{CatalogInput, NodeFacts, Peer};
 
 /// Why there is no specification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,23 +60,36 @@ pub enum CatalogError {
     Name(#[from] InvalidServiceName),
 }
 
-/// Every service of a control-plane machine.
+/// Every service of a machine.
 ///
 /// # Errors
 /// [`CatalogError::NoAddress`] as long as the node has none.
 pub fn services(input: &CatalogInput) -> Result<Vec<ServiceSpec>, CatalogError> {
-    Ok(vec![
+    let mut specs = vec![
         containerd::service(input)?,
-        balancer::service()?,
+        balancer::service(&input.api_servers())?,
         bus::service(input)?,
-        etcd::service(input)?,
-        kube_apiserver::service(input)?,
-        kube_controller_manager::service(input)?,
-        kube_scheduler::service(input)?,
         kubelet::service(input)?,
         kube_proxy::service(input)?,
         cni::service(input)?,
         dns::service(input)?,
-        operators::service(input)?,
-    ])
+    ];
+    if input.is_control_plane() {
+        specs.extend([
+            etcd::service(input)?,
+            kube_apiserver::service(input)?,
+            kube_controller_manager::service(input)?,
+            kube_scheduler::service(input)?,
+            operators::service(input)?,
+        ]);
+    }
+    Ok(specs)
+}
+
+/// What a machine needs that has yet to learn what cluster it belongs to: the way to its API servers.
+///
+/// # Errors
+/// None in practice: the names in this crate are valid.
+pub fn joining(api_servers: &[SocketAddr]) -> Result<Vec<ServiceSpec>, CatalogError> {
+    Ok(vec![balancer::service(api_servers)?])
 }

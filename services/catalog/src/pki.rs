@@ -54,6 +54,9 @@ impl Leaf {
         Self::Agent,
     ];
 
+    /// Those of a worker: clients of the API server, each with the machine's own keys.
+    pub const OF_WORKERS: [Self; 4] = [Self::Kubelet, Self::KubeProxy, Self::Dns, Self::Agent];
+
     /// The name of its folder.
     pub fn name(self) -> &'static str {
         match self {

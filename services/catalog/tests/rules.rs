@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use garboard_api::control_plane::{OWN_FLAGS, PodSecurityLevel};
-use garboard_api::machine::Registry;
-use garboard_catalog::{CatalogInput, NodeFacts, ProxyMode, services, users};
+use garboard_api::machine::{MachineRole, Registry};
+use garboard_catalog::{CatalogInput, NodeFacts, Peer, ProxyMode, services, users};
 use garboard_supervisor::spec::{ProbeAction, Seccomp, ServiceSpec, Slice};
 use serde_json::Value;
 
@@ -21,6 +21,12 @@ fn input() -> CatalogInput {
             addresses: vec!["192.0.2.10".parse().unwrap()],
             memory_bytes: 2 << 30,
             pod_cidrs: vec!["10.244.3.0/24".parse().unwrap()],
+            api_servers: vec!["192.0.2.11:6443".parse().unwrap()],
+            peers: vec![Peer {
+                name: "node-2".to_owned(),
+                address: "192.0.2.11".parse().unwrap(),
+                pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+            }],
         },
         pause_image: "garboard.dev/pause:0.1.0".to_owned(),
     }
@@ -54,6 +60,27 @@ fn every_service_waits_only_for_services_that_exist_and_never_in_a_circle() {
         }
         assert!(startable.len() > before, "only {startable:?} can start");
     }
+}
+
+#[test]
+fn a_worker_has_nothing_of_the_control_plane() {
+    let mut worker = input();
+    worker.machine.role = Some(MachineRole::Worker);
+    let all = by_name(&input());
+    let specs = by_name(&worker);
+    assert_eq!(Vec::from_iter(specs.keys()), ["balancer", "bus", "cni", "containerd", "dns", "kube-proxy", "kubelet"]);
+    assert_eq!(config(&specs["balancer"], "config.json")["servers"], serde_json::json!(["192.0.2.11:6443"]));
+    assert_eq!(
+        config(&all["balancer"], "config.json")["servers"],
+        serde_json::json!(["127.0.0.1:6443", "192.0.2.11:6443"])
+    );
+    for spec in specs.values() {
+        for condition in &spec.requires {
+            assert!(specs.contains_key(condition.service.as_str()), "{}", spec.name);
+        }
+    }
+    let joining = garboard_catalog::joining(&worker.node.api_servers).unwrap();
+    assert_eq!(joining, [specs["balancer"].clone()]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What PID 1 and the agent know, in the machine API's messages.
 
+use garboard_api::Endpoint;
 use garboard_control::{ControlError, MachineInfo, MachinePhase};
 use garboard_machine_api::proto::{Condition, Service, StatusResponse};
 use garboard_supervisor::status::{PublicState, ServiceStatus};
@@ -64,13 +65,14 @@ pub(super) fn kubernetes_version(view: &View) -> String {
 
 /// Where the Kubernetes API is reached, as a URL; none before the machine has an address or a declared endpoint.
 pub(super) fn api_endpoint(view: &View) -> Option<String> {
-    let cluster = view.cluster.as_ref()?;
-    let address = || view.machine.as_ref()?.status.as_ref()?.addresses.first().copied();
-    let endpoint = match &cluster.spec.endpoint {
-        Some(endpoint) => endpoint.clone(),
-        None => cluster.endpoint(address()?),
-    };
-    Some(format!("https://{endpoint}"))
+    Some(format!("https://{}", endpoint(view)?))
+}
+
+/// The same as host and port.
+pub(super) fn endpoint(view: &View) -> Option<Endpoint> {
+    let (machine, cluster) = (view.machine.as_ref()?, view.cluster.as_ref()?);
+    let address = machine.status.as_ref().and_then(|status| status.addresses.first().copied());
+    cluster.endpoint_of(machine, address)
 }
 
 fn condition(kind: &str, name: &str, condition: &meta::Condition) -> Condition {

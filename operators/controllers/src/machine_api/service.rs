@@ -4,15 +4,16 @@ use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use futures::stream::{BoxStream, StreamExt};
-use garboard_api::manifest;
+use garboard_api::machine::MachineRole;
+use garboard_api::{manifest, types};
 use garboard_control::{Client, LogSource, MachinePhase, ShutdownKind};
 use garboard_machine_api::proto::machine_server::Machine;
 use garboard_machine_api::proto::{
-    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, KubeconfigRequest, KubeconfigResponse, LogLine,
-    LogsRequest, LogsResponse, RebootRequest, RebootResponse, ServiceRestartRequest, ServiceRestartResponse,
-    ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest, StatusResponse, TrialAbort,
-    TrialConfirm, TrialDecideRequest, TrialDecideResponse, TrialExtend, VersionRequest, VersionResponse,
-    trial_decide_request,
+    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, JoinTokenRequest, JoinTokenResponse, KubeconfigRequest,
+    KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest, RebootResponse, ServiceRestartRequest,
+    ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest,
+    StatusResponse, TrialAbort, TrialConfirm, TrialDecideRequest, TrialDecideResponse, TrialExtend, VersionRequest,
+    VersionResponse, trial_decide_request,
 };
 use garboard_machine_api::server::Caller;
 use garboard_machine_api::{Identity, Pin, Role};
@@ -24,7 +25,9 @@ use tracing::info;
 
 use super::answers::{self, failed};
 use super::{Declare, DeclareSender, View};
-use crate::pki::{PkiError, PkiStore};
+use crate::cluster::public_key_pin;
+use crate::join::issue_token;
+use crate::pki::{IssueError, PkiError, PkiStore};
 use crate::trial::{Decide, Decision};
 
 /// How long a certificate for the Kubernetes API is valid. It cannot be withdrawn, so it is not long.
@@ -38,6 +41,9 @@ const MAX_LINES: u32 = 100_000;
 
 /// How much more time a trial may get at once, seconds.
 const EXTENSION: std::ops::RangeInclusive<u32> = 1..=86_400;
+
+/// How long a token may be valid, seconds.
+const TOKEN_SECONDS: std::ops::RangeInclusive<u32> = 60..=604_800;
 
 /// Longest reason that is passed on, characters.
 const MAX_REASON: usize = 200;
@@ -194,6 +200,37 @@ impl Machine for Service {
         Ok(Response::new(TrialDecideResponse {}))
     }
 
+    async fn join_token(&self, request: Request<JoinTokenRequest>) -> Result<Response<JoinTokenResponse>, Status> {
+        let JoinTokenRequest { machine, valid_seconds } = request.get_ref();
+        if !types::is_label(machine) {
+            return Err(Status::invalid_argument(format!("machine: {machine:?}: {}", types::LABEL_WORDS)));
+        }
+        if !TOKEN_SECONDS.contains(valid_seconds) {
+            let (least, most) = (TOKEN_SECONDS.start(), TOKEN_SECONDS.end());
+            return Err(Status::invalid_argument(format!("valid_seconds: {valid_seconds}: {least} to {most}")));
+        }
+        let view = self.view();
+        let own = view.machine.as_ref();
+        if own.is_some_and(|own| own.role() == MachineRole::Worker) {
+            return Err(Status::failed_precondition("this machine is a worker: control-plane machines make tokens"));
+        }
+        if own.is_some_and(|own| own.node_name() == machine) {
+            return Err(Status::invalid_argument(format!("machine: {machine:?}: it is the name of this machine")));
+        }
+        let endpoint = answers::endpoint(&view).ok_or_else(|| Status::unavailable("the machine has no address yet"))?;
+        let authority = self.pki.authority_certificate(Authority::Kubernetes).map_err(unsigned)?;
+        let lifetime = Duration::from_secs((*valid_seconds).into());
+        let (token, end) = issue_token(&self.pki, machine, lifetime, SystemTime::now())
+            .await
+            .map_err(|error| Status::unavailable(chain(&error)))?;
+        Ok(Response::new(JoinTokenResponse {
+            token,
+            endpoint: endpoint.to_string(),
+            ca_pin: public_key_pin(&authority).unwrap_or_default(),
+            not_after_unix_ms: end.saturating_mul(1000),
+        }))
+    }
+
     async fn apply_manifest(
         &self,
         request: Request<ApplyManifestRequest>,
@@ -248,6 +285,9 @@ fn service_name(name: &str) -> Result<ServiceName, Status> {
 fn unsigned(error: PkiError) -> Status {
     match &error {
         PkiError::NoAuthority(_) => Status::unavailable("the cluster's keys are not made yet"),
+        PkiError::Issue { source: IssueError::NoKey, .. } => {
+            Status::failed_precondition("this machine is a worker: ask a control-plane machine")
+        }
         _ => Status::internal(chain(&error)),
     }
 }

@@ -25,24 +25,51 @@ pub enum IssueError {
     /// The kernel gave no random bytes.
     #[error("there are no random bytes")]
     Random,
+    /// Control-plane machines alone have an authority's key.
+    #[error("this machine signs nothing: only control-plane machines do")]
+    NoKey,
 }
 
-/// An authority with its key.
+/// An authority; its key is on control-plane machines only.
 #[derive(Debug)]
 pub(super) struct Signer {
     pub(super) certificate_pem: String,
     pub(super) validity: Validity,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Option<Issuer<'static, KeyPair>>,
 }
 
 impl Signer {
-    /// An authority from the PEM of its certificate and key.
+    /// An authority from the PEM of its certificate and, where it is, its key.
     pub(super) fn parse(pem: &str) -> Result<Self, IssueError> {
         let (certificate_pem, key_pem) = read::split(pem);
-        let validity = read::authority(&certificate_pem, &key_pem)?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, KeyPair::from_pem(&key_pem)?)?;
+        let key_pem = Some(key_pem).filter(|pem| !pem.is_empty());
+        let validity = read::authority(&certificate_pem, key_pem.as_deref())?;
+        let issuer = match key_pem {
+            Some(pem) => Some(Issuer::from_ca_cert_pem(&certificate_pem, KeyPair::from_pem(&pem)?)?),
+            None => None,
+        };
         Ok(Self { certificate_pem, validity, issuer })
     }
+
+    /// Whether it has its key.
+    pub(super) fn signs(&self) -> bool {
+        self.issuer.is_some()
+    }
+}
+
+/// A request for a certificate, and the key that it is for.
+pub struct CertificateRequest {
+    /// PKCS #10, PEM.
+    pub pem: String,
+    pub(super) key_pem: String,
+}
+
+/// A request for a client's certificate with a new key.
+pub(super) fn request(profile: &Profile) -> Result<CertificateRequest, IssueError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject(&profile.common_name, profile.organization.as_deref());
+    let key = KeyPair::generate()?;
+    Ok(CertificateRequest { pem: params.serialize_request(&key)?.pem()?, key_pem: key.serialize_pem() })
 }
 
 /// A new authority: certificate and key, PEM.
@@ -91,17 +118,22 @@ pub(super) fn client(
 fn sign(signer: &Signer, mut params: CertificateParams, key: &impl PublicKeyData) -> Result<String, IssueError> {
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
-    Ok(params.signed_by(key, &signer.issuer)?.pem())
+    let issuer = signer.issuer.as_ref().ok_or(IssueError::NoKey)?;
+    Ok(params.signed_by(key, issuer)?.pem())
 }
 
-fn params(common_name: &str, organization: Option<&str>, validity: Validity) -> CertificateParams {
+fn subject(common_name: &str, organization: Option<&str>) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     if let Some(organization) = organization {
         name.push(DnType::OrganizationName, organization);
     }
     name.push(DnType::CommonName, common_name);
+    name
+}
+
+fn params(common_name: &str, organization: Option<&str>, validity: Validity) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.distinguished_name = name;
+    params.distinguished_name = subject(common_name, organization);
     params.not_before = whole_seconds(validity.not_before);
     params.not_after = whole_seconds(validity.not_after);
     params

@@ -52,11 +52,13 @@ pub(super) fn leaf(pem: &str, signer: Option<&Signer>) -> Result<ObservedLeaf, R
     Ok(ObservedLeaf { profile: profile(&certificate), validity: validity(&certificate), signed_by_authority })
 }
 
-/// The validity of an authority, which must be one and have its key.
-pub(super) fn authority(certificate_pem: &str, key_pem: &str) -> Result<Validity, ReadError> {
+/// The validity of an authority, which must be one; where its key is, it must be its own.
+pub(super) fn authority(certificate_pem: &str, key_pem: Option<&str>) -> Result<Validity, ReadError> {
     let block = block(certificate_pem)?;
     let certificate = parse(&block)?;
-    check_key(&certificate, key_pem)?;
+    if let Some(key_pem) = key_pem {
+        check_key(&certificate, key_pem)?;
+    }
     if !certificate.is_ca() {
         return Err(ReadError::NoAuthority);
     }

@@ -3,14 +3,16 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use garboard_api::machine::MachineRole;
 use garboard_plan::pki::{PkiInput, Reason, desired};
 use rcgen::PublicKeyData;
 use tempfile::TempDir;
 
 use super::*;
 
-fn profiles() -> BTreeMap<Leaf, Profile> {
+fn profiles() -> Desired {
     desired(&PkiInput {
+        role: MachineRole::ControlPlane,
         node_name: "node-1".to_owned(),
         node_addresses: vec!["192.0.2.10".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         service_addresses: vec!["10.96.0.1".parse().unwrap()],
@@ -40,7 +42,7 @@ fn what_was_made_reads_back_as_what_was_wanted() {
     assert!(first.problems.is_empty());
     assert_eq!(store.reconcile(&profiles(), now()).unwrap(), Plan::default());
     let observed = store.observe().unwrap();
-    for (leaf, profile) in profiles() {
+    for (leaf, profile) in profiles().leaves {
         let found = &observed.leaves[&leaf];
         assert_eq!(found.profile, profile, "{leaf:?}");
         assert!(found.signed_by_authority, "{leaf:?}");

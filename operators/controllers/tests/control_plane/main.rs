@@ -7,6 +7,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod candidate;
+mod joining;
 mod world;
 
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +19,7 @@ use std::time::SystemTime;
 use candidate::Candidate;
 use containerd_client::services::v1::GetImageRequest;
 use containerd_client::tonic;
-use garboard_api::machine::{Taint, TaintEffect};
+use garboard_api::machine::{MachineRole, Taint, TaintEffect};
 use garboard_api::refusal::Origin;
 use garboard_api::{About, Cluster, Machine, MachinePool, Refusals};
 use garboard_catalog::paths::CONTAINERD_SOCKET;
@@ -67,6 +68,7 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
         taints_of_the_machine_come_and_go(&world, &client).await;
         events_tell_what_happened(&world, &client).await;
         pools_are_counted(&world, &client).await;
+        joining::a_machine_joins_once_and_changes_only_what_is_its_own(&world, &client).await;
         the_cluster_operators_lead_one_at_a_time(&world, &client).await;
         pods_of_ordinary_namespaces_keep_to_the_baseline(&world, &client).await;
         for url in ["https://127.0.0.1:10257/healthz", "https://127.0.0.1:10259/readyz"] {
@@ -129,8 +131,8 @@ async fn roles_are_kept(client: &kube::Client) {
 async fn dns_is_reachable_as_a_service(world: &World, client: &kube::Client) {
     // The agent itself does this, as soon as it has the right to.
     let agent = world.client(Leaf::Agent);
-    addons::keep_dns(&agent, &world.input.cluster, None).await.unwrap();
-    assert_eq!(addons::keep_dns(&agent, &world.input.cluster, None).await.unwrap(), 0);
+    addons::keep_dns(&agent, &world.input.cluster, MachineRole::ControlPlane, None).await.unwrap();
+    assert_eq!(addons::keep_dns(&agent, &world.input.cluster, MachineRole::ControlPlane, None).await.unwrap(), 0);
     let service = Api::<Service>::namespaced(client.clone(), "kube-system").get("kube-dns").await.unwrap();
     assert_eq!(service.spec.unwrap().cluster_ip.as_deref(), Some("10.96.0.10"));
 }
@@ -183,12 +185,18 @@ async fn a_node_gets_addresses_and_its_serving_certificate(world: &World, client
         dns_ready: true,
     };
     let agent = world.client(Leaf::Agent);
-    assert_eq!(addons::keep_dns(&agent, &world.input.cluster, Some(&input)).await.unwrap(), 2);
-    assert_eq!(addons::keep_dns(&agent, &world.input.cluster, Some(&input)).await.unwrap(), 0);
+    assert_eq!(
+        addons::keep_dns(&agent, &world.input.cluster, MachineRole::ControlPlane, Some(&input)).await.unwrap(),
+        2
+    );
+    assert_eq!(
+        addons::keep_dns(&agent, &world.input.cluster, MachineRole::ControlPlane, Some(&input)).await.unwrap(),
+        0
+    );
     let labels = all.get("node-1").await.unwrap().metadata.labels.unwrap();
     assert!(labels.contains_key("node-role.kubernetes.io/control-plane"));
     let gone = NodeInput { name: "node-9".to_owned(), ..input };
-    assert!(addons::keep_dns(&agent, &world.input.cluster, Some(&gone)).await.is_err());
+    assert!(addons::keep_dns(&agent, &world.input.cluster, MachineRole::ControlPlane, Some(&gone)).await.is_err());
     assert!(all.get_opt("node-9").await.unwrap().is_none(), "labels make no node");
 
     // The serving certificate: requested by kubelet, approved by the operators, signed by kube-controller-manager.
@@ -331,7 +339,7 @@ async fn events_tell_what_happened(world: &World, client: &kube::Client) {
     network.send_replace(addresses(8));
     services.send_replace(service(true));
     let mut desired = pki::desired(&world.pki_input());
-    desired.retain(|leaf, _| *leaf == Leaf::Kubelet);
+    desired.leaves.retain(|leaf, _| *leaf == Leaf::Kubelet);
     let steps = pki::plan(&desired, &pki::Observed::default(), SystemTime::now()).steps;
     handed.send(plan_events::certificates(&steps).unwrap()).await.unwrap();
     described(

@@ -14,6 +14,7 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use garboard_api::machine::MachineRole;
 use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::LOCAL_APISERVER;
 use garboard_catalog::pki::Leaf;
@@ -73,7 +74,8 @@ fn programs() -> Option<PathBuf> {
 /// A machine's services, keys and settings.
 pub struct World {
     pub input: CatalogInput,
-    pki: PkiStore,
+    /// Its keys and certificates.
+    pub pki: PkiStore,
     notifications: UnixDatagram,
     running: BTreeMap<String, Child>,
 }
@@ -124,6 +126,8 @@ impl World {
                 addresses: vec![ADDRESS.parse().unwrap()],
                 memory_bytes: 2 << 30,
                 pod_cidrs: Vec::new(),
+                api_servers: Vec::new(),
+                peers: Vec::new(),
             },
             pause_image: "garboard.dev/pause:test".to_owned(),
         };
@@ -145,6 +149,7 @@ impl World {
     pub fn pki_input(&self) -> PkiInput {
         let CatalogInput { cluster, node, .. } = &self.input;
         PkiInput {
+            role: MachineRole::ControlPlane,
             node_name: node.name.clone(),
             node_addresses: node.addresses.clone(),
             service_addresses: Vec::from_iter(input::apiserver_service_address(cluster)),

@@ -1,6 +1,7 @@
 //! One file per command, or per group of commands that share what they do.
 
 mod apply;
+mod join;
 mod kubeconfig;
 mod logs;
 mod new;
@@ -23,13 +24,14 @@ pub async fn run(Cli { target, command }: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Version(arguments) => version::run(&target, &arguments).await,
-        Command::Kubeconfig(arguments) => kubeconfig::run(&Contact::find(&target)?, &arguments).await,
+        Command::Kubeconfig(arguments) => kubeconfig::run(&Contact::of_cluster(&target)?, &arguments).await,
         Command::Status(arguments) => status::run(&Contact::find(&target)?, arguments.output.output).await,
         Command::Services(arguments) => service::list(&Contact::find(&target)?, arguments.output.output).await,
         Command::Service(arguments) => service::act(&Contact::find(&target)?, &arguments.command).await,
         Command::Logs(arguments) => logs::run(&Contact::find(&target)?, &arguments.service, &arguments.lines).await,
         Command::Dmesg(arguments) => logs::run(&Contact::find(&target)?, logs::KERNEL, &arguments.lines).await,
         Command::Apply(arguments) => apply::run(&Contact::find(&target)?, &arguments).await,
+        Command::Join(arguments) => join::run(&target, &arguments).await,
         Command::Trial(arguments) => trial::run(&Contact::find(&target)?, &arguments.command).await,
         Command::Reboot(arguments) => power::reboot(&Contact::find(&target)?, &arguments).await,
         Command::Shutdown(arguments) => power::shutdown(&Contact::find(&target)?, &arguments).await,

@@ -52,7 +52,7 @@ fn make(New { dir, name, endpoint, api_endpoint }: &New) -> anyhow::Result<Files
         true => "  # certSANs: [api.example.org, 192.0.2.10]\n".to_owned(),
         false => format!("  certSANs: [{:?}]\n", api.host()),
     };
-    let key: String = machine.pem().lines().map(|line| format!("    {line}\n")).collect();
+    let key = key_lines(&machine);
     let files = Files {
         cluster: fill(CLUSTER, &[("@SANS@", &sans), ("@ADMIN_PIN@", &admin.pin().to_string())]),
         machine: fill(MACHINE, &[("@NAME@", name), ("@MACHINE_KEY@\n", &key)]),
@@ -73,8 +73,13 @@ fn make(New { dir, name, endpoint, api_endpoint }: &New) -> anyhow::Result<Files
     Ok(files)
 }
 
+/// A key as the lines of a block in a Secret.
+pub fn key_lines(identity: &Identity) -> String {
+    identity.pem().lines().map(|line| format!("    {line}\n")).collect()
+}
+
 /// A DNS label: what the name of a machine must be, and a text that means the same in YAML.
-fn is_label(name: &str) -> bool {
+pub fn is_label(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = name.as_bytes();
     (1..=63).contains(&bytes.len())
@@ -84,7 +89,8 @@ fn is_label(name: &str) -> bool {
         && !YAML_WORDS.contains(&name)
 }
 
-fn fill(template: &str, values: &[(&str, &str)]) -> String {
+/// A template with its values.
+pub fn fill(template: &str, values: &[(&str, &str)]) -> String {
     values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(name, value))
 }
 

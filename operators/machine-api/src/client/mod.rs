@@ -19,9 +19,9 @@ use tonic::transport::{Channel, Endpoint as ChannelSettings};
 use crate::proto::machine_client::MachineClient;
 use crate::proto::trial_decide_request::Decision;
 use crate::proto::{
-    AppliedObject, ApplyManifestRequest, KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, RebootRequest,
-    Service, ServiceRestartRequest, ServicesRequest, ShutdownRequest, StatusRequest, StatusResponse,
-    TrialDecideRequest, VersionRequest, VersionResponse,
+    AppliedObject, ApplyManifestRequest, JoinTokenRequest, JoinTokenResponse, KubeconfigRequest, KubeconfigResponse,
+    LogLine, LogsRequest, RebootRequest, Service, ServiceRestartRequest, ServicesRequest, ShutdownRequest,
+    StatusRequest, StatusResponse, TrialDecideRequest, VersionRequest, VersionResponse,
 };
 use crate::tls::PinMismatch;
 use crate::{Endpoint, Identity, Pin};
@@ -148,6 +148,16 @@ impl Client {
     pub async fn decide_trial(&mut self, decision: Decision) -> Result<(), ClientError> {
         let answer = self.calls.trial_decide(TrialDecideRequest { decision: Some(decision) }).await;
         answer.map(drop).map_err(|status| error::of(status, &self.endpoint))
+    }
+
+    /// A one-time token with which the machine of this name joins the cluster within so many seconds, and how it finds the cluster.
+    ///
+    /// # Errors
+    /// When this machine is no control-plane machine, refuses, or the connection is lost.
+    pub async fn join_token(&mut self, machine: &str, valid_seconds: u32) -> Result<JoinTokenResponse, ClientError> {
+        let request = JoinTokenRequest { machine: machine.to_owned(), valid_seconds };
+        let answer = self.calls.join_token(request).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| error::of(status, &self.endpoint))
     }
 
     /// Starts an orderly reboot; returns when it has begun. `reason` is for the log.

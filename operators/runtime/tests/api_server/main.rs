@@ -26,6 +26,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// What a cluster may be known by.
+const PIN: &str = "sha256:7777777777777777777777777777777777777777777777777777777777777777";
 
 #[tokio::test]
 async fn declarations_and_statuses_follow_the_api_server() {
@@ -72,6 +74,9 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         link("match: {name: eth0}, addresses: [192.0.2.7/24, '2001:db8::7/64'], gateway: 192.0.2.1, mtu: 1400"),
         link("match: {mac: '52:54:00:12:34:56'}, dhcp4: true"),
         link("match: {name: eth0}, routes: [{to: 198.51.100.0/24, via: 192.0.2.1, metric: 50}, {to: '2001:db8::/64'}]"),
+        machine(&format!(
+            "{{role: Worker, join: {{endpoints: [{{host: kube.example.org, port: 443}}], caPin: '{PIN}'}}}}"
+        )),
         machine("{kubelet: {maxPods: 200, nodeLabels: {example.org/a: b}}}"),
         machine(
             "{kernel: {sysctls: {net.core.somaxconn: '4096'}, modules: [nbd]}, \
@@ -112,7 +117,13 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         (machine("{network: {hosts: [{address: here, names: [a]}]}}"), "spec.network.hosts[0].address"),
         (machine("{registries: [{host: 'https://x'}]}"), "spec.registries[0].host"),
         (machine("{registries: [{host: x, mirrors: [mirror]}]}"), "spec.registries[0].mirrors[0]"),
-        (cluster("{machines: {hostname: keel}}"), "host name belongs to one machine"),
+        (cluster("{machines: {hostname: keel}}"), "hostname"),
+        (cluster("{machines: {role: Worker}}"), "role"),
+        (machine("{role: Worker}"), "join"),
+        (machine("{role: Queen}"), "role"),
+        (machine(&format!("{{join: {{endpoints: [{{host: a}}], caPin: '{PIN}'}}}}")), "join"),
+        (machine(&format!("{{role: Worker, join: {{endpoints: [], caPin: '{PIN}'}}}}")), "endpoints"),
+        (machine("{role: Worker, join: {endpoints: [{host: a}], caPin: 'md5:7'}}"), "caPin"),
         (cluster("{controlPlane: {apiServer: {extraArgs: {anonymous-auth: 'true'}}}}"), "extraArgs"),
         (cluster("{controlPlane: {apiServer: {podSecurity: {enforce: none}}}}"), "podSecurity.enforce"),
         (

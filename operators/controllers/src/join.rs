@@ -1,0 +1,232 @@
+//! Joins a cluster: from a pin and a one-time token to the certificate of the node agent.
+//!
+//! The machine knows its cluster by the pin of the cluster's authority, which the API servers show in their chain, and shows the token
+//! to nobody else. What it gets is kept on the state partition; joining that was interrupted begins again.
+
+mod discovery;
+mod token;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use garboard_api::machine::{MachineJoin, MachineRole};
+use garboard_api::manifest::JoinToken;
+use garboard_api::{Machine, types};
+use garboard_api_client::{Identity, IdentityError, Outage};
+use garboard_catalog::pki::Leaf;
+use garboard_catalog::{balancer, kubeconfig};
+use garboard_plan::pki::{self as plan, Authority};
+use garboard_runtime::applier::chain;
+use garboard_runtime::backoff::Backoff;
+use http::Uri;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::pki::{PkiError, PkiStore};
+use crate::problems::Problems;
+use crate::request::{self, RequestError};
+
+pub use discovery::DiscoveryError;
+pub use token::{TokenError, issue as issue_token};
+
+/// First and longest wait between two tries.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+/// Time for which the cluster may be out of reach without anybody being told: the network comes up meanwhile.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What problems are about.
+const PART: &str = "join";
+
+/// The machine has not joined.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// There is no token to show.
+    #[error("there is no token: give the machine the manifests that `garboardctl join {0}` makes")]
+    NoToken(String),
+    /// The token could not be kept.
+    #[error("cannot keep the token in {}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The cluster was not found.
+    #[error("cannot find the cluster at {endpoints}")]
+    Discovery {
+        /// Where it should be.
+        endpoints: String,
+        /// Why not.
+        #[source]
+        source: DiscoveryError,
+    },
+    /// The cluster does not know the token.
+    #[error(
+        "the cluster does not know the token: it has expired or was used before; `garboardctl join {0}` makes another"
+    )]
+    Unknown(String),
+    /// The request failed.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// Keys or certificates could not be made or kept.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// The cluster's authority cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+/// The task that joins.
+#[derive(Debug)]
+pub struct Join {
+    machine: watch::Receiver<Option<Arc<Machine>>>,
+    pki: PkiStore,
+    token: TokenFile,
+    problems: Problems,
+    joined: watch::Sender<bool>,
+}
+
+/// Where the token is kept from the first start until it has done its work.
+#[derive(Debug)]
+struct TokenFile(PathBuf);
+
+impl Join {
+    /// Prepares the task, and the channel that tells whether the machine belongs to its cluster: one that founds it does from the
+    /// beginning. A token that lies with the manifests is kept in `token_file`.
+    pub fn new(
+        machine: watch::Receiver<Option<Arc<Machine>>>,
+        pki: PkiStore,
+        token_file: &Path,
+        given: Option<&JoinToken>,
+        problems: Problems,
+    ) -> (Self, watch::Receiver<bool>) {
+        let token = TokenFile(token_file.to_owned());
+        if let Some(given) = given
+            && let Err(error) = token.keep(given)
+        {
+            problems.set(PART, Some(chain(&error)));
+        }
+        let (joined, receiver) = watch::channel(false);
+        (Self { machine, pki, token, problems, joined }, receiver)
+    }
+
+    /// Joins, and waits for `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let work = async {
+            let machine = match self.machine.wait_for(Option::is_some).await {
+                Ok(machine) => machine.clone(),
+                Err(_) => return,
+            };
+            if let Some(machine) = machine.filter(|machine| machine.role() == MachineRole::Worker) {
+                self.join(&machine).await;
+            }
+            self.joined.send_replace(true);
+        };
+        if stop.run_until_cancelled(work).await.is_some() {
+            stop.cancelled().await;
+        }
+    }
+
+    /// Tries until the machine has the certificate of its agent.
+    async fn join(&self, machine: &Machine) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let (began, mut told) = (Instant::now(), String::new());
+        while let Err(error) = self.attempt(machine).await {
+            // What is only not there yet while the machine starts is no problem.
+            let silent = matches!(&error, JoinError::Discovery { source, .. } if source.is_silence());
+            let early = silent && began.elapsed() < PATIENCE;
+            let error = chain(&error);
+            self.problems.set(PART, Some(error.clone()).filter(|_| !early));
+            if error == told || early {
+                debug!(error, "not joined yet");
+            } else {
+                warn!(error, "not joined yet");
+                told = error;
+            }
+            tokio::time::sleep(backoff.wait()).await;
+        }
+        self.problems.set(PART, None);
+        self.token.forget();
+    }
+
+    async fn attempt(&self, machine: &Machine) -> Result<(), JoinError> {
+        if self.pki.deploy_valid(Leaf::Agent, SystemTime::now())? {
+            return Ok(());
+        }
+        let name = machine.node_name();
+        let Some(join) = &machine.spec.join else { return Err(JoinError::NoToken(name.to_owned())) };
+        let token = self.token.read()?.ok_or_else(|| JoinError::NoToken(name.to_owned()))?;
+        let authority = self.authority(join).await?;
+        let identity = Identity::of_token(&authority, &token)?;
+        let client = garboard_api_client::client(api_servers(), identity, Outage::default());
+        let profiles = plan::of_worker(name);
+        let Some(profile) = profiles.get(&Leaf::Agent) else { return Ok(()) };
+        let request = self.pki.request(Leaf::Agent, profile)?;
+        let certificate = request::certificate(&client, name, &request.pem).await.map_err(|error| {
+            if error.is_unauthorized() { JoinError::Unknown(name.to_owned()) } else { JoinError::Request(error) }
+        })?;
+        self.pki.install(Leaf::Agent, profile, &request, &certificate)?;
+        info!(machine = name, "joined the cluster");
+        Ok(())
+    }
+
+    /// The cluster's authority, PEM: the one that was found before, or what the API servers show now.
+    async fn authority(&self, join: &MachineJoin) -> Result<String, JoinError> {
+        if let Ok(known) = self.pki.authority_certificate(Authority::Kubernetes) {
+            return Ok(known);
+        }
+        let found = discovery::authority(balancer::PORT, join.ca_pin).await.map_err(|source| {
+            let endpoints: Vec<_> = join.endpoints.iter().map(ToString::to_string).collect();
+            JoinError::Discovery { endpoints: endpoints.join(", "), source }
+        })?;
+        self.pki.trust(&found)?;
+        Ok(found)
+    }
+}
+
+fn api_servers() -> Uri {
+    Uri::from_static(kubeconfig::APISERVERS)
+}
+
+fn local() -> Uri {
+    Uri::from_static(kubeconfig::LOCAL_APISERVER)
+}
+
+impl TokenFile {
+    /// Keeps a token that was given; it lies in a file that only root reads.
+    fn keep(&self, given: &JoinToken) -> Result<(), JoinError> {
+        let write = || {
+            let new = self.0.with_extension("new");
+            let _ = fs::remove_file(&new);
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+            io::Write::write_all(&mut file, given.token.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &self.0)?;
+            fs::File::open(self.0.parent().unwrap_or(Path::new("/")))?.sync_all()
+        };
+        write().map_err(|source| JoinError::Token { path: self.0.clone(), source })
+    }
+
+    fn read(&self) -> Result<Option<String>, JoinError> {
+        match fs::read_to_string(&self.0) {
+            Ok(token) => Ok(Some(token).filter(|token| types::is_token(token))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(JoinError::Token { path: self.0.clone(), source }),
+        }
+    }
+
+    /// It serves once.
+    fn forget(&self) {
+        if let Err(error) = fs::remove_file(&self.0)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            warn!(%error, "the token is still there");
+        }
+    }
+}

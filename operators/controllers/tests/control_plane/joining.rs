@@ -1,0 +1,211 @@
+//! A machine joins, by the agent's own tasks against the real API server.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use garboard_api::manifest::JoinToken;
+use garboard_api::{Machine, PublicKeyPin};
+use garboard_api_client::{Identity, Outage};
+use garboard_catalog::kubeconfig::APISERVERS;
+use garboard_catalog::pki::Leaf;
+use garboard_controllers::certificates::{Certificates, Due};
+use garboard_controllers::join::{Join, issue_token};
+use garboard_controllers::pki::PkiStore;
+use garboard_controllers::problems::Problems;
+use garboard_controllers::{addons, csr};
+use garboard_plan::pki::{Authority, of_worker};
+use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::world::World;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const NOBODYS: &str = "abcdef.0123456789abcdef";
+
+/// A machine that is to join: its own folder of keys, and its tasks.
+struct Joiner {
+    machine: Machine,
+    pki: PkiStore,
+    folder: String,
+}
+
+impl Joiner {
+    /// One that knows a cluster by this pin.
+    fn new(name: &str, pin: PublicKeyPin) -> Self {
+        let machine = json!({
+            "apiVersion": garboard_api::API_VERSION,
+            "kind": "Machine",
+            "metadata": { "name": name },
+            "spec": { "role": "Worker", "join": { "endpoints": [{ "host": "127.0.0.1" }], "caPin": pin } },
+        });
+        let folder = tempfile::tempdir_in("/run/state").unwrap().keep().to_str().unwrap().to_owned();
+        let pki = PkiStore::new(format!("{folder}/pki"), format!("{folder}/run"));
+        Self { machine: serde_json::from_value(machine).unwrap(), pki, folder }
+    }
+
+    fn name(&self) -> String {
+        self.machine.name_any()
+    }
+
+    /// Runs the task that joins, with a token; gives what it says: joined, or why not.
+    async fn join(&self, token: &str) -> Result<(), String> {
+        let (_keep, machine) = watch::channel(Some(Arc::new(self.machine.clone())));
+        let (problems, mut told) = Problems::new();
+        let given = JoinToken { machine: self.name(), token: token.to_owned() };
+        let file = format!("{}/join-token", self.folder);
+        let (join, mut joined) = Join::new(machine, self.pki.clone(), Path::new(&file), Some(&given), problems);
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let stop = CancellationToken::new();
+        let outcome = async {
+            tokio::select! {
+                joined = joined.wait_for(|joined| *joined) => { joined.unwrap(); Ok(()) }
+                problem = told.wait_for(|told| told.contains_key("join")) => Err(problem.unwrap()["join"].clone()),
+            }
+        };
+        let outcome = tokio::select! {
+            () = join.run(stop.clone()) => panic!("the task has ended"),
+            outcome = tokio::time::timeout(Duration::from_secs(60), outcome) => outcome.expect("an outcome"),
+        };
+        assert_eq!(Path::new(&file).exists(), outcome.is_err(), "a token that has served is forgotten");
+        outcome
+    }
+
+    /// A client with what it has got.
+    fn client(&self) -> Client {
+        let read = |file: &str| fs::read_to_string(format!("{}/run/agent/{file}", self.folder)).unwrap();
+        let identity = Identity::from_pem(&read("ca.crt"), &read("tls.crt"), &read("tls.key")).unwrap();
+        garboard_api_client::client(APISERVERS.parse().unwrap(), identity, Outage::default())
+    }
+}
+
+pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World, client: &Client) {
+    assert!(addons::keep_worker_roles(client).await.unwrap() > 0);
+    assert_eq!(addons::keep_worker_roles(client).await.unwrap(), 0, "nothing differs after the first time");
+    let stop = CancellationToken::new();
+    let duty = tokio::spawn(csr::run(world.client(Leaf::Operators), stop.clone()));
+
+    let pin = pin_of(&world.pki);
+    let token = async |machine: &str| issue_token(&world.pki, machine, HOUR, SystemTime::now()).await.unwrap().0;
+    let first = token("node-2").await;
+
+    // Another cluster with the same address gets no token.
+    let stranger = Joiner::new("node-2", PublicKeyPin::new([7; 32]));
+    let problem = stranger.join(&first).await.unwrap_err();
+    assert!(problem.contains("belongs to another cluster"), "{problem}");
+
+    let worker = Joiner::new("node-2", pin);
+    worker.join(&first).await.unwrap();
+    let secrets = Api::<Secret>::namespaced(client.clone(), "kube-system");
+    let secret = format!("bootstrap-token-{}", first.split_once('.').unwrap().0);
+    let gone = || async { secrets.get_opt(&secret).await.unwrap().is_none().then_some(()) };
+    world.wait_for("the token to be gone", gone).await;
+
+    // Another machine of the same name with the same token, which has served.
+    let problem = Joiner::new("node-2", pin).join(&first).await.unwrap_err();
+    assert!(problem.contains("used before"), "{problem}");
+    // A token of another machine, and one that nobody made.
+    let thief = Joiner::new("node-4", pin);
+    for (token, said) in
+        [(token("node-3").await, "node-3 may ask for"), (NOBODYS.to_owned(), "does not know the token")]
+    {
+        let problem = thief.join(&token).await.unwrap_err();
+        assert!(problem.contains(said), "{problem}");
+    }
+
+    let own = worker.client();
+    it_changes_its_own_machine_and_no_other(&own, &worker.machine).await;
+    it_touches_its_own_node_and_endpoint_and_no_other(client, &own).await;
+    it_gets_its_own_certificates_and_no_other(&worker, &own).await;
+    let everything = ListParams::default();
+    assert!(Api::<Secret>::all(own.clone()).list(&everything).await.is_err(), "a worker reads secrets");
+    assert!(Api::<Pod>::all(own).list(&everything).await.is_err(), "a worker reads pods");
+
+    Api::<Machine>::all(client.clone()).delete("node-2", &Default::default()).await.unwrap();
+    Api::<Node>::all(client.clone()).delete("node-2", &Default::default()).await.unwrap();
+    stop.cancel();
+    duty.await.unwrap();
+}
+
+/// What the cluster is known by.
+fn pin_of(pki: &PkiStore) -> PublicKeyPin {
+    let pem = pki.authority_certificate(Authority::Kubernetes).unwrap();
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+    let key = block.parse_x509().unwrap();
+    let digest = ring::digest::digest(&ring::digest::SHA256, key.public_key().raw);
+    PublicKeyPin::new(digest.as_ref().try_into().unwrap())
+}
+
+async fn it_changes_its_own_machine_and_no_other(own: &Client, machine: &Machine) {
+    let machines = Api::<Machine>::all(own.clone());
+    machines.create(&PostParams::default(), machine).await.unwrap();
+    let status = json!({ "status": { "phase": "Running" } });
+    machines.patch_status("node-2", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+    let mut other = machine.clone();
+    other.metadata.name = Some("node-3".to_owned());
+    let refused = machines.create(&PostParams::default(), &other).await.unwrap_err().to_string();
+    assert!(refused.contains("a worker changes only what is its own"), "{refused}");
+    assert!(machines.delete("node-2", &Default::default()).await.is_err());
+}
+
+async fn it_touches_its_own_node_and_endpoint_and_no_other(client: &Client, own: &Client) {
+    let all = Api::<Node>::all(client.clone());
+    let node = serde_json::from_value(json!({ "metadata": { "name": "node-2" } })).unwrap();
+    all.create(&PostParams::default(), &node).await.unwrap();
+    let nodes = Api::<Node>::all(own.clone());
+    let label = json!({ "metadata": { "labels": { "example.org/rack": "7" } } });
+    nodes.patch("node-2", &PatchParams::default(), &Patch::Merge(&label)).await.unwrap();
+    let refused = nodes.patch("node-1", &PatchParams::default(), &Patch::Merge(&label)).await.unwrap_err().to_string();
+    assert!(refused.contains("a worker changes only what is its own"), "{refused}");
+
+    let slices = Api::<EndpointSlice>::namespaced(own.clone(), "kube-system");
+    let slice = |name: &str, serves: &str| -> Value {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": { "name": name, "labels": { "kubernetes.io/service-name": "kube-dns" } },
+            "addressType": "IPv4",
+            "endpoints": [{
+                "addresses": ["10.244.1.1"],
+                "nodeName": "node-2",
+                "hints": { "forNodes": [{ "name": serves }] },
+            }],
+        })
+    };
+    let parameters = PatchParams::apply("test");
+    slices.patch("kube-dns-node-2", &parameters, &Patch::Apply(slice("kube-dns-node-2", "node-2"))).await.unwrap();
+    for (name, serves) in [("kube-dns-node-2", "node-1"), ("kube-dns-node-1", "node-2"), ("kubernetes", "node-2")] {
+        let refused = slices.patch(name, &parameters.clone().force(), &Patch::Apply(slice(name, serves))).await;
+        assert!(refused.unwrap_err().to_string().contains("a worker"), "{name} for {serves}");
+    }
+}
+
+async fn it_gets_its_own_certificates_and_no_other(worker: &Joiner, own: &Client) {
+    let (due, seen) = watch::channel(Due { machine: worker.name(), leaves: of_worker("node-2") });
+    let (certificates, mut outcome) = Certificates::new(worker.pki.clone(), seen);
+    let (_keep, api) = watch::channel(Some(own.clone()));
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(certificates.run(api, stop.clone()));
+    outcome.changed().await.unwrap();
+    assert_eq!(*outcome.borrow_and_update(), BTreeMap::new());
+    let observed = worker.pki.observe().unwrap();
+    assert_eq!(Vec::from_iter(observed.leaves.keys().copied()), Leaf::OF_WORKERS);
+
+    // Somebody else's.
+    let mut leaves = of_worker("node-1");
+    leaves.retain(|leaf, _| *leaf == Leaf::Kubelet);
+    due.send_replace(Due { machine: worker.name(), leaves });
+    outcome.changed().await.unwrap();
+    let denied = outcome.borrow()["kubelet"].clone();
+    assert!(denied.contains("system:node:node-1") && denied.contains("node-2 may ask for"), "{denied}");
+    stop.cancel();
+    task.await.unwrap();
+}

@@ -1,0 +1,146 @@
+//! `join`
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use garboard_api::JOIN_SECRET_TYPE;
+use garboard_machine_api::proto::JoinTokenResponse;
+use garboard_machine_api::{Endpoint, Identity};
+
+use super::new::{fill, is_label, key_lines};
+use crate::cli::{Join, Target};
+use crate::config::{self, Contact, Found, Machine};
+use crate::output::{print, time};
+
+const MACHINE: &str = include_str!("join/machine.yaml");
+const TOKEN: &str = include_str!("join/token.yaml");
+/// What lies between the documents of a file.
+const SEPARATOR: &str = "\n---\n";
+
+pub async fn run(target: &Target, Join { name, at, valid }: &Join) -> anyhow::Result<()> {
+    if !is_label(name) {
+        bail!("{name:?}: a machine's name has lower-case letters, digits and hyphens, and starts with a letter");
+    }
+    let found = Found::find(target)?;
+    let path = found.folder().join(format!("{name}.yaml"));
+    let former = match fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    // Whatever is wrong here is found before there is a token.
+    let identity = Identity::generate()?;
+    let config = match (found.config.machines.iter().any(|machine| machine.name == *name), &former, at) {
+        (true, Some(_), _) => None,
+        (true, None, _) => {
+            bail!("config.yaml names a machine {name} already, and there is no {} of it to renew", path.display())
+        }
+        (false, _, None) => bail!("say with --at HOST where you will reach the machine"),
+        (false, _, Some(endpoint)) => {
+            // The key of manifests that are there already is in them.
+            let fingerprint = former.is_none().then(|| identity.pin());
+            Some(found.with_machine(&Machine { name: name.clone(), endpoint: endpoint.clone(), fingerprint })?)
+        }
+    };
+    let answer = Contact::of_cluster(target)?.connect().await?.join_token(name, *valid).await?;
+    let text = match &former {
+        Some(former) => renewed(former, name, &answer).with_context(|| format!("renew {}", path.display()))?,
+        None => manifests(name, &identity, &answer)?,
+    };
+    replace(&path, &text, 0o600)?;
+    if let Some(config) = config {
+        replace(&found.folder().join(config::FILE), &config, 0o644)?;
+    }
+    let until = time(answer.not_after_unix_ms).unwrap_or_default();
+    print(&next_steps(&path, name, &until))
+}
+
+/// The manifests of a machine that joins.
+fn manifests(name: &str, identity: &Identity, answer: &JoinTokenResponse) -> anyhow::Result<String> {
+    let endpoint: Endpoint = answer.endpoint.parse().context("the machine says where its cluster is")?;
+    let machine = fill(
+        MACHINE,
+        &[
+            ("@NAME@", name),
+            ("@HOST@", &format!("{:?}", endpoint.host())),
+            ("@PORT@", &endpoint.port().to_string()),
+            ("@CA_PIN@", &answer.ca_pin),
+            ("@MACHINE_KEY@\n", &key_lines(identity)),
+        ],
+    );
+    checked(format!("{}{SEPARATOR}{}", machine.trim_end(), token(name, answer)))
+}
+
+/// The same with another token.
+fn renewed(former: &str, name: &str, answer: &JoinTokenResponse) -> anyhow::Result<String> {
+    let kept = former.split(SEPARATOR).filter(|document| !document.contains(JOIN_SECRET_TYPE)).map(str::trim_end);
+    checked(kept.chain([token(name, answer).as_str()]).collect::<Vec<_>>().join(SEPARATOR))
+}
+
+fn token(name: &str, answer: &JoinTokenResponse) -> String {
+    fill(TOKEN, &[("@NAME@", name), ("@TOKEN@", &answer.token)])
+}
+
+/// What a machine would refuse is refused here, while it is easy to mend.
+fn checked(text: String) -> anyhow::Result<String> {
+    garboard_api::manifest::parse(&text)?;
+    Ok(text)
+}
+
+/// Puts a file in the place of another, whole.
+fn replace(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {
+    let write = || -> std::io::Result<()> {
+        let unfinished = path.with_extension(format!("yaml.{}", std::process::id()));
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished)?;
+        file.write_all(content.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+fn next_steps(path: &Path, name: &str, until: &str) -> String {
+    let path = path.display();
+    format!(
+        "\
+Made {path}: the Machine {name}, its own key, and a token with which it can join until {until}.
+
+Next:
+ 1. Look through {path}.
+ 2. Give it to the machine at its first boot, as cluster.yaml and machine.yaml to the first one: on a stick or disk with a file system
+    labelled GARBOARD, by QEMU's -fw_cfg name=opt/dev.garboard/manifests,file={path}, or by SMBIOS.
+ 3. Start the machine, then:
+      kubectl get machines,nodes --watch
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(token: &str) -> JoinTokenResponse {
+        JoinTokenResponse {
+            token: token.to_owned(),
+            endpoint: "[fd00::10]:6443".to_owned(),
+            ca_pin: format!("sha256:{}", "7".repeat(64)),
+            not_after_unix_ms: 0,
+        }
+    }
+
+    #[test]
+    fn a_token_is_renewed_and_the_rest_stays() {
+        let identity = Identity::generate().unwrap();
+        let first = manifests("node-2", &identity, &answer("abcdef.0123456789abcdef")).unwrap();
+        let edited = first.replace("network: {}", "network: {nameservers: [192.0.2.1]}");
+        let second = renewed(&edited, "node-2", &answer("bcdefg.0123456789abcdef")).unwrap();
+        let parse = |text: &str| garboard_api::manifest::parse(text).unwrap();
+        let (first, second) = (parse(&edited), parse(&second));
+        assert_eq!(second.join_token.as_ref().unwrap().token, "bcdefg.0123456789abcdef");
+        assert_eq!((&first.machine, &first.identity), (&second.machine, &second.identity));
+        assert_eq!(first.machine.unwrap().spec.join.unwrap().endpoints[0].to_string(), "[fd00::10]:6443");
+    }
+}

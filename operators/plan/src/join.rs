@@ -1,0 +1,232 @@
+//! Whether a machine's request for a client certificate is approved, and what a machine may do that has one.
+//!
+//! A machine that joins shows a token that is for it alone, and gets the certificate of its node agent with it, once: of several
+//! requests with one token only the first is approved. With that certificate it asks for those of its other clients, and for each of
+//! them again before it ends, for as long as its Machine exists.
+
+use std::time::Duration;
+
+use garboard_catalog::identity;
+use garboard_catalog::pki::Leaf;
+use serde_json::{Value, json};
+
+use crate::csr::{self, Request};
+use crate::pki::{self, Profile};
+use crate::{addons, addons::DNS_SERVICE};
+
+/// The signer of clients' certificates.
+pub const SIGNER: &str = "kubernetes.io/kube-apiserver-client";
+/// What a client's certificate is for.
+pub const USAGES: [&str; 2] = ["digital signature", "client auth"];
+/// Life of a worker's certificate. A machine that was away for longer joins again.
+pub const LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// What the user names of those who show a token begin with; the token's identifier follows.
+const TOKEN_PREFIX: &str = "system:bootstrap:";
+/// Name of the policy that binds workers to what is theirs.
+const POLICY: &str = "workers.garboard.dev";
+
+/// A machine that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requester<'a> {
+    /// One that joins.
+    Joiner {
+        /// The identifier of the token that it shows.
+        token: &'a str,
+        /// The machine that the token is for.
+        machine: &'a str,
+    },
+    /// The worker of this name.
+    Worker(&'a str),
+}
+
+/// Why a request is denied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// It is no request for a client's certificate.
+    #[error(transparent)]
+    Form(#[from] csr::Denial),
+    /// The usages are not those of a client.
+    #[error("usages {0:?}: client auth is needed, and beside it only digital signature is allowed")]
+    Usages(Vec<String>),
+    /// It asks to be somebody else.
+    #[error("subject {subject:?}: {machine} may ask for {allowed}")]
+    Subject {
+        /// What it asks for.
+        subject: String,
+        /// The machine that asks.
+        machine: String,
+        /// What it may ask for.
+        allowed: String,
+    },
+    /// It asks for names, which clients do not have.
+    #[error("names are for servers")]
+    Names,
+    /// Another request came before it with the same token.
+    #[error("the token was used before, by request {0}: one token lets one machine in, once")]
+    Used(String),
+    /// The machine is not declared.
+    #[error("there is no Machine {0}")]
+    Unknown(String),
+}
+
+impl<'a> Requester<'a> {
+    /// Who asks, if it is a machine: others' requests are others' business.
+    pub fn of(request: &Request<'a>) -> Option<Self> {
+        let in_group = |group: &str| request.groups.iter().any(|found| found == group);
+        if let Some(machine) = request.username.strip_prefix(identity::WORKER_PREFIX) {
+            return in_group(identity::WORKERS_GROUP).then_some(Self::Worker(machine));
+        }
+        let token = request.username.strip_prefix(TOKEN_PREFIX)?;
+        let machine = request.groups.iter().find_map(|group| group.strip_prefix(identity::JOINER_PREFIX))?;
+        Some(Self::Joiner { token, machine })
+    }
+
+    /// The machine's name.
+    pub fn machine(self) -> &'a str {
+        match self {
+            Self::Joiner { machine, .. } | Self::Worker(machine) => machine,
+        }
+    }
+
+    /// The certificates that it may ask for.
+    fn allowed(self) -> Vec<Profile> {
+        let mut allowed = pki::of_worker(self.machine());
+        if let Self::Joiner { .. } = self {
+            allowed.retain(|leaf, _| *leaf == Leaf::Agent);
+        }
+        allowed.into_values().collect()
+    }
+
+    /// Whether it asks for what it may have.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn check(self, request: &Request<'_>) -> Result<(), Denial> {
+        let known = |usage: &String| USAGES.contains(&usage.as_str());
+        if !request.usages.iter().all(known) || !request.usages.iter().any(|usage| usage == "client auth") {
+            return Err(Denial::Usages(request.usages.to_vec()));
+        }
+        let parsed = csr::parse(request.der)?;
+        if parsed.requested_extensions().into_iter().flatten().next().is_some() {
+            return Err(Denial::Names);
+        }
+        let allowed = self.allowed();
+        let is_subject =
+            |profile: &Profile| csr::has_subject(&parsed, &profile.common_name, profile.organization.as_deref());
+        if allowed.iter().any(is_subject) {
+            return Ok(());
+        }
+        let names: Vec<_> = allowed.into_iter().map(|profile| profile.common_name).collect();
+        Err(Denial::Subject {
+            subject: parsed.certification_request_info.subject.to_string(),
+            machine: self.machine().to_owned(),
+            allowed: names.join(", "),
+        })
+    }
+}
+
+/// One of the requests with a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rival<'a, T> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whether it is approved.
+    pub approved: bool,
+    /// When it was made.
+    pub created: T,
+}
+
+/// Of requests with one token the one that counts: what is approved stays so, and of the others the first; those of one second, which is
+/// as finely as their times are kept, by their names.
+pub fn first<'a, T: Ord + Copy>(requests: impl IntoIterator<Item = Rival<'a, T>>) -> Option<&'a str> {
+    requests.into_iter().min_by_key(|rival| (!rival.approved, rival.created, rival.name)).map(|rival| rival.name)
+}
+
+/// The Secret of a token, as kube-apiserver takes them. `expiration` is in RFC 3339.
+pub fn token_secret(machine: &str, id: &str, secret: &str, expiration: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": token_secret_name(id), "namespace": "kube-system", "labels": addons::labels() },
+        "type": "bootstrap.kubernetes.io/token",
+        "stringData": {
+            "description": format!("lets the machine {machine} join, once"),
+            "token-id": id,
+            "token-secret": secret,
+            "expiration": expiration,
+            "usage-bootstrap-authentication": "true",
+            "auth-extra-groups": format!("{},{}{machine}", identity::JOINERS_GROUP, identity::JOINER_PREFIX),
+        },
+    })
+}
+
+/// The name of a token's Secret.
+pub fn token_secret_name(id: &str) -> String {
+    format!("bootstrap-token-{id}")
+}
+
+/// What holds workers to their own objects, and what binds it. Roles cannot: they know no names of those who ask.
+pub fn policies() -> [Value; 2] {
+    let labels = addons::labels();
+    let rule = |group: &str, version: &str, resources: &[&str]| {
+        json!({
+            "apiGroups": [group],
+            "apiVersions": [version],
+            "operations": ["CREATE", "UPDATE"],
+            "resources": resources,
+        })
+    };
+    let prefix = identity::WORKER_PREFIX;
+    let policy = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": { "name": POLICY, "labels": labels },
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": { "resourceRules": [
+                rule(garboard_api::GROUP, garboard_api::VERSION, &["machines", "machines/status"]),
+                rule("", "v1", &["nodes"]),
+                rule("discovery.k8s.io", "v1", &["endpointslices"]),
+            ] },
+            "matchConditions": [{
+                "name": "workers",
+                "expression": format!("{:?} in request.userInfo.groups", identity::WORKERS_GROUP),
+            }],
+            "variables": [{
+                "name": "own",
+                "expression": format!(
+                    "request.userInfo.username.startsWith({prefix:?}) ? request.userInfo.username.substring({}) : ''",
+                    prefix.len(),
+                ),
+            }],
+            "validations": [
+                {
+                    "expression": format!(
+                        "object.metadata.name == (request.resource.resource == 'endpointslices' ? '{DNS_SERVICE}-' : '') + variables.own"
+                    ),
+                    "message": "a worker changes only what is its own",
+                },
+                {
+                    "expression": "request.resource.resource != 'endpointslices' || (object.endpoints.all(endpoint, \
+                        has(endpoint.nodeName) && endpoint.nodeName == variables.own && \
+                        has(endpoint.hints) && has(endpoint.hints.forNodes) && \
+                        endpoint.hints.forNodes.all(node, node.name == variables.own)) \
+                        && object.metadata.?labels[?'kubernetes.io/service-name'].orValue('') == 'kube-dns')",
+                    "message": "a worker serves cluster DNS to its own pods alone",
+                },
+            ],
+        },
+    });
+    let binding = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": { "name": POLICY, "labels": labels },
+        "spec": { "policyName": POLICY, "validationActions": ["Deny"] },
+    });
+    [policy, binding]
+}
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

@@ -1,0 +1,115 @@
+use rcgen::{CertificateParams, DnType, KeyPair};
+
+use super::*;
+
+fn der(common: &str, organization: Option<&str>, names: &[&str]) -> Vec<u8> {
+    let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+    params.distinguished_name.remove(DnType::CommonName);
+    if let Some(organization) = organization {
+        params.distinguished_name.push(DnType::OrganizationName, organization);
+    }
+    params.distinguished_name.push(DnType::CommonName, common);
+    params.serialize_request(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+}
+
+fn strings(of: &[&str]) -> Vec<String> {
+    of.iter().map(|each| (*each).to_owned()).collect()
+}
+
+/// The answer to a request of a user in groups; none when it is not ours.
+fn decide(user: (&str, &[&str]), usages: &[&str], der: &[u8]) -> Option<Result<(), Denial>> {
+    let request = Request { username: user.0, groups: &strings(user.1), usages: &strings(usages), der };
+    Requester::of(&request).map(|requester| requester.check(&request))
+}
+
+const CLIENT: [&str; 2] = USAGES;
+const JOINER: (&str, &[&str]) = (
+    "system:bootstrap:abcdef",
+    &["system:bootstrappers", "system:bootstrappers:garboard", "system:bootstrappers:garboard:machine:node-2"],
+);
+const WORKER: (&str, &[&str]) = ("garboard:worker:node-2", &["garboard:workers", "system:authenticated"]);
+
+#[test]
+fn a_machine_gets_what_is_its_own() {
+    let agent = der("garboard:worker:node-2", Some("garboard:workers"), &[]);
+    assert_eq!(decide(JOINER, &CLIENT, &agent), Some(Ok(())));
+    for own in [
+        agent,
+        der("system:node:node-2", Some("system:nodes"), &[]),
+        der("system:kube-proxy", None, &[]),
+        der("garboard:dns:node-2", Some("garboard:dns"), &[]),
+    ] {
+        assert_eq!(decide(WORKER, &CLIENT, &own), Some(Ok(())));
+    }
+}
+
+#[test]
+fn a_machine_gets_nothing_else() {
+    for (what, user, usages, der, named) in [
+        (
+            "another machine",
+            JOINER,
+            &CLIENT[..],
+            der("garboard:worker:node-1", Some("garboard:workers"), &[]),
+            "node-1",
+        ),
+        ("more than it joins with", JOINER, &CLIENT, der("system:node:node-2", Some("system:nodes"), &[]), "may ask"),
+        ("another node", WORKER, &CLIENT, der("system:node:node-1", Some("system:nodes"), &[]), "node-1"),
+        ("everything", WORKER, &CLIENT, der("garboard:worker:node-2", Some("system:masters"), &[]), "system:masters"),
+        (
+            "the agent of a control plane",
+            WORKER,
+            &CLIENT,
+            der("garboard:agent:node-2", Some("garboard:agent"), &[]),
+            "may ask",
+        ),
+        ("no group", WORKER, &CLIENT, der("garboard:dns:node-2", None, &[]), "may ask"),
+        ("a server", WORKER, &["server auth"], der("system:node:node-2", Some("system:nodes"), &[]), "usages"),
+        (
+            "names",
+            WORKER,
+            &CLIENT,
+            der("system:node:node-2", Some("system:nodes"), &["node-1"]),
+            "names are for servers",
+        ),
+        ("noise", WORKER, &CLIENT, b"noise".to_vec(), "PKCS#10"),
+    ] {
+        let denial = decide(user, usages, &der).unwrap().expect_err(what).to_string();
+        assert!(denial.contains(named), "{what}: {denial}");
+    }
+}
+
+#[test]
+fn others_requests_are_left_to_others() {
+    let request = der("jane", None, &[]);
+    for user in [
+        ("jane", &["system:authenticated"][..]),
+        ("garboard:worker:node-2", &["system:authenticated"]),
+        ("system:bootstrap:abcdef", &["system:bootstrappers", "system:bootstrappers:kubeadm"]),
+    ] {
+        assert_eq!(decide(user, &CLIENT, &request), None, "{user:?}");
+    }
+}
+
+#[test]
+fn the_first_request_with_a_token_counts() {
+    let rival = |created, name, approved| Rival { name, approved, created };
+    for (what, rivals, expected) in [
+        ("none", vec![], None),
+        ("the earliest", vec![rival(7, "b", false), rival(3, "c", false)], Some("c")),
+        ("of one second", vec![rival(3, "c", false), rival(3, "a", false)], Some("a")),
+        ("of one second, and approved", vec![rival(3, "c", true), rival(3, "a", false)], Some("c")),
+    ] {
+        assert_eq!(first(rivals), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_tokens_groups_name_its_machine() {
+    let secret = token_secret("node-2", "abcdef", "0123456789abcdef", "2026-01-01T00:00:00Z");
+    assert_eq!(secret["metadata"]["name"], "bootstrap-token-abcdef");
+    let groups: Vec<String> =
+        secret["stringData"]["auth-extra-groups"].as_str().unwrap().split(',').map(str::to_owned).collect();
+    let request = Request { username: "system:bootstrap:abcdef", groups: &groups, usages: &[], der: &[] };
+    assert_eq!(Requester::of(&request), Some(Requester::Joiner { token: "abcdef", machine: "node-2" }));
+}

@@ -1,0 +1,232 @@
+//! How a worker leaves its cluster when its Machine is deleted: no new pods come, those that are there are asked to go, then its node is
+//! taken away, and with its Machine its place in the cluster.
+//!
+//! Nothing is forced by the passing of time. A machine that does not answer cannot end its pods, and whether it is dead or only out of
+//! reach a person has to say, by the annotation [`FORCE`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use garboard_api::condition::{DRAINED, Observation};
+use garboard_api::machine::MachineRole;
+use k8s_openapi::api::core::v1::{self as core, Pod};
+
+/// What keeps a Machine until its machine has left.
+pub const FINALIZER: &str = "garboard.dev/removal";
+/// The annotation by which somebody says that a machine will not answer any more, `true`.
+pub const FORCE: &str = "garboard.dev/force-removal";
+/// Time after which what does not go is told with the way out.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What is seen of a machine and its node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// What the machine is for.
+    pub role: MachineRole,
+    /// Whether the finalizer is there.
+    pub kept: bool,
+    /// For how long its Machine has been deleted; none while it is not.
+    pub deleted: Option<Duration>,
+    /// Whether somebody has said that it will not answer.
+    pub forced: bool,
+    /// Its node, if it is there.
+    pub node: Option<Node>,
+    /// The pods on it.
+    pub pods: Vec<Resident>,
+}
+
+/// A node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Whether new pods stay away.
+    pub cordoned: bool,
+    /// Whether it is Ready.
+    pub ready: bool,
+}
+
+/// A pod on the node that has to go first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it is ending.
+    pub ending: bool,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Keep the Machine from vanishing before its machine has left.
+    Keep,
+    /// Keep new pods away.
+    Cordon,
+    /// Ask a pod to go.
+    Evict {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// Take the node away.
+    DeleteNode,
+    /// Let the Machine vanish.
+    Release,
+}
+
+/// What is due.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// How the leaving is, once it has begun.
+    pub condition: Option<Observation>,
+}
+
+/// What a Node says of itself.
+pub fn node(node: &core::Node) -> Node {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready = conditions.into_iter().flatten().any(|found| found.type_ == "Ready" && found.status == "True");
+    let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or_default();
+    Node { cordoned, ready }
+}
+
+/// A pod that has to go before its node does. Those of DaemonSets and of the node itself go with it; those that have ended are gone.
+pub fn resident(pod: &Pod) -> Option<Resident> {
+    let meta = &pod.metadata;
+    let owned = meta.owner_references.iter().flatten().any(|owner| owner.kind == "DaemonSet" || owner.kind == "Node");
+    let mirror = meta
+        .annotations
+        .as_ref()
+        .is_some_and(|notes: &BTreeMap<_, _>| notes.contains_key("kubernetes.io/config.mirror"));
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let ended = matches!(phase, Some("Succeeded" | "Failed"));
+    (!owned && !mirror && !ended).then(|| Resident {
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
+        ending: meta.deletion_timestamp.is_some(),
+    })
+}
+
+/// What is due.
+pub fn plan(observed: &Observed) -> Plan {
+    let Observed { role, kept, deleted, forced, node, pods } = observed;
+    let Some(deleted) = deleted else {
+        // The machine that founds a cluster does not leave it.
+        let due = *role == MachineRole::Worker && !kept;
+        return Plan { steps: due.then_some(Step::Keep).into_iter().collect(), condition: None };
+    };
+    if !kept {
+        return Plan::default();
+    }
+    let Some(node) = node else { return Plan { steps: vec![Step::Release], condition: None } };
+    if pods.is_empty() || *forced {
+        return Plan { steps: vec![Step::DeleteNode, Step::Release], condition: None };
+    }
+    let cordon = (!node.cordoned).then_some(Step::Cordon);
+    let evict = pods
+        .iter()
+        .filter(|pod| !pod.ending)
+        .map(|pod| Step::Evict { namespace: pod.namespace.clone(), name: pod.name.clone() });
+    let steps = cordon.into_iter().chain(evict).collect();
+    let names: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+    let names = names.join(", ");
+    let condition = match (node.ready, *deleted < PATIENCE) {
+        (false, _) => Observation::new(
+            DRAINED,
+            false,
+            "NodeNotReady",
+            format!(
+                "the machine does not answer, so these pods cannot end: {names}; when it is gone for good, annotate {FORCE}=true"
+            ),
+        ),
+        (true, true) => Observation::new(DRAINED, false, "Draining", format!("these pods are asked to go: {names}")),
+        (true, false) => Observation::new(
+            DRAINED,
+            false,
+            "Blocked",
+            format!("these pods do not go: {names}; see to them, or annotate {FORCE}=true to give them up"),
+        ),
+    };
+    Plan { steps, condition: Some(condition) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pod(name: &str, ending: bool) -> Resident {
+        Resident { namespace: "default".into(), name: name.into(), ending }
+    }
+
+    fn worker() -> Observed {
+        Observed {
+            role: MachineRole::Worker,
+            kept: true,
+            node: Some(Node { cordoned: false, ready: true }),
+            pods: vec![pod("a", false), pod("b", true)],
+            ..Observed::default()
+        }
+    }
+
+    #[test]
+    fn each_state_has_its_steps() {
+        let evict = Step::Evict { namespace: "default".into(), name: "a".into() };
+        let deleted = || Observed { deleted: Some(Duration::ZERO), ..worker() };
+        let cases = [
+            ("a new worker", Observed { kept: false, ..worker() }, vec![Step::Keep], None),
+            ("one that stays", worker(), vec![], None),
+            ("a founder", Observed { role: MachineRole::ControlPlane, kept: false, ..worker() }, vec![], None),
+            ("one that is deleted", deleted(), vec![Step::Cordon, evict.clone()], Some("Draining")),
+            (
+                "one that takes long",
+                Observed { deleted: Some(PATIENCE), ..deleted() },
+                vec![Step::Cordon, evict.clone()],
+                Some("Blocked"),
+            ),
+            (
+                "one that does not answer",
+                Observed { node: Some(Node { cordoned: true, ready: false }), ..deleted() },
+                vec![evict],
+                Some("NodeNotReady"),
+            ),
+            ("an empty one", Observed { pods: vec![], ..deleted() }, vec![Step::DeleteNode, Step::Release], None),
+            (
+                "one that is given up",
+                Observed { forced: true, ..deleted() },
+                vec![Step::DeleteNode, Step::Release],
+                None,
+            ),
+            ("one without a node", Observed { node: None, ..deleted() }, vec![Step::Release], None),
+            ("one that is not ours", Observed { kept: false, ..deleted() }, vec![], None),
+        ];
+        for (what, observed, steps, reason) in cases {
+            let plan = plan(&observed);
+            assert_eq!(
+                (plan.steps, plan.condition.map(|condition| condition.reason)),
+                (steps, reason.map(str::to_owned)),
+                "{what}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_node_with_pods_goes_only_when_somebody_says_so(
+            deleted in proptest::option::of(0u64..1000), ready: bool, cordoned: bool, ending: bool, kept: bool
+        ) {
+            let observed = Observed {
+                deleted: deleted.map(Duration::from_secs),
+                kept,
+                node: Some(Node { cordoned, ready }),
+                pods: vec![pod("a", ending)],
+                ..worker()
+            };
+            prop_assert!(!plan(&observed).steps.contains(&Step::DeleteNode));
+            prop_assert!(!plan(&observed).steps.contains(&Step::Release));
+        }
+    }
+}
