@@ -33,7 +33,7 @@ spec:
 EOF
     wait_for "the Deployment web is available" 300 "$kubectl" rollout status deployment/web --timeout=10s
     wait_for "the page of the Service web" 60 page
-    sed 's/^/    /' "$machine/waiting.log"
+    sed 's/^/    /' "$run/waiting.log"
 }
 
 # The page, fetched through the API server's proxy to the Service.

@@ -11,6 +11,7 @@
 pub mod cluster;
 pub mod fresh;
 pub mod image;
+pub mod lan;
 pub mod machine;
 pub mod qmp;
 pub mod wait;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use crate::image::{Image, top};
+use crate::lan::Lan;
 use crate::qmp::Qmp;
 use crate::wait;
 
@@ -46,6 +47,12 @@ pub struct Kernel {
     pub command_line: String,
 }
 
+/// How a machine is connected to a network that it shares.
+struct Link {
+    netdev: String,
+    mac: String,
+}
+
 /// A machine with a disk of its own over the built image; its QEMU ends when this is dropped.
 pub struct Machine {
     directory: PathBuf,
@@ -53,6 +60,7 @@ pub struct Machine {
     ports: Ports,
     manifests: Option<PathBuf>,
     kernel: Option<Kernel>,
+    link: Option<Link>,
     boots: u32,
     qemu: Option<Child>,
 }
@@ -116,6 +124,7 @@ impl Machine {
             ports,
             manifests: None,
             kernel: None,
+            link: None,
             boots: 0,
             qemu: None,
         })
@@ -129,6 +138,12 @@ impl Machine {
     /// Starts this kernel from now on, not what the disk would boot.
     pub fn set_kernel(&mut self, kernel: Kernel) {
         self.kernel = Some(kernel);
+    }
+
+    /// Connects the machine to a network that it shares, from its next start on, as the one with this number, from 1, there. Its own ports lead
+    /// nowhere then: those of the network count.
+    pub fn connect(&mut self, lan: &Lan, number: u8) {
+        self.link = Some(Link { netdev: lan.netdev("n0", number), mac: format!("52:54:00:12:34:{number:02x}") });
     }
 
     /// Gives QEMU these arguments too, from the next start on.
@@ -299,11 +314,16 @@ impl Machine {
         push(&["-drive", &format!("if=pflash,format=raw,readonly=on,file={}", path(&code)?)]);
         push(&["-drive", &format!("if=pflash,format=qcow2,file={directory}/vars.qcow2")]);
         push(&["-drive", &format!("if=virtio,format=qcow2,cache=writeback,discard=unmap,file={directory}/disk.qcow2")]);
-        push(&[
-            "-netdev",
-            &format!("user,id=n0,hostfwd=tcp:127.0.0.1:{api}-:6443,hostfwd=tcp:127.0.0.1:{machine}-:7443"),
-        ]);
-        push(&["-device", "virtio-net-pci,netdev=n0", "-device", "virtio-rng-pci"]);
+        match &self.link {
+            Some(Link { netdev, mac }) => {
+                push(&["-netdev", netdev, "-device", &format!("virtio-net-pci,netdev=n0,mac={mac}")]);
+            }
+            None => {
+                let forwards = format!("hostfwd=tcp:127.0.0.1:{api}-:6443,hostfwd=tcp:127.0.0.1:{machine}-:7443");
+                push(&["-netdev", &format!("user,id=n0,{forwards}"), "-device", "virtio-net-pci,netdev=n0"]);
+            }
+        }
+        push(&["-device", "virtio-rng-pci"]);
         push(&["-device", "i6300esb", "-action", "watchdog=reset"]);
         push(&["-serial", &format!("file:{}", path(&console)?)]);
         push(&["-qmp", &format!("unix:{directory}/qmp.sock,server=on,wait=off")]);

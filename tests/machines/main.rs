@@ -6,6 +6,7 @@
 mod declare;
 mod docs;
 mod faults;
+mod joining;
 mod power;
 mod ready;
 mod refusal;
@@ -27,6 +28,7 @@ fn main() {
         trial::scenarios(),
         sources::scenarios(),
         workloads::scenarios(),
+        joining::scenarios(),
         security::scenarios(),
         faults::scenarios(),
         power::scenarios(),

@@ -1,5 +1,7 @@
 //! What scenarios share: the machine that was booted once, and how a scenario becomes a trial.
 
+use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -7,7 +9,8 @@ use anyhow::{Context, Result};
 use garboard_tests::cluster::{Cluster, READY_LIMIT};
 use garboard_tests::fresh::Fresh;
 use garboard_tests::image::Image;
-use garboard_tests::machine::{Hardware, Machine};
+use garboard_tests::lan::{Forward, Lan};
+use garboard_tests::machine::{Hardware, Machine, Ports};
 use libtest_mimic::{Failed, Trial};
 use tempfile::TempDir;
 
@@ -16,6 +19,9 @@ pub const POD_LIMIT: Duration = Duration::from_secs(120);
 
 /// The name under which the Ready machine is saved.
 const READY: &str = "ready";
+
+/// The address of another machine on the network of the Ready one.
+pub const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 21);
 
 /// How much of the agent's log an error tells.
 const AGENT_LINES: &str = "30";
@@ -26,7 +32,11 @@ pub struct Scene {
     pub machine: Machine,
     /// Its cluster, with a kubeconfig once it was Ready.
     pub cluster: Cluster,
-    _directory: TempDir,
+    /// The network that others can be on too.
+    lan: Option<Lan>,
+    /// The host's port that leads to the machine API of another machine there.
+    pub second_port: u16,
+    directory: TempDir,
 }
 
 impl Scene {
@@ -37,7 +47,34 @@ impl Scene {
     pub fn new(hardware: Hardware) -> Result<Self> {
         let image = Image::latest()?;
         let Fresh { machine, cluster, directory } = Fresh::new(&image, hardware)?;
-        Ok(Self { machine, cluster, _directory: directory })
+        Ok(Self { machine, cluster, lan: None, second_port: Ports::free()?.machine, directory })
+    }
+
+    /// The same on a network that another machine can be on too. What its router knows of connections is not part of a saved state.
+    ///
+    /// # Errors
+    /// When the image is missing, files cannot be made, or the network does not start.
+    fn on_lan(hardware: Hardware) -> Result<Self> {
+        let mut scene = Self::new(hardware)?;
+        let Ports { api, machine } = scene.machine.ports();
+        let forward = |host, address, port| Forward { host, address, port };
+        let forwards = [
+            forward(api, Lan::FIRST, 6443),
+            forward(machine, Lan::FIRST, 7443),
+            forward(scene.second_port, SECOND, 7443),
+        ];
+        let lan = Lan::start(scene.directory.path(), &forwards)?;
+        scene.machine.connect(&lan, 1);
+        scene.lan = Some(lan);
+        Ok(scene)
+    }
+
+    /// Its network.
+    ///
+    /// # Errors
+    /// When it has one of its own.
+    pub fn lan(&self) -> Result<&Lan> {
+        self.lan.as_ref().context("the machine shares no network")
     }
 
     /// Powers on and waits until the node is Ready.
@@ -61,9 +98,14 @@ impl Scene {
             .with_context(|| self.account())
     }
 
+    /// A folder for the files of a scenario.
+    pub fn folder(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// What the machine said last, for an error: the console's end, and the agent's log if the machine API gives it.
     fn account(&self) -> String {
-        let agent = self.cluster.garboardctl_ok(&["logs", "-n", AGENT_LINES, "agent"]);
+        let agent = self.cluster.garboardctl_ok(&["-m", "node-1", "logs", "-n", AGENT_LINES, "agent"]);
         let agent = agent.unwrap_or_else(|error| format!("{error:#}"));
         format!("the console's end:\n{}\nthe agent's log:\n{agent}", self.machine.console_end())
     }
@@ -80,7 +122,7 @@ pub fn on_ready(name: &'static str, scenario: fn(&mut Scene) -> Result<()>) -> T
             .map_err(|_| Failed::from("an earlier scenario broke off"))?;
         let booted = shared.as_mut().is_some_and(|scene| scene.machine.is_on());
         if !booted {
-            let mut scene = Scene::new(Hardware::default()).map_err(failed)?;
+            let mut scene = Scene::on_lan(Hardware::default()).map_err(failed)?;
             scene.boot().map_err(failed)?;
             scene.machine.save(READY).map_err(failed)?;
             *shared = Some(scene);

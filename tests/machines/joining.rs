@@ -1,0 +1,161 @@
+//! Machines that join a cluster.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use garboard_tests::cluster::{READY_LIMIT, sample_pod};
+use garboard_tests::image::Image;
+use garboard_tests::lan::Lan;
+use garboard_tests::machine::{Hardware, Machine, Ports};
+use garboard_tests::wait;
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::scene::{POD_LIMIT, SECOND, Scene, on_ready};
+
+/// The worker's name.
+const WORKER: &str = "node-2";
+
+pub fn scenarios() -> Vec<Trial> {
+    vec![on_ready("joining::a_worker_joins_by_one_resource", a_worker_joins_by_one_resource)]
+}
+
+fn a_worker_joins_by_one_resource(scene: &mut Scene) -> Result<()> {
+    // The next scenario knows one machine.
+    let config = scene.cluster.directory().join("config.yaml");
+    let known = fs::read(&config)?;
+    let outcome = join(scene).and_then(|mut worker| {
+        let machine = scene.cluster.get(&["machine", WORKER])?;
+        ensure!(machine["status"]["role"] == "Worker", "{machine}");
+        it_runs_what_a_worker_needs(scene)?;
+        pods_reach_each_other_across_machines(scene)?;
+        it_works_on_while_the_control_plane_is_away(scene, &mut worker)?;
+        it_leaves_when_its_machine_is_deleted(scene, &mut worker)
+    });
+    fs::write(&config, known)?;
+    outcome
+}
+
+/// Makes the manifests of a worker, starts it with them, and waits until it belongs to the cluster.
+fn join(scene: &Scene) -> Result<Machine> {
+    scene.cluster.garboardctl_ok(&["join", WORKER, "--at", &format!("127.0.0.1:{}", scene.second_port)])?;
+    let file = format!("{WORKER}.yaml");
+    let network = json!({ "links": [{
+        "match": { "name": "eth0" },
+        "addresses": [format!("{SECOND}/{}", Lan::PREFIX)],
+        "gateway": Lan::ROUTER,
+    }] });
+    scene.cluster.edit(&file, "network: {}", &format!("network: {network}"))?;
+    let hardware = Hardware { memory_mib: 2048, ..Hardware::default() };
+    let mut worker = Machine::create(&Image::latest()?, &scene.folder().join(WORKER), hardware, Ports::free()?)?;
+    worker.set_manifests(Some(scene.cluster.directory().join(&file)));
+    worker.connect(scene.lan()?, 2);
+    worker.start()?;
+    let ready = || {
+        wait::until("the worker's Machine to be Ready", READY_LIMIT, || {
+            let arguments = ["wait", "--for=condition=Ready", "machine", WORKER, "--timeout=1s"];
+            scene.cluster.kubectl_ok(&arguments).map(drop).map_err(|error| error.to_string())
+        })?;
+        scene.cluster.wait_condition(&["node", WORKER], "Ready", READY_LIMIT)
+    };
+    ready().with_context(|| format!("the worker's console ends with:\n{}", worker.console_end()))?;
+    Ok(worker)
+}
+
+fn it_runs_what_a_worker_needs(scene: &Scene) -> Result<()> {
+    let services: Value =
+        serde_json::from_str(&scene.cluster.garboardctl_ok(&["-m", WORKER, "services", "-o", "json"])?)?;
+    let services = services["services"].as_array().or(services.as_array()).context("no services")?.clone();
+    let names: Vec<_> = services.iter().filter_map(|service| service["name"].as_str()).collect();
+    for absent in ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "operators"] {
+        ensure!(!names.contains(&absent), "a worker runs {absent}");
+    }
+    // It has no cluster's keys, and says who has.
+    let refused = scene.cluster.garboardctl(&["-m", WORKER, "kubeconfig", "--file", "-"])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains("ask a control-plane machine"), "{said}");
+    // Tokens serve once: that of its manifests is gone.
+    let secrets = scene.cluster.kubectl_ok(&["get", "secrets", "-n", "kube-system", "-o", "name"])?;
+    ensure!(!secrets.contains("bootstrap-token"), "{secrets}");
+    Ok(())
+}
+
+/// A pod of the sample on a node: with arguments, and a label by its name.
+fn pod_on(scene: &Scene, node: &str, name: &str, arguments: &[&str]) -> Result<()> {
+    let mut pod = sample_pod(&scene.cluster.sample_image()?, name, arguments);
+    pod["spec"]["nodeName"] = json!(node);
+    pod["metadata"]["labels"] = json!({ "app": name });
+    scene.cluster.apply(&pod.to_string())?;
+    scene.cluster.wait_condition(&["pod", name], "Ready", POD_LIMIT)
+}
+
+fn service(name: &str) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
+        "spec": { "selector": { "app": name }, "ports": [{ "port": 80, "targetPort": 8080 }] },
+    })
+    .to_string()
+}
+
+fn pods_reach_each_other_across_machines(scene: &Scene) -> Result<()> {
+    for (node, name) in [("node-1", "here"), (WORKER, "there")] {
+        pod_on(scene, node, name, &["serve", "--port", "8080"])?;
+        scene.cluster.apply(&service(name))?;
+    }
+    // By name: so each asks the cluster DNS of its own machine, too.
+    for (from, to) in [("here", "there"), ("there", "here"), ("there", "there")] {
+        let url = format!("http://{to}.default.svc.cluster.local/");
+        wait::until(&format!("{from} to reach {to}"), POD_LIMIT, || {
+            let page = scene.cluster.kubectl_ok(&["exec", from, "--", "/sample", "get", &url]);
+            let page = page.map_err(|error| error.to_string())?;
+            if page.contains(to) { Ok(()) } else { Err(page) }
+        })?;
+    }
+    let logs = scene.cluster.kubectl_ok(&["logs", "there"])?;
+    ensure!(!logs.trim().is_empty(), "the pod on the worker logged nothing");
+    Ok(())
+}
+
+/// Without any API server a worker starts again with what it knows, and its cluster finds it again.
+fn it_works_on_while_the_control_plane_is_away(scene: &mut Scene, worker: &mut Machine) -> Result<()> {
+    let uid =
+        |scene: &Scene| -> Result<Value> { Ok(scene.cluster.get(&["machine", WORKER])?["status"]["bootID"].clone()) };
+    let before = uid(scene)?;
+    scene.machine.cut_power()?;
+    worker.cut_power()?;
+    worker.start()?;
+    wait::until("the worker's kubelet", READY_LIMIT, || {
+        let text = scene.cluster.garboardctl_ok(&["-m", WORKER, "services", "-o", "json"]);
+        let text = text.map_err(|error| error.to_string())?;
+        let services: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let services = services["services"].as_array().or(services.as_array()).cloned().unwrap_or_default();
+        let kubelet = services.into_iter().find(|service| service["name"] == "kubelet");
+        if kubelet.as_ref().is_some_and(|kubelet| kubelet["state"] == "Running") { Ok(()) } else { Err(text) }
+    })
+    .with_context(|| format!("the worker's console ends with:\n{}", worker.console_end()))?;
+    scene.machine.start()?;
+    scene.wait_ready()?;
+    let limit = READY_LIMIT + Duration::from_secs(60);
+    wait::until("the worker to tell of its new start", limit, || {
+        let after = uid(scene).map_err(|error| error.to_string())?;
+        if after != before { Ok(()) } else { Err(after.to_string()) }
+    })?;
+    scene.cluster.wait_condition(&["node", WORKER], "Ready", READY_LIMIT)
+}
+
+/// Its pods go, then its node, then the machine itself; and it does not come back by what it once had.
+fn it_leaves_when_its_machine_is_deleted(scene: &Scene, worker: &mut Machine) -> Result<()> {
+    pod_on(scene, WORKER, "guest", &["sleep"])?;
+    let limit = READY_LIMIT.as_secs();
+    scene.cluster.kubectl_ok(&["delete", "machine", WORKER, &format!("--timeout={limit}s")])?;
+    worker
+        .wait_off(READY_LIMIT)
+        .with_context(|| format!("the worker's console ends with:\n{}", worker.console_end()))?;
+    for (kind, name) in [("node", WORKER), ("pod", "guest")] {
+        let found = scene.cluster.kubectl_ok(&["get", kind, name, "--ignore-not-found", "-o", "name"])?;
+        ensure!(found.is_empty(), "{found} is still there");
+    }
+    worker.start()?;
+    worker.wait_console("garboardctl join node-2", READY_LIMIT)
+}
