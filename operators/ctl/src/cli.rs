@@ -87,6 +87,7 @@ pub enum Command {
     Trial(Trial),
     Reboot(Reboot),
     Shutdown(Shutdown),
+    Support(Support),
     Version(Version),
     Completion(Completion),
 }
@@ -298,6 +299,20 @@ pub struct Shutdown {
     /// Why, for the machine's log
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub reason: String,
+}
+
+/// Collect what a maintainer needs to find out what is wrong
+///
+/// Writes into a folder, for each machine of config.yaml or for the one that -m names: what it is, waits for and lacks (status.json), the
+/// log of each of its services and of the kernel, and for a machine that does not answer why. What is secret by its form (tokens, passwords
+/// in addresses, private keys) is taken out of the logs.
+#[derive(Debug, Args)]
+pub struct Support {
+    /// Folder for the files; made when it is not there
+    pub dir: PathBuf,
+    /// How many of the last lines of each log
+    #[arg(short = 'n', long, default_value_t = 5000, value_name = "COUNT")]
+    pub lines: u32,
 }
 
 /// Show the versions of this program and of the machine, and as whom the machine knows you

@@ -128,6 +128,21 @@ impl Contact {
         })
     }
 
+    /// The contacts with all machines, or with the named one, each with its name.
+    pub fn each(target: &Target) -> anyhow::Result<Vec<(String, anyhow::Result<Self>)>> {
+        let found = Found::find(target)?;
+        let machines = found.config.machines.iter().map(|machine| machine.name.clone());
+        let names: Vec<String> = target.machine.clone().map_or_else(|| machines.collect(), |name| vec![name]);
+        if target.endpoint.is_some() && names.len() > 1 {
+            bail!("--endpoint is where one machine is: choose it with -m");
+        }
+        let contact = |name: String| {
+            let contact = found.clone().contact(target, |machines, _| select(machines, Some(&name)));
+            (name, contact)
+        };
+        Ok(names.into_iter().map(contact).collect())
+    }
+
     /// Connects.
     pub async fn connect(&self) -> anyhow::Result<Client> {
         Ok(Client::connect(&self.endpoint, self.fingerprint, &self.identity).await?)

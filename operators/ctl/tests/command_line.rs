@@ -292,3 +292,23 @@ async fn a_machine_is_prepared_to_join_and_its_token_renewed() {
     assert!(calls.iter().any(|call| call.ends_with("JoinToken node-2 3600")), "{calls:?}");
     assert!(scene.fails(&["join", "No"]).contains("lower-case"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_maintainer_needs_is_collected_without_secrets() {
+    let scene = Scene::new().await;
+    scene.served.machine.state().services = vec![service("etcd", true)];
+    let line = |text: &str| LogLine { unix_usec: 1_700_000_000_000_000, text: text.into() };
+    scene.served.machine.state().lines = vec![line("begins"), line("token abcdef.0123456789abcdef")];
+    let folder = scene.folder().join("support");
+    let said = scene.ok(&["support", folder.to_str().unwrap()]);
+    assert!(said.contains("1 of 1 machines"), "{said}");
+    let read = |file: &str| fs::read_to_string(folder.join("node-1").join(file)).unwrap();
+    let status: Value = serde_json::from_str(&read("status.json")).unwrap();
+    assert_eq!(status["services"][0]["name"], "etcd");
+    for log in ["etcd.log", "kernel.log"] {
+        let log = read(log);
+        assert!(log.contains("2023-11-14T22:13:20.000000Z begins\n") && log.contains("token [redacted]\n"), "{log}");
+    }
+    let again = scene.fails(&["support", folder.to_str().unwrap()]);
+    assert!(again.contains("not empty"), "{again}");
+}

@@ -21,7 +21,8 @@ pub async fn run(contact: &Contact, service: &str, arguments: &Lines) -> anyhow:
     Ok(())
 }
 
-fn written(line: LogLine, timestamps: bool, screen: bool) -> String {
+/// A line as it is written, with its end.
+pub fn written(line: LogLine, timestamps: bool, screen: bool) -> String {
     let LogLine { unix_usec, text } = line;
     let text = if screen { printable(&text) } else { text };
     match jiff::Timestamp::from_microsecond(unix_usec) {

@@ -8,6 +8,7 @@ mod new;
 mod power;
 mod service;
 mod status;
+mod support;
 mod trial;
 mod version;
 
@@ -23,6 +24,7 @@ pub async fn run(Cli { target, command }: Cli) -> anyhow::Result<()> {
             clap_complete::generate(arguments.shell, &mut command, "garboardctl", &mut std::io::stdout());
             Ok(())
         }
+        Command::Support(arguments) => support::run(&target, &arguments).await,
         Command::Version(arguments) => version::run(&target, &arguments).await,
         Command::Kubeconfig(arguments) => kubeconfig::run(&Contact::of_cluster(&target)?, &arguments).await,
         Command::Status(arguments) => status::run(&Contact::find(&target)?, arguments.output.output).await,

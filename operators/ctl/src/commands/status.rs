@@ -12,7 +12,7 @@ use crate::output::{Format, age, show, table, time};
 /// What is known of a machine, as programs read it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
+pub struct Status {
     machine: String,
     phase: String,
     uptime_ms: u64,
@@ -26,7 +26,7 @@ struct Status {
     api_endpoint: Option<String>,
     conditions: Vec<Condition>,
     problems: Vec<String>,
-    services: Vec<Service>,
+    pub services: Vec<Service>,
 }
 
 #[derive(Serialize)]
@@ -52,7 +52,8 @@ impl From<proto::Condition> for Condition {
 }
 
 impl Status {
-    fn new(status: proto::StatusResponse, services: Vec<proto::Service>) -> Self {
+    /// From the machine's answers.
+    pub fn new(status: proto::StatusResponse, services: Vec<proto::Service>) -> Self {
         let proto::StatusResponse {
             machine,
             phase,
