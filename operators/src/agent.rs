@@ -28,6 +28,7 @@ use garboard_controllers::pki::PkiStore;
 use garboard_controllers::pool::PoolWatch;
 use garboard_controllers::probes::{self, Watched};
 use garboard_controllers::problems::Problems;
+use garboard_controllers::revocations::Revocations;
 use garboard_controllers::services::Services;
 use garboard_controllers::trial::{self, Trials};
 use garboard_controllers::{cluster, console, declare, events, machine, preload, release};
@@ -135,6 +136,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         api: api_seen.clone(),
         specs: specs_seen.clone(),
         services: statuses.clone(),
+        peers: peers_seen.clone(),
     };
     tasks.spawn("trials", trials.run(trial_probes, decided, stop.clone()));
     let (published, published_seen) = watch::channel(Published::default());
@@ -191,6 +193,9 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         paths: paths.clone(),
         problems: problems.clone(),
     };
+    let revocations = Revocations::new(machine.object.clone(), api_seen.clone(), ledger.clone())
+        .context("write the API server's authorizers")?;
+    tasks.spawn("revocations", revocations.run(stop.clone()));
     tasks.spawn("leave", leave.run(stop.clone()));
     tasks.spawn("certificates", certificates.run(api_seen.clone(), stop.clone()));
     let connect = Connect::new(machine.object.clone(), joined, pki.clone(), api, problems.clone());

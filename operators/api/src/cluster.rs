@@ -5,7 +5,7 @@ use std::fmt;
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -235,6 +235,20 @@ pub struct ClusterStatus {
     /// SHA-256 of the public key of the cluster's certificate authority.
     #[serde(default, rename = "caPin", skip_serializing_if = "Option::is_none")]
     pub ca_pin: Option<String>,
+    /// Machines that were removed and may still have certificates: these count no longer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["machine"]))]
+    pub removed_machines: Vec<RemovedMachine>,
+}
+
+/// A machine that was removed.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RemovedMachine {
+    /// Its name.
+    pub machine: String,
+    /// When the last of its certificates ends.
+    pub until: Time,
 }
 
 impl Cluster {

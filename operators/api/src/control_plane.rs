@@ -136,6 +136,75 @@ pub struct ApiServer {
     /// What pods may do in namespaces whose labels do not say it.
     #[serde(default)]
     pub pod_security: PodSecurity,
+    /// What is noted in the audit log besides what is by default: the first rule that a request matches counts. Those that leave out what
+    /// the cluster's own components read all day come before these, and so does the one by which of Secrets, ConfigMaps and tokens never
+    /// more is noted than who did what.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub audit_rules: Vec<AuditRule>,
+}
+
+/// Which requests, and how much of them is noted in the audit log. A list that is empty lets any request match.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditRule {
+    /// How much: None, Metadata (who did what when), Request (also what was sent) or RequestResponse (also what was answered).
+    pub level: AuditLevel,
+    /// Users.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub users: Vec<String>,
+    /// Groups of users.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub user_groups: Vec<String>,
+    /// Verbs, such as `create`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 63)))]
+    pub verbs: Vec<String>,
+    /// Resources.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub resources: Vec<AuditResources>,
+    /// Namespaces; an empty name stands for what is in none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 63)))]
+    pub namespaces: Vec<String>,
+    /// Paths that belong to no resource, such as `/metrics` or `/healthz*`.
+    #[serde(default, rename = "nonResourceURLs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub non_resource_urls: Vec<String>,
+}
+
+/// Resources of an API group.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditResources {
+    /// The group; empty for the core.
+    #[serde(default)]
+    #[schemars(length(max = 253))]
+    pub group: String,
+    /// The resources, such as `pods` or `pods/exec`. Default: all of the group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 126)))]
+    pub resources: Vec<String>,
+    /// Names of the objects that are meant. Default: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub resource_names: Vec<String>,
+}
+
+/// How much of a request is noted.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AuditLevel {
+    #[allow(missing_docs, reason = "a documented variant would become a schema of its own, which is not structural")]
+    None,
+    #[allow(missing_docs, reason = "as above")]
+    Metadata,
+    #[allow(missing_docs, reason = "as above")]
+    Request,
+    #[allow(missing_docs, reason = "as above")]
+    RequestResponse,
 }
 
 /// An issuer of OpenID Connect.

@@ -182,6 +182,23 @@ fn what_is_wrong_is_named() {
         ("a worker of no cluster", machine("spec: {role: Worker}"), &["spec.join", "garboardctl join"]),
         ("a founder that joins", WORKER.replace("role: Worker", "role: ControlPlane"), &["spec.join", "only a worker"]),
         ("a worker without endpoint", WORKER.replace("[{host: 192.0.2.10}]", "[]"), &["spec.join.endpoints"]),
+        (
+            "an audit rule of both kinds",
+            cluster(
+                "{controlPlane: {apiServer: {auditRules: [{level: None, nonResourceURLs: [/a], namespaces: [b]}]}}}",
+            ),
+            &["apiServer.auditRules[0].nonResourceURLs"],
+        ),
+        (
+            "an audit rule of no path",
+            cluster("{controlPlane: {apiServer: {auditRules: [{level: None, nonResourceURLs: ['/a*/b']}]}}}"),
+            &["auditRules[0].nonResourceURLs", "/a*/b"],
+        ),
+        (
+            "no level",
+            cluster("{controlPlane: {apiServer: {auditRules: [{level: Some}]}}}"),
+            &["auditRules[0].level", "Some", "RequestResponse"],
+        ),
         ("no role", machine("spec: {role: Queen}"), &["spec.role", "Queen", "Worker"]),
         (
             "a role of all machines",

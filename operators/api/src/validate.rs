@@ -325,7 +325,7 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
 fn check_control_plane(errors: &mut Errors, control_plane: &ControlPlane) {
     let ControlPlane { feature_gates, api_server, controller_manager, scheduler } = control_plane;
     check_gates(errors, "spec.controlPlane.featureGates", feature_gates);
-    let ApiServer { extra_args, oidc, pod_security: _ } = api_server;
+    let ApiServer { extra_args, oidc, pod_security: _, audit_rules } = api_server;
     for (component, flags) in [
         ("apiServer", extra_args),
         ("controllerManager", &controller_manager.extra_args),
@@ -344,6 +344,17 @@ fn check_control_plane(errors: &mut Errors, control_plane: &ControlPlane) {
                 "Garboard gives this flag itself, so that the cluster works and is safe",
             );
             errors.require(!value.contains(['\n', '\0']), &field, value.as_str(), "one line");
+        }
+    }
+    for (index, rule) in audit_rules.iter().enumerate() {
+        // kube-apiserver refuses a policy with such a rule, and would not start.
+        let apart = rule.non_resource_urls.is_empty() || (rule.resources.is_empty() && rule.namespaces.is_empty());
+        let field = format!("spec.controlPlane.apiServer.auditRules[{index}].nonResourceURLs");
+        errors.require(apart, &field, rule.non_resource_urls.clone(), "either these or resources and namespaces");
+        for url in &rule.non_resource_urls {
+            let star = url.find('*').is_none_or(|at| at + 1 == url.len());
+            let plain = url == "*" || (url.starts_with('/') && star);
+            errors.require(plain, &field, url.as_str(), "a path that begins with / and may end with *");
         }
     }
     let mut issuers = BTreeSet::new();

@@ -150,6 +150,8 @@ async fn publish(cluster: &Cluster, context: &Context, observed: &Observed) -> R
             None => address.map(|address| cluster.endpoint(address).to_string()),
         },
         ca_pin: context.pki.authority_certificate(Authority::Kubernetes).ok().and_then(|pem| public_key_pin(&pem)),
+        // The operators' to write.
+        removed_machines: Vec::new(),
     };
     let mut published = cluster.clone();
     published.status = Some(status.clone());

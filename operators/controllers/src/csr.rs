@@ -54,6 +54,15 @@ pub enum CsrError {
         #[source]
         source: kube::Error,
     },
+    /// The API server did not record that a removed machine is let in again.
+    #[error("let machine {machine} in again")]
+    Readmit {
+        /// Its name.
+        machine: String,
+        /// Why.
+        #[source]
+        source: kube::Error,
+    },
     /// The API server did not list the other requests.
     #[error("list requests")]
     List(#[source] kube::Error),

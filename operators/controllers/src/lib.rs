@@ -35,5 +35,6 @@ pub mod release;
 pub mod removals;
 mod request;
 pub mod resolver;
+pub mod revocations;
 pub mod services;
 pub mod trial;

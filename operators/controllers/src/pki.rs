@@ -4,7 +4,7 @@
 //! atomically, so a power cut leaves the old pair or the new one; whatever was not done is planned again. Services follow
 //! a changed copy by themselves: each of them reads its files again when they change or at its next connection.
 
-mod files;
+pub(crate) mod files;
 mod issue;
 mod memo;
 mod read;

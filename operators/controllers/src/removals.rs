@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use futures::StreamExt as _;
 use garboard_api::{Machine, condition};
 use garboard_plan::removal::{self as plan, Observed, Step};
+use garboard_plan::revocation;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::duty;
+use crate::{duty, revocations};
 
 /// The name under which the operators own parts of Machines.
 const FIELD_MANAGER: &str = "garboard-operators";
@@ -97,6 +98,11 @@ async fn apply(step: &Step, machine: &Machine, client: &Client) -> Result<(), ku
                 }
                 other => return there(other.map(drop)).map(drop),
             }
+            Ok(())
+        }
+        Step::Revoke => {
+            revocations::record(client, |removed, now| revocation::with(removed, name, now)).await?;
+            info!(machine = name, "its certificates count no longer");
             Ok(())
         }
         Step::DeleteNode => {

@@ -85,6 +85,7 @@ pub fn roles() -> Vec<Value> {
     let mut objects = vec![
         bind_group("garboard:admins", "cluster-admin", identity::ADMINS_GROUP),
         bind_group("garboard:readers:view", "view", identity::READERS_GROUP),
+        bind_group("garboard:kube-proxies", "system:node-proxier", identity::KUBE_PROXIES_GROUP),
         binding(
             "garboard:apiserver-kubelet-client",
             "system:kubelet-api-admin",
@@ -274,7 +275,11 @@ fn operators_rules() -> Value {
         rule("", &["pods/eviction"], &["create"]),
         rule(garboard_api::GROUP, &["clusters", "machinepools", "machines"], &READ),
         rule(garboard_api::GROUP, &["machines"], &["patch"]),
-        rule(garboard_api::GROUP, &["machinepools/status", "machines/status"], &["get", "update", "patch"]),
+        rule(
+            garboard_api::GROUP,
+            &["clusters/status", "machinepools/status", "machines/status"],
+            &["get", "update", "patch"],
+        ),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ])
 }

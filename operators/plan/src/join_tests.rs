@@ -36,7 +36,7 @@ fn a_machine_gets_what_is_its_own() {
     for own in [
         agent,
         der("system:node:node-2", Some("system:nodes"), &[]),
-        der("system:kube-proxy", None, &[]),
+        der("garboard:kube-proxy:node-2", Some("garboard:kube-proxies"), &[]),
         der("garboard:dns:node-2", Some("garboard:dns"), &[]),
     ] {
         assert_eq!(decide(WORKER, &CLIENT, &own), Some(Ok(())));

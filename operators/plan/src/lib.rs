@@ -16,6 +16,7 @@ pub mod node;
 pub mod pki;
 pub mod pool;
 pub mod removal;
+pub mod revocation;
 #[cfg(test)]
 mod testing;
 pub mod trial;

@@ -303,7 +303,7 @@ pub fn of_worker(name: &str) -> BTreeMap<Leaf, Profile> {
 fn client_of_worker(leaf: Leaf, name: &str) -> Option<Profile> {
     match leaf {
         Leaf::Kubelet => Some(kubelet(name)),
-        Leaf::KubeProxy => Some(kube_proxy()),
+        Leaf::KubeProxy => Some(kube_proxy(name)),
         Leaf::Dns => Some(dns(name)),
         Leaf::Agent => Some(client(&format!("{}{name}", identity::WORKER_PREFIX), Some(identity::WORKERS_GROUP))),
         _ => None,
@@ -323,7 +323,7 @@ fn profile(leaf: Leaf, input: &PkiInput) -> Profile {
         Leaf::ControllerManager => server_and_client("system:kube-controller-manager", loopback_names().collect()),
         Leaf::Scheduler => server_and_client("system:kube-scheduler", loopback_names().collect()),
         Leaf::Kubelet => kubelet(node),
-        Leaf::KubeProxy => kube_proxy(),
+        Leaf::KubeProxy => kube_proxy(node),
         Leaf::Dns => dns(node),
         Leaf::Operators => client(&format!("garboard:operators:{node}"), Some(identity::OPERATORS_GROUP)),
         Leaf::Agent => client(&format!("garboard:agent:{node}"), Some(identity::AGENT_GROUP)),
@@ -334,8 +334,8 @@ fn kubelet(node: &str) -> Profile {
     client(&format!("system:node:{node}"), Some("system:nodes"))
 }
 
-fn kube_proxy() -> Profile {
-    client("system:kube-proxy", None)
+fn kube_proxy(node: &str) -> Profile {
+    client(&format!("garboard:kube-proxy:{node}"), Some(identity::KUBE_PROXIES_GROUP))
 }
 
 fn dns(node: &str) -> Profile {

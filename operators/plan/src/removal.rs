@@ -69,6 +69,8 @@ pub enum Step {
         /// Its name.
         name: String,
     },
+    /// Let its certificates count no longer.
+    Revoke,
     /// Take the node away.
     DeleteNode,
     /// Let the Machine vanish.
@@ -120,9 +122,11 @@ pub fn plan(observed: &Observed) -> Plan {
     if !kept {
         return Plan::default();
     }
-    let Some(node) = node else { return Plan { steps: vec![Step::Release], condition: None } };
+    let Some(node) = node else {
+        return Plan { steps: vec![Step::Revoke, Step::Release], condition: None };
+    };
     if pods.is_empty() || *forced {
-        return Plan { steps: vec![Step::DeleteNode, Step::Release], condition: None };
+        return Plan { steps: vec![Step::Revoke, Step::DeleteNode, Step::Release], condition: None };
     }
     let cordon = (!node.cordoned).then_some(Step::Cordon);
     let evict = pods
@@ -193,14 +197,19 @@ mod tests {
                 vec![evict],
                 Some("NodeNotReady"),
             ),
-            ("an empty one", Observed { pods: vec![], ..deleted() }, vec![Step::DeleteNode, Step::Release], None),
+            (
+                "an empty one",
+                Observed { pods: vec![], ..deleted() },
+                vec![Step::Revoke, Step::DeleteNode, Step::Release],
+                None,
+            ),
             (
                 "one that is given up",
                 Observed { forced: true, ..deleted() },
-                vec![Step::DeleteNode, Step::Release],
+                vec![Step::Revoke, Step::DeleteNode, Step::Release],
                 None,
             ),
-            ("one without a node", Observed { node: None, ..deleted() }, vec![Step::Release], None),
+            ("one without a node", Observed { node: None, ..deleted() }, vec![Step::Revoke, Step::Release], None),
             ("one that is not ours", Observed { kept: false, ..deleted() }, vec![], None),
         ];
         for (what, observed, steps, reason) in cases {

@@ -9,6 +9,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::precedence::Recorded;
 use serde::{Deserialize, Serialize};
@@ -36,6 +38,9 @@ pub enum LedgerError {
         #[source]
         source: serde_json::Error,
     },
+    /// The machine has left its cluster.
+    #[error("{} is no longer recorded: the machine leaves its cluster", .0.display())]
+    Closed(PathBuf),
     /// A file is there but holds nothing that can be used, nor does the one before.
     #[error("{} is damaged, and so is the one before it", path.display())]
     Damaged {
@@ -70,12 +75,14 @@ impl<K: Kind> Entry<K> {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     folder: PathBuf,
+    /// Nothing is recorded any more: shared by all clones.
+    closed: Arc<AtomicBool>,
 }
 
 impl Ledger {
     /// The ledger in a folder, which is made when something is written.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+        Self { folder: folder.into(), closed: Arc::default() }
     }
 
     /// The entry of a kind; none when nothing was ever accepted.
@@ -124,15 +131,19 @@ impl Ledger {
     /// [`LedgerError`]; what was recorded before is still there.
     pub fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), LedgerError> {
         let path = self.path(name);
+        if self.closed.load(Ordering::Acquire) {
+            return Err(LedgerError::Closed(path));
+        }
         let bytes = encode(value).map_err(|source| LedgerError::Encode { path: path.clone(), source })?;
         self.replace(&path, &self.previous(name), &bytes).map_err(|source| LedgerError::Write { path, source })
     }
 
-    /// Forgets everything.
+    /// Forgets everything, and records nothing from now on.
     ///
     /// # Errors
     /// When a file cannot be removed.
     pub fn forget(&self) -> io::Result<()> {
+        self.closed.store(true, Ordering::Release);
         match fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),

@@ -29,6 +29,18 @@ fn what_is_stored_is_loaded_and_private() {
 }
 
 #[test]
+fn what_is_forgotten_does_not_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::new(folder.path().join("ledger"));
+    let other = ledger.clone();
+    ledger.store(&entry(1)).unwrap();
+    ledger.forget().unwrap();
+    assert_eq!(ledger.load::<Machine>().unwrap(), None);
+    assert!(matches!(other.store(&entry(2)), Err(LedgerError::Closed(_))));
+    assert!(!other.holds::<Machine>());
+}
+
+#[test]
 fn a_digest_is_that_of_sha256() {
     assert_eq!(digest(b"abc"), "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }

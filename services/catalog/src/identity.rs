@@ -4,6 +4,8 @@
 pub const APISERVER_KUBELET_CLIENT: &str = "garboard:apiserver-kubelet-client";
 /// Group of the node agents of control-plane machines.
 pub const AGENT_GROUP: &str = "garboard:agent";
+/// Group of kube-proxy on every machine: each has a name of its own, so that one can be told from another.
+pub const KUBE_PROXIES_GROUP: &str = "garboard:kube-proxies";
 /// Group of the cluster operators.
 pub const OPERATORS_GROUP: &str = "garboard:operators";
 /// Group of cluster DNS.

@@ -1,6 +1,6 @@
 //! kube-apiserver: the cluster's front. The only listener of the control plane beyond loopback.
 
-use garboard_api::control_plane::{OidcIssuer, PodSecurity};
+use garboard_api::control_plane::{AuditRule, OidcIssuer, PodSecurity};
 use garboard_supervisor::spec::{ServiceSpec, Slice, Stop};
 use serde_json::json;
 
@@ -10,7 +10,7 @@ use crate::base::{
 use crate::kubeconfig::pretty;
 use crate::paths::{self, service_file};
 use crate::pki::{Leaf, apiserver as keys};
-use crate::{CatalogError, CatalogInput, etcd, tls, users};
+use crate::{CatalogError, CatalogInput, etcd, identity, tls, users};
 
 /// The service's name.
 pub const NAME: &str = "kube-apiserver";
@@ -18,6 +18,11 @@ pub const NAME: &str = "kube-apiserver";
 pub const PORT: u16 = 6443;
 /// Common name of the front proxy's client certificate.
 pub const FRONT_PROXY_USER: &str = "front-proxy-client";
+
+/// Its authorizers, which the node agent keeps: it follows a change of the file by itself.
+pub const AUTHORIZATION: &str = "/run/garboard/authorization/config.json";
+/// How it would reach the authorizer of removed machines, which is never there.
+pub const ABSENT_AUTHORIZER: &str = "/run/garboard/authorization/absent.json";
 
 /// Paths that answer without a certificate: health, for load balancers. They tell nothing but `ok`.
 pub const ANONYMOUS_PATHS: [&str; 3] = ["/livez", "/readyz", "/healthz"];
@@ -36,7 +41,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     spec.files = vec![
         private_file(authentication_file(), pretty(&authentication(&input.cluster.control_plane.api_server.oidc))),
         private_file(admission_file(), pretty(&admission(&input.cluster.control_plane.api_server.pod_security))),
-        private_file(audit_policy_file(), pretty(&audit_policy())),
+        private_file(audit_policy_file(), pretty(&audit_policy(&input.cluster.control_plane.api_server.audit_rules))),
     ];
     spec.isolation.read_write.push(paths::AUDIT_DIR.into());
     spec.supplementary_groups.push(users::ETCD.name.to_owned());
@@ -78,7 +83,7 @@ fn args(input: &CatalogInput) -> Result<Args, CatalogError> {
         .flag("tls-cipher-suites", comma(&tls::CIPHER_SUITES))
         .flag("client-ca-file", Leaf::Apiserver.ca_file())
         .flag("authentication-config", authentication_file())
-        .flag("authorization-mode", "Node,RBAC")
+        .flag("authorization-config", AUTHORIZATION)
         // Machines that join show a one-time token until they have a certificate.
         .flag("enable-bootstrap-token-auth", true)
         .flag("enable-admission-plugins", "NodeRestriction")
@@ -172,43 +177,49 @@ fn admission(pod_security: &PodSecurity) -> serde_json::Value {
 }
 
 /// Who did what to which object, without the noise of the machine itself: reads of the control plane, leases, events and health.
-/// Bodies are kept only where they tell who may do what.
-fn audit_policy() -> serde_json::Value {
+/// Bodies are kept only where they tell who may do what, and where somebody wants to know more.
+fn audit_policy(declared: &[AuditRule]) -> serde_json::Value {
+    let quiet = json!([
+        { "level": "None", "nonResourceURLs": ["/livez*", "/readyz*", "/healthz*", "/version", "/openapi/*", "/api", "/api/*", "/apis", "/apis/*"], "verbs": ["get"] },
+        { "level": "None", "resources": [
+            { "group": "", "resources": ["events"] },
+            { "group": "events.k8s.io", "resources": ["events"] },
+            { "group": "coordination.k8s.io", "resources": ["leases"] },
+        ] },
+        { "level": "None", "users": ["system:apiserver"] },
+        { "level": "None", "verbs": ["get", "list", "watch"], "users": [
+            "system:kube-controller-manager", "system:kube-scheduler",
+        ] },
+        { "level": "None", "verbs": ["get", "list", "watch"], "userGroups": [
+            "system:nodes", "system:serviceaccounts:kube-system", identity::KUBE_PROXIES_GROUP,
+            identity::AGENT_GROUP, identity::WORKERS_GROUP, identity::DNS_GROUP, identity::OPERATORS_GROUP,
+        ] },
+        { "level": "None", "verbs": ["update", "patch"], "userGroups": ["system:nodes"], "resources": [
+            { "group": "", "resources": ["nodes/status", "pods/status"] },
+        ] },
+        // Reviews hold tokens, Secrets are secret: never more than the fact.
+        { "level": "Metadata", "resources": [
+            { "group": "", "resources": ["secrets", "configmaps", "serviceaccounts/token"] },
+            { "group": "authentication.k8s.io" },
+            { "group": "authorization.k8s.io" },
+        ] },
+    ]);
+    let rest = json!([
+        { "level": "Request", "verbs": ["create", "update", "patch", "delete", "deletecollection"], "resources": [
+            { "group": "rbac.authorization.k8s.io" },
+            { "group": "admissionregistration.k8s.io" },
+            { "group": "certificates.k8s.io" },
+            { "group": "garboard.dev" },
+        ] },
+        { "level": "Metadata" },
+    ]);
+    let rules: Vec<_> =
+        [quiet, json!(declared), rest].iter().filter_map(|part| part.as_array()).flatten().cloned().collect();
     json!({
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",
         "omitStages": ["RequestReceived"],
         "omitManagedFields": true,
-        "rules": [
-            { "level": "None", "nonResourceURLs": ["/livez*", "/readyz*", "/healthz*", "/version", "/openapi/*", "/api", "/api/*", "/apis", "/apis/*"], "verbs": ["get"] },
-            { "level": "None", "resources": [
-                { "group": "", "resources": ["events"] },
-                { "group": "events.k8s.io", "resources": ["events"] },
-                { "group": "coordination.k8s.io", "resources": ["leases"] },
-            ] },
-            { "level": "None", "users": ["system:apiserver"] },
-            { "level": "None", "verbs": ["get", "list", "watch"], "users": [
-                "system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy",
-            ] },
-            { "level": "None", "verbs": ["get", "list", "watch"], "userGroups": [
-                "system:nodes", "system:serviceaccounts:kube-system", "garboard:agent", "garboard:dns", "garboard:operators",
-            ] },
-            { "level": "None", "verbs": ["update", "patch"], "userGroups": ["system:nodes"], "resources": [
-                { "group": "", "resources": ["nodes/status", "pods/status"] },
-            ] },
-            // Reviews hold tokens, Secrets are secret: never more than the fact.
-            { "level": "Metadata", "resources": [
-                { "group": "", "resources": ["secrets", "configmaps", "serviceaccounts/token"] },
-                { "group": "authentication.k8s.io" },
-                { "group": "authorization.k8s.io" },
-            ] },
-            { "level": "Request", "verbs": ["create", "update", "patch", "delete", "deletecollection"], "resources": [
-                { "group": "rbac.authorization.k8s.io" },
-                { "group": "admissionregistration.k8s.io" },
-                { "group": "certificates.k8s.io" },
-                { "group": "garboard.dev" },
-            ] },
-            { "level": "Metadata" },
-        ],
+        "rules": rules,
     })
 }

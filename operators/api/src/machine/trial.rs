@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::{HOST, LABEL};
 
 /// How changes of a machine's configuration prove themselves. What worked before a change (the default gateway, name servers, the API
-/// server, each service, and the probes here) must work with it in time, or the machine returns to the configuration before it.
+/// server, other nodes, each service, and the probes here) must work with it in time, or the machine returns to the configuration before it.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MachineTrial {

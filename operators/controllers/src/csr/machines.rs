@@ -2,12 +2,15 @@
 
 use garboard_api::Machine;
 use garboard_plan::join::{self, Denial, Requester, Rival};
+use garboard_plan::revocation;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, ListParams};
 use kube::runtime::controller::Action;
 use kube::{Api, Client, ResourceExt as _};
 use tracing::info;
+
+use crate::revocations;
 
 use super::{Approval, CsrError, PATIENCE, RETRY_SOON, age, claim, der, has_condition, is_decided, record};
 
@@ -29,6 +32,11 @@ pub(super) async fn decide(request: &CertificateSigningRequest, client: &Client)
             Requester::Worker(_) => Approval { reason: "MachineAsksForItself", message: "it is the machine's own" },
         };
         let approved = decision.is_ok();
+        if let (true, Requester::Joiner { machine, .. }) = (approved, requester) {
+            // One of this name was removed before: it is let in again.
+            let readmitted = revocations::record(client, |removed, now| revocation::without(removed, machine, now));
+            readmitted.await.map_err(|source| CsrError::Readmit { machine: machine.to_owned(), source })?;
+        }
         record(client, request, decision.map(|()| approval)).await?;
         if !approved {
             return Ok(Action::await_change());

@@ -31,7 +31,7 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, FileError> {
 }
 
 /// Makes a folder, or gives an existing one its owner and mode.
-pub(super) fn make_folder(path: &Path, owner: User, mode: u32) -> Result<(), FileError> {
+pub(crate) fn make_folder(path: &Path, owner: User, mode: u32) -> Result<(), FileError> {
     DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed("make", path))?;
     let folder = File::open(path).map_err(failed("open", path))?;
     let found = folder.metadata().map_err(failed("stat", path))?;
@@ -45,7 +45,7 @@ pub(super) fn make_folder(path: &Path, owner: User, mode: u32) -> Result<(), Fil
 }
 
 /// Puts `content` in place of whatever `path` holds, atomically; [`sync_folder`] makes it durable.
-pub(super) fn replace(path: &Path, content: &str, owner: User, mode: u32) -> Result<(), FileError> {
+pub(crate) fn replace(path: &Path, content: &str, owner: User, mode: u32) -> Result<(), FileError> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);

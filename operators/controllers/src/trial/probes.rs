@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use garboard_api::machine::{MachineTrial, TcpServer, TrialProbe};
+use garboard_catalog::{Peer, kubelet};
 use garboard_plan::machine::summary;
 use garboard_plan::trial::{Seen, service_probe};
 use garboard_runtime::applier::chain;
@@ -28,6 +29,8 @@ const DISCARD: u16 = 9;
 const NEIGHBOUR: Duration = Duration::from_secs(5);
 /// A server has this long.
 const ANSWER: Duration = Duration::from_secs(3);
+/// Of many other nodes so many are asked: one is enough to tell that they can be reached.
+const PEERS: usize = 5;
 /// Port of DNS.
 const DNS: u16 = 53;
 /// The question for the root's name servers (RFC 1035): number, flags, one question; the root, NS, IN.
@@ -46,16 +49,25 @@ pub struct Probes {
     pub specs: watch::Receiver<Arc<Vec<ServiceSpec>>>,
     /// What the services are.
     pub services: watch::Receiver<Arc<Vec<ServiceStatus>>>,
+    /// The other nodes.
+    pub peers: watch::Receiver<Arc<Vec<Peer>>>,
 }
 
 impl Probes {
     /// Asks everything at once. What is not there to be asked has no result.
     pub async fn ask(&self, declared: &MachineTrial) -> Seen {
         let (network, client) = (self.network.borrow().clone(), self.api.borrow().clone());
+        let others: Vec<_> = self.peers.borrow().iter().take(PEERS).map(|peer| peer.address).collect();
         let user: FuturesUnordered<_> = declared.probes.iter().map(connect).collect();
-        let (gateway, resolver, api, user) =
-            tokio::join!(gateway(), resolver(&network.nameservers), api(client), user.collect::<Vec<_>>());
-        let named = [("default gateway", gateway), ("name server", resolver), ("API server", api)];
+        let (gateway, resolver, api, peers, user) = tokio::join!(
+            gateway(),
+            any(network.nameservers.iter().map(|server| question(*server))),
+            api(client),
+            any(others.into_iter().map(peer)),
+            user.collect::<Vec<_>>(),
+        );
+        let named =
+            [("default gateway", gateway), ("name server", resolver), ("API server", api), ("other nodes", peers)];
         let named = named.into_iter().filter_map(|(name, result)| Some((name.to_owned(), result?)));
         named.chain(user).chain(self.services()).collect()
     }
@@ -101,17 +113,28 @@ async fn default_gateway() -> Result<Option<IpAddr>, NetlinkError> {
     Ok(gateways.min().map(|(_, gateway)| gateway))
 }
 
-/// Whether any name server answers; none without one.
-async fn resolver(servers: &[IpAddr]) -> Option<Result<(), String>> {
-    let mut questions: FuturesUnordered<_> = servers.iter().map(|server| question(*server)).collect();
+/// Whether any of those who are asked answers; none when there is nobody to ask.
+async fn any(asked: impl Iterator<Item = impl Future<Output = Result<(), String>>>) -> Option<Result<(), String>> {
+    let mut answers: FuturesUnordered<_> = asked.collect();
     let mut problem = None;
-    while let Some(result) = questions.next().await {
+    while let Some(result) = answers.next().await {
         match result {
             Ok(()) => return Some(Ok(())),
             Err(error) => problem = Some(Err(error)),
         }
     }
     problem
+}
+
+/// Whether another node is there: its kubelet takes connections, or the machine says that it does not run.
+async fn peer(address: IpAddr) -> Result<(), String> {
+    let connected = async {
+        match TcpStream::connect((address, kubelet::PORT)).await {
+            Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => Err(error),
+            _ => Ok(()),
+        }
+    };
+    within(&address.to_string(), connected).await
 }
 
 async fn question(server: IpAddr) -> Result<(), String> {

@@ -16,6 +16,7 @@ fn probes(services: Vec<ServiceStatus>) -> Probes {
         api: watch::channel(None).1,
         specs: watch::channel(Arc::default()).1,
         services: watch::channel(Arc::new(services)).1,
+        peers: watch::channel(Arc::default()).1,
     }
 }
 
@@ -31,7 +32,7 @@ fn a_server_is_there_or_the_answer_says_which_is_not() {
         assert_eq!(seen["probe there"], Ok(()));
         let problem = seen["probe away"].clone().unwrap_err();
         assert!(problem.starts_with(&format!("127.0.0.1:{away}: ")), "{problem}");
-        for absent in ["name server", "API server"] {
+        for absent in ["name server", "API server", "other nodes"] {
             assert!(!seen.contains_key(absent), "there is no {absent} to ask");
         }
     });
@@ -42,6 +43,17 @@ fn a_name_server_answers_or_not() {
     run(async {
         // Port 53 takes a privilege that a test may not have, so the question itself is tried here.
         assert!(question(IpAddr::V4(Ipv4Addr::LOCALHOST)).await.is_err(), "nothing listens on loopback");
-        assert_eq!(resolver(&[]).await, None);
+        assert_eq!(any(std::iter::empty::<std::future::Ready<_>>()).await, None);
+    });
+}
+
+#[test]
+fn one_other_node_is_enough() {
+    run(async {
+        // Nobody listens on the first, which is there all the same; the other is no machine's address.
+        let (there, nowhere) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::BROADCAST));
+        assert_eq!(any([nowhere, there].into_iter().map(peer)).await, Some(Ok(())));
+        let problem = any([nowhere].into_iter().map(peer)).await.unwrap().unwrap_err();
+        assert!(problem.starts_with("255.255.255.255: "), "{problem}");
     });
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use garboard_api::manifest::JoinToken;
-use garboard_api::{Machine, PublicKeyPin};
+use garboard_api::{Cluster, Machine, PublicKeyPin};
 use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::APISERVERS;
 use garboard_catalog::pki::Leaf;
@@ -16,9 +16,10 @@ use garboard_controllers::certificates::{Certificates, Due};
 use garboard_controllers::join::{Join, issue_token};
 use garboard_controllers::pki::PkiStore;
 use garboard_controllers::problems::Problems;
-use garboard_controllers::{addons, csr};
+use garboard_controllers::{addons, csr, revocations};
 use garboard_plan::pki::{Authority, of_worker};
-use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use garboard_plan::revocation;
+use k8s_openapi::api::core::v1::{Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
@@ -127,7 +128,9 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     it_gets_its_own_certificates_and_no_other(&worker, &own).await;
     let everything = ListParams::default();
     assert!(Api::<Secret>::all(own.clone()).list(&everything).await.is_err(), "a worker reads secrets");
-    assert!(Api::<Pod>::all(own).list(&everything).await.is_err(), "a worker reads pods");
+    assert!(Api::<Pod>::all(own.clone()).list(&everything).await.is_err(), "a worker reads pods");
+
+    it_may_do_nothing_once_it_is_removed(world, &worker, client).await;
 
     Api::<Machine>::all(client.clone()).delete("node-2", &Default::default()).await.unwrap();
     Api::<Node>::all(client.clone()).delete("node-2", &Default::default()).await.unwrap();
@@ -208,4 +211,51 @@ async fn it_gets_its_own_certificates_and_no_other(worker: &Joiner, own: &Client
     assert!(denied.contains("system:node:node-1") && denied.contains("node-2 may ask for"), "{denied}");
     stop.cancel();
     task.await.unwrap();
+}
+
+/// What is valid by its dates counts no longer, and counts again when a machine of this name is let in.
+async fn it_may_do_nothing_once_it_is_removed(world: &World, worker: &Joiner, administrator: &Client) {
+    let as_leaf = |leaf: Leaf| {
+        let read = |file: &str| fs::read_to_string(format!("{}/run/{}/{file}", worker.folder, leaf.name())).unwrap();
+        let identity = Identity::from_pem(&read("ca.crt"), &read("tls.crt"), &read("tls.key")).unwrap();
+        garboard_api_client::client(APISERVERS.parse().unwrap(), identity, Outage::default())
+    };
+    let everything = ListParams::default();
+    let own = worker.client();
+    let (kubelet, proxy, dns) = (as_leaf(Leaf::Kubelet), as_leaf(Leaf::KubeProxy), as_leaf(Leaf::Dns));
+    let may = async || {
+        let kubelet = Api::<Node>::all(kubelet.clone()).get_opt("node-2").await.is_ok();
+        let slices = async |client: &Client| Api::<EndpointSlice>::all(client.clone()).list(&everything).await.is_ok();
+        [
+            Api::<Machine>::all(own.clone()).list(&everything).await.is_ok(),
+            kubelet,
+            slices(&proxy).await,
+            slices(&dns).await,
+        ]
+    };
+    assert_eq!(may().await, [true; 4]);
+    for (removed, expected) in [(Some("node-2"), [false; 4]), (Some("node-9"), [true; 4]), (None, [true; 4])] {
+        revocations::write_to(Path::new("/"), removed.into_iter()).unwrap();
+        world.wait_for("the authorizers to count", || async { (may().await == expected).then_some(()) }).await;
+        // Nobody else has to do with it.
+        Api::<Machine>::all(administrator.clone()).list(&everything).await.unwrap();
+        Api::<Service>::all(world.client(Leaf::KubeProxy)).list(&everything).await.unwrap();
+    }
+
+    // The record of it, as the operators keep it.
+    let cluster: Cluster = serde_json::from_value(json!({
+        "apiVersion": garboard_api::API_VERSION, "kind": "Cluster", "metadata": { "name": "cluster" }, "spec": {},
+    }))
+    .unwrap();
+    let clusters = Api::<Cluster>::all(administrator.clone());
+    let made = clusters.create(&PostParams::default(), &cluster).await;
+    let operators = world.client(Leaf::Operators);
+    revocations::record(&operators, |removed, now| revocation::with(removed, "node-2", now)).await.unwrap();
+    let recorded = clusters.get("cluster").await.unwrap().status.unwrap().removed_machines;
+    assert_eq!(recorded.iter().map(|one| one.machine.as_str()).collect::<Vec<_>>(), ["node-2"]);
+    revocations::record(&operators, |removed, now| revocation::without(removed, "node-2", now)).await.unwrap();
+    assert_eq!(clusters.get("cluster").await.unwrap().status.unwrap().removed_machines, []);
+    if made.is_ok() {
+        clusters.delete("cluster", &Default::default()).await.unwrap();
+    }
 }

@@ -14,13 +14,14 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use garboard_api::ClusterSpec;
 use garboard_api::machine::MachineRole;
 use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::LOCAL_APISERVER;
 use garboard_catalog::pki::Leaf;
 use garboard_catalog::{CatalogInput, NodeFacts, input, services};
-use garboard_controllers::addons;
 use garboard_controllers::pki::PkiStore;
+use garboard_controllers::{addons, revocations};
 use garboard_plan::pki::{PkiInput, desired};
 use garboard_supervisor::spec::ServiceSpec;
 use http::Uri;
@@ -118,8 +119,12 @@ impl World {
         let notifications = UnixDatagram::bind(NOTIFY_SOCKET).unwrap();
         notifications.set_nonblocking(true).unwrap();
         fs::set_permissions(NOTIFY_SOCKET, fs::Permissions::from_mode(0o666)).unwrap();
+        let mut cluster = ClusterSpec::default();
+        // Everything, in full: what is kept from the log all the same is Garboard's own doing.
+        cluster.control_plane.api_server.audit_rules =
+            serde_json::from_value(json!([{ "level": "RequestResponse" }])).unwrap();
         let input = CatalogInput {
-            cluster: Default::default(),
+            cluster,
             machine: Default::default(),
             node: NodeFacts {
                 name: "node-1".to_owned(),
@@ -138,6 +143,7 @@ impl World {
             running: BTreeMap::new(),
         };
         world.issue();
+        revocations::write_to(Path::new("/"), [].into_iter()).unwrap();
         world
     }
 

@@ -1,0 +1,157 @@
+//! Machines that were removed: the operators record them in the status of the Cluster, and the agent of each control-plane machine keeps
+//! its API server's authorizers by it, from the ledger while there is no API server to ask.
+
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use garboard_api::cluster::{self, RemovedMachine};
+use garboard_api::machine::MachineRole;
+use garboard_api::{Cluster, Machine};
+use garboard_catalog::kube_apiserver::{ABSENT_AUTHORIZER, AUTHORIZATION};
+use garboard_catalog::users;
+use garboard_plan::revocation as plan;
+use garboard_runtime::applier::chain;
+use garboard_runtime::ledger::Ledger;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::pki::FileError;
+use crate::pki::files::{make_folder, replace};
+
+/// Name of the ledger's file.
+const FILE: &str = "removed-machines";
+
+/// Changes the record of removed machines; fails when somebody else changes the Cluster at the same moment.
+///
+/// # Errors
+/// The API server's answer.
+pub async fn record(
+    client: &Client,
+    change: impl Fn(&[RemovedMachine], Timestamp) -> Vec<RemovedMachine>,
+) -> Result<(), kube::Error> {
+    let clusters = Api::<Cluster>::all(client.clone());
+    let now = Timestamp::now();
+    let found = match clusters.get(cluster::NAME).await {
+        // Where nothing is recorded, nothing is to be taken back.
+        Err(kube::Error::Api(status)) if status.code == 404 && change(&[], now).is_empty() => return Ok(()),
+        found => found?,
+    };
+    let before = found.status.unwrap_or_default().removed_machines;
+    let after = change(&before, now);
+    if after == before {
+        return Ok(());
+    }
+    let patch = json!({
+        "metadata": { "resourceVersion": found.metadata.resource_version },
+        "status": { "removedMachines": after },
+    });
+    clusters.patch_status(cluster::NAME, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
+}
+
+/// The task that keeps the authorizers.
+pub struct Revocations {
+    machine: watch::Receiver<Option<Arc<Machine>>>,
+    api: watch::Receiver<Option<Client>>,
+    ledger: Ledger,
+    removed: Vec<RemovedMachine>,
+}
+
+impl std::fmt::Debug for Revocations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Revocations").finish_non_exhaustive()
+    }
+}
+
+impl Revocations {
+    /// Prepares the task, and the files: kube-apiserver does not start without them.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn new(
+        machine: watch::Receiver<Option<Arc<Machine>>>,
+        api: watch::Receiver<Option<Client>>,
+        ledger: Ledger,
+    ) -> Result<Self, FileError> {
+        let removed: Vec<RemovedMachine> = ledger
+            .read(FILE)
+            .unwrap_or_else(|error| {
+                error!(error = chain(&error), "removed machines are not known until the API server answers");
+                None
+            })
+            .unwrap_or_default();
+        write(&removed)?;
+        Ok(Self { machine, api, ledger, removed })
+    }
+
+    /// Keeps them until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let work = async {
+            let role = self.machine.wait_for(Option::is_some).await.map(|machine| machine.as_ref().map(|m| m.role()));
+            if !matches!(role, Ok(Some(MachineRole::ControlPlane))) {
+                return std::future::pending().await;
+            }
+            loop {
+                let client = self.api.borrow_and_update().clone();
+                let mut api = self.api.clone();
+                // Nothing is kept between rounds that the next does not read again.
+                tokio::select! {
+                    () = self.follow(client) => {}
+                    Ok(()) = api.changed() => {}
+                }
+            }
+        };
+        stop.run_until_cancelled(work).await;
+    }
+
+    async fn follow(&mut self, client: Option<Client>) {
+        let Some(client) = client else { return std::future::pending().await };
+        let watch = watcher::watch_object(Api::<Cluster>::all(client), cluster::NAME);
+        let mut watch = pin!(garboard_api_client::uninterrupted("removed machines", watch));
+        while let Some(found) = watch.next().await {
+            // A Cluster that is not there says nothing.
+            let Some(status) = found.map(|cluster| cluster.status.unwrap_or_default()) else { continue };
+            if status.removed_machines != self.removed {
+                self.keep(status.removed_machines);
+            }
+        }
+    }
+
+    fn keep(&mut self, removed: Vec<RemovedMachine>) {
+        let names: Vec<_> = removed.iter().map(|one| one.machine.as_str()).collect();
+        info!(?names, "removed machines");
+        if let Err(error) = self.ledger.write(FILE, &removed) {
+            warn!(error = chain(&error), "cannot record the removed machines");
+        }
+        match write(&removed) {
+            Ok(()) => self.removed = removed,
+            Err(error) => error!(error = chain(&error), "cannot write the authorizers"),
+        }
+    }
+}
+
+fn write(removed: &[RemovedMachine]) -> Result<(), FileError> {
+    write_to(Path::new("/"), removed.iter().map(|one| one.machine.as_str()))
+}
+
+/// Writes the files of kube-apiserver's authorizers below `root`.
+///
+/// # Errors
+/// When one cannot be written.
+pub fn write_to<'a>(root: &Path, removed: impl Iterator<Item = &'a str>) -> Result<(), FileError> {
+    let place = |path: &str| -> PathBuf { root.join(path.trim_start_matches('/')) };
+    let put =
+        |path: &str, content: &Value| replace(&place(path), &format!("{content:#}\n"), users::KUBE_APISERVER, 0o400);
+    if let Some(folder) = place(AUTHORIZATION).parent() {
+        make_folder(folder, users::KUBE_APISERVER, 0o500)?;
+    }
+    put(ABSENT_AUTHORIZER, &plan::absent_authorizer())?;
+    put(AUTHORIZATION, &plan::authorization(removed))
+}
