@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A configuration file is never longer, bytes.
+/// A configuration file is usually not longer, bytes.
 const MAX_BYTES: u64 = 64 * 1024;
 
 /// A configuration that cannot be used.
@@ -45,6 +45,18 @@ impl ConfigError {
 /// # Errors
 /// When it cannot be read or used.
 pub fn load<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T, ConfigError>) -> Result<Option<T>, ConfigError> {
+    load_within(MAX_BYTES, path, parse)
+}
+
+/// The same of a file that has at most so many bytes.
+///
+/// # Errors
+/// When it is longer, or cannot be read or used.
+pub fn load_within<T>(
+    max_bytes: u64,
+    path: &Path,
+    parse: impl FnOnce(&str) -> Result<T, ConfigError>,
+) -> Result<Option<T>, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -52,7 +64,10 @@ pub fn load<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T, ConfigError>) 
         Err(error) => return Err(failed(error)),
     };
     let mut text = String::new();
-    file.take(MAX_BYTES).read_to_string(&mut text).map_err(failed)?;
+    let length = file.take(max_bytes + 1).read_to_string(&mut text).map_err(failed)?;
+    if length as u64 > max_bytes {
+        return Err(failed(io::Error::other(format!("it is longer than {max_bytes} bytes"))));
+    }
     parse(&text).map(Some)
 }
 

@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod config;
 mod explain;
+mod files;
 mod output;
 mod wait;
 

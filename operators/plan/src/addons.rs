@@ -213,6 +213,20 @@ pub(crate) fn labels() -> Value {
     json!({ "app.kubernetes.io/managed-by": FIELD_MANAGER })
 }
 
+/// An admission policy, and what binds it for everything: what it says no to is dealt with by `action`, Warn or Deny.
+pub(crate) fn policy(name: &str, action: &str, spec: Value) -> [Value; 2] {
+    let object = |kind: &str, spec: Value| {
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": kind,
+            "metadata": { "name": name, "labels": labels() },
+            "spec": spec,
+        })
+    };
+    let binding = json!({ "policyName": name, "validationActions": [action] });
+    [object("ValidatingAdmissionPolicy", spec), object("ValidatingAdmissionPolicyBinding", binding)]
+}
+
 fn dns_ports() -> Value {
     json!([
         { "name": "dns", "protocol": "UDP", "port": 53 },

@@ -98,30 +98,17 @@ pub fn policies() -> Vec<Value> {
 }
 
 fn policy(plural: &str, validations: &[Value]) -> [Value; 2] {
-    let name = format!("disruption.{plural}.{}", garboard_api::GROUP);
-    let labels = addons::labels();
-    let policy = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": { "name": name, "labels": labels },
-        "spec": {
-            "failurePolicy": "Ignore",
-            "matchConstraints": { "resourceRules": [{
-                "apiGroups": [garboard_api::GROUP],
-                "apiVersions": [garboard_api::VERSION],
-                "operations": ["UPDATE"],
-                "resources": [plural],
-            }] },
-            "validations": validations,
-        },
+    let spec = json!({
+        "failurePolicy": "Ignore",
+        "matchConstraints": { "resourceRules": [{
+            "apiGroups": [garboard_api::GROUP],
+            "apiVersions": [garboard_api::VERSION],
+            "operations": ["UPDATE"],
+            "resources": [plural],
+        }] },
+        "validations": validations,
     });
-    let binding = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": { "name": name, "labels": labels },
-        "spec": { "policyName": name, "validationActions": ["Warn"] },
-    });
-    [policy, binding]
+    addons::policy(&format!("disruption.{plural}.{}", garboard_api::GROUP), "Warn", spec)
 }
 
 impl Disruption {

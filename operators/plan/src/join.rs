@@ -168,7 +168,6 @@ pub fn token_secret_name(id: &str) -> String {
 
 /// What holds workers to their own objects, and what binds it. Roles cannot: they know no names of those who ask.
 pub fn policies() -> [Value; 2] {
-    let labels = addons::labels();
     let rule = |group: &str, version: &str, resources: &[&str]| {
         json!({
             "apiGroups": [group],
@@ -178,53 +177,42 @@ pub fn policies() -> [Value; 2] {
         })
     };
     let prefix = identity::WORKER_PREFIX;
-    let policy = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": { "name": POLICY, "labels": labels },
-        "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": { "resourceRules": [
-                rule(garboard_api::GROUP, garboard_api::VERSION, &["machines", "machines/status"]),
-                rule("", "v1", &["nodes"]),
-                rule("discovery.k8s.io", "v1", &["endpointslices"]),
-            ] },
-            "matchConditions": [{
-                "name": "workers",
-                "expression": format!("{:?} in request.userInfo.groups", identity::WORKERS_GROUP),
-            }],
-            "variables": [{
-                "name": "own",
+    let spec = json!({
+        "failurePolicy": "Fail",
+        "matchConstraints": { "resourceRules": [
+            rule(garboard_api::GROUP, garboard_api::VERSION, &["machines", "machines/status"]),
+            rule("", "v1", &["nodes"]),
+            rule("discovery.k8s.io", "v1", &["endpointslices"]),
+        ] },
+        "matchConditions": [{
+            "name": "workers",
+            "expression": format!("{:?} in request.userInfo.groups", identity::WORKERS_GROUP),
+        }],
+        "variables": [{
+            "name": "own",
+            "expression": format!(
+                "request.userInfo.username.startsWith({prefix:?}) ? request.userInfo.username.substring({}) : ''",
+                prefix.len(),
+            ),
+        }],
+        "validations": [
+            {
                 "expression": format!(
-                    "request.userInfo.username.startsWith({prefix:?}) ? request.userInfo.username.substring({}) : ''",
-                    prefix.len(),
+                    "object.metadata.name == (request.resource.resource == 'endpointslices' ? '{DNS_SERVICE}-' : '') + variables.own"
                 ),
-            }],
-            "validations": [
-                {
-                    "expression": format!(
-                        "object.metadata.name == (request.resource.resource == 'endpointslices' ? '{DNS_SERVICE}-' : '') + variables.own"
-                    ),
-                    "message": "a worker changes only what is its own",
-                },
-                {
-                    "expression": "request.resource.resource != 'endpointslices' || (object.endpoints.all(endpoint, \
-                        has(endpoint.nodeName) && endpoint.nodeName == variables.own && \
-                        has(endpoint.hints) && has(endpoint.hints.forNodes) && \
-                        endpoint.hints.forNodes.all(node, node.name == variables.own)) \
-                        && object.metadata.?labels[?'kubernetes.io/service-name'].orValue('') == 'kube-dns')",
-                    "message": "a worker serves cluster DNS to its own pods alone",
-                },
-            ],
-        },
+                "message": "a worker changes only what is its own",
+            },
+            {
+                "expression": "request.resource.resource != 'endpointslices' || (object.endpoints.all(endpoint, \
+                    has(endpoint.nodeName) && endpoint.nodeName == variables.own && \
+                    has(endpoint.hints) && has(endpoint.hints.forNodes) && \
+                    endpoint.hints.forNodes.all(node, node.name == variables.own)) \
+                    && object.metadata.?labels[?'kubernetes.io/service-name'].orValue('') == 'kube-dns')",
+                "message": "a worker serves cluster DNS to its own pods alone",
+            },
+        ],
     });
-    let binding = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": { "name": POLICY, "labels": labels },
-        "spec": { "policyName": POLICY, "validationActions": ["Deny"] },
-    });
-    [policy, binding]
+    addons::policy(POLICY, "Deny", spec)
 }
 
 #[cfg(test)]

@@ -10,12 +10,10 @@
 
 mod vxlan;
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::Path;
 
-use garboard_sys::config::{ConfigError, each};
+use garboard_sys::config::{ConfigError, each, load_within};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -89,18 +87,7 @@ impl Config {
     /// # Errors
     /// When it cannot be read or used; the error names the field.
     pub fn load(path: &Path) -> Result<Option<Self>, ConfigError> {
-        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        let mut text = String::new();
-        let length = file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
-        if length as u64 > MAX_BYTES {
-            return Err(failed(io::Error::other(format!("it is longer than {MAX_BYTES} bytes"))));
-        }
-        Self::parse(&text).map(Some)
+        load_within(MAX_BYTES, path, Self::parse)
     }
 
     /// Checks the text of a configuration.

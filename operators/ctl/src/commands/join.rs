@@ -1,8 +1,6 @@
 //! `join`
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -13,6 +11,7 @@ use garboard_machine_api::{Endpoint, Identity};
 use super::new::{fill, is_label, key_lines};
 use crate::cli::{Join, Target};
 use crate::config::{self, Contact, Found, Machine};
+use crate::files;
 use crate::output::{print, time};
 
 const MACHINE: &str = include_str!("join/machine.yaml");
@@ -90,16 +89,8 @@ fn checked(text: String) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Puts a file in the place of another, whole.
 fn replace(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {
-    let write = || -> std::io::Result<()> {
-        let unfinished = path.with_extension(format!("yaml.{}", std::process::id()));
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished)?;
-        file.write_all(content.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&unfinished, path)
-    };
-    write().with_context(|| format!("write {}", path.display()))
+    files::replace(path, content, mode).with_context(|| format!("write {}", path.display()))
 }
 
 fn next_steps(path: &Path, name: &str, until: &str) -> String {

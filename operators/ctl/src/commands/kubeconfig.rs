@@ -2,9 +2,8 @@
 
 mod merge;
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use garboard_machine_api::proto::KubeconfigResponse;
 
 use crate::cli::Kubeconfig;
 use crate::config::Contact;
+use crate::files;
 use crate::output::{print, time};
 use crate::wait::{Progress, until};
 
@@ -106,23 +106,10 @@ fn default_file() -> anyhow::Result<PathBuf> {
     Ok(PathBuf::from(home).join(".kube/config"))
 }
 
-/// Replaces a file as a whole; only its owner reads it, because a private key is in it.
+/// Replaces the kubeconfig as a whole; only its owner reads it, because a private key is in it.
 fn replace(file: &Path, content: &str) -> anyhow::Result<()> {
     if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder)?;
     }
-    let mut name = file.file_name().context("this is no file's name")?.to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let unfinished = file.with_file_name(name);
-    let written = (|| {
-        let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-        out.write_all(content.as_bytes())?;
-        out.sync_all()?;
-        fs::rename(&unfinished, file)
-    })();
-    if written.is_err() {
-        // The first error counts; what cannot be removed was not made.
-        let _ = fs::remove_file(&unfinished);
-    }
-    Ok(written?)
+    Ok(files::replace(file, content, 0o600)?)
 }

@@ -1,9 +1,8 @@
 //! `new`
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::Write;
+use std::fs::{self, DirBuilder};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -11,6 +10,7 @@ use garboard_machine_api::{Endpoint, Identity};
 
 use crate::cli::New;
 use crate::config;
+use crate::files;
 use crate::output::print;
 
 const CLUSTER: &str = include_str!("new/cluster.yaml");
@@ -134,13 +134,7 @@ fn write(folder: &Path, files: &Files) -> anyhow::Result<()> {
     }
     DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
     for (name, content, mode) in entries {
-        let path = folder.join(name);
-        let create = || -> std::io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
-            file.write_all(content.as_bytes())?;
-            file.sync_all()
-        };
-        create().with_context(|| name)?;
+        files::create(&folder.join(name), content, mode).with_context(|| name)?;
     }
     Ok(())
 }

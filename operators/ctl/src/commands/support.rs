@@ -2,9 +2,8 @@
 
 mod redact;
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -16,6 +15,7 @@ use super::logs::{KERNEL, written};
 use super::status::Status;
 use crate::cli::{Support, Target};
 use crate::config::Contact;
+use crate::files;
 use crate::output::print;
 
 pub async fn run(target: &Target, Support { dir, lines }: &Support) -> anyhow::Result<()> {
@@ -67,9 +67,5 @@ fn make(folder: &Path) -> anyhow::Result<()> {
 }
 
 fn write(path: &Path, content: &str) -> anyhow::Result<()> {
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(content.as_bytes())
-    };
-    write().with_context(|| format!("write {}", path.display()))
+    files::create(path, content, 0o600).with_context(|| format!("write {}", path.display()))
 }
