@@ -284,7 +284,19 @@ impl Cluster {
     /// # Errors
     /// What `garboardctl` says.
     pub fn services(&self) -> Result<Vec<Value>> {
-        let text = self.garboardctl_ok(&["services", "-o", "json"])?;
+        self.list_services(&["services", "-o", "json"])
+    }
+
+    /// The same of one machine of several.
+    ///
+    /// # Errors
+    /// What `garboardctl` says.
+    pub fn services_of(&self, machine: &str) -> Result<Vec<Value>> {
+        self.list_services(&["-m", machine, "services", "-o", "json"])
+    }
+
+    fn list_services(&self, arguments: &[&str]) -> Result<Vec<Value>> {
+        let text = self.garboardctl_ok(arguments)?;
         let value: Value = serde_json::from_str(&text).context("parse what garboardctl printed")?;
         match value {
             Value::Array(services) => Ok(services),

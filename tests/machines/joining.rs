@@ -53,10 +53,7 @@ fn join(scene: &Scene) -> Result<Machine> {
     worker.connect(scene.lan()?, 2);
     worker.start()?;
     let ready = || {
-        wait::until("the worker's Machine to be Ready", READY_LIMIT, || {
-            let arguments = ["wait", "--for=condition=Ready", "machine", WORKER, "--timeout=1s"];
-            scene.cluster.kubectl_ok(&arguments).map(drop).map_err(|error| error.to_string())
-        })?;
+        scene.cluster.wait_condition(&["machine", WORKER], "Ready", READY_LIMIT)?;
         scene.cluster.wait_condition(&["node", WORKER], "Ready", READY_LIMIT)
     };
     ready().with_context(|| format!("the worker's console ends with:\n{}", worker.console_end()))?;
@@ -64,9 +61,7 @@ fn join(scene: &Scene) -> Result<Machine> {
 }
 
 fn it_runs_what_a_worker_needs(scene: &Scene) -> Result<()> {
-    let services: Value =
-        serde_json::from_str(&scene.cluster.garboardctl_ok(&["-m", WORKER, "services", "-o", "json"])?)?;
-    let services = services["services"].as_array().or(services.as_array()).context("no services")?.clone();
+    let services = scene.cluster.services_of(WORKER)?;
     let names: Vec<_> = services.iter().filter_map(|service| service["name"].as_str()).collect();
     for absent in ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "operators"] {
         ensure!(!names.contains(&absent), "a worker runs {absent}");
@@ -126,12 +121,10 @@ fn it_works_on_while_the_control_plane_is_away(scene: &mut Scene, worker: &mut M
     worker.cut_power()?;
     worker.start()?;
     wait::until("the worker's kubelet", READY_LIMIT, || {
-        let text = scene.cluster.garboardctl_ok(&["-m", WORKER, "services", "-o", "json"]);
-        let text = text.map_err(|error| error.to_string())?;
-        let services: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-        let services = services["services"].as_array().or(services.as_array()).cloned().unwrap_or_default();
-        let kubelet = services.into_iter().find(|service| service["name"] == "kubelet");
-        if kubelet.as_ref().is_some_and(|kubelet| kubelet["state"] == "Running") { Ok(()) } else { Err(text) }
+        let services = scene.cluster.services_of(WORKER).map_err(|error| error.to_string())?;
+        let kubelet = services.iter().find(|service| service["name"] == "kubelet");
+        let runs = kubelet.is_some_and(|kubelet| kubelet["state"] == "Running");
+        if runs { Ok(()) } else { Err(format!("{services:?}")) }
     })
     .with_context(|| format!("the worker's console ends with:\n{}", worker.console_end()))?;
     scene.machine.start()?;

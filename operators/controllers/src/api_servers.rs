@@ -20,6 +20,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::served::whenever_served;
+
 /// Name of the ledger's file.
 const FILE: &str = "api-servers";
 /// The Service of the API servers, and the slice that they keep.
@@ -61,21 +63,7 @@ impl ApiServers {
             if self.servers.borrow().is_empty() {
                 self.begin().await;
             }
-            loop {
-                let client = self.api.borrow_and_update().clone();
-                let follow = async {
-                    match client {
-                        Some(client) => self.follow(client).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                let mut api = self.api.clone();
-                // Nothing is kept between rounds that the next does not read again.
-                tokio::select! {
-                    () = follow => {}
-                    Ok(()) = api.changed() => {}
-                }
-            }
+            whenever_served(self.api.clone(), |client| self.follow(client)).await;
         };
         stop.run_until_cancelled(work).await;
     }

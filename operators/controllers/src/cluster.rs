@@ -149,7 +149,7 @@ async fn publish(cluster: &Cluster, context: &Context, observed: &Observed) -> R
             Some(endpoint) => Some(endpoint.to_string()),
             None => address.map(|address| cluster.endpoint(address).to_string()),
         },
-        ca_pin: context.pki.authority_certificate(Authority::Kubernetes).ok().and_then(|pem| public_key_pin(&pem)),
+        ca_pin: context.pki.authority_pin(Authority::Kubernetes).ok().flatten().map(|pin| pin.to_string()),
         // The operators' to write.
         removed_machines: Vec::new(),
     };
@@ -157,11 +157,4 @@ async fn publish(cluster: &Cluster, context: &Context, observed: &Observed) -> R
     published.status = Some(status.clone());
     announce(context, published);
     context.statuses.publish(cluster, &status).await
-}
-
-/// SHA-256 of the public key in a certificate, as `sha256:` and hexadecimal digits.
-pub(crate) fn public_key_pin(pem: &str) -> Option<String> {
-    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
-    let certificate = block.parse_x509().ok()?;
-    Some(garboard_runtime::ledger::digest(certificate.public_key().raw))
 }

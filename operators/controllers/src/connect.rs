@@ -107,7 +107,7 @@ impl Connect {
 
     /// Waits for any API server of the cluster.
     async fn follow(&self, outage: Outage) {
-        let client = client(Uri::from_static(APISERVERS), Leaf::Agent, outage);
+        let client = client(any(), Leaf::Agent, outage);
         self.until_done(async || {
             let version = client.apiserver_version().await;
             version.map(drop).map_err(|error| ConnectError::Version(Box::new(error)))
@@ -182,6 +182,12 @@ pub fn operators() -> Client {
     client(local(), Leaf::Operators, Outage::default())
 }
 
-fn local() -> Uri {
+/// Whichever API servers serve.
+pub(crate) fn any() -> Uri {
+    Uri::from_static(APISERVERS)
+}
+
+/// The API server of this machine.
+pub(crate) fn local() -> Uri {
     Uri::from_static(LOCAL_APISERVER)
 }

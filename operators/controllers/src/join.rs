@@ -8,7 +8,6 @@ mod token;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -18,17 +17,17 @@ use garboard_api::manifest::JoinToken;
 use garboard_api::{Machine, types};
 use garboard_api_client::{Identity, IdentityError, Outage};
 use garboard_catalog::pki::Leaf;
-use garboard_catalog::{balancer, kubeconfig};
+use garboard_catalog::{balancer, users};
 use garboard_plan::pki::{self as plan, Authority};
 use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
-use http::Uri;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::pki::{PkiError, PkiStore};
+use crate::connect;
+use crate::pki::{FileError, PkiError, PkiStore, files};
 use crate::problems::Problems;
 use crate::request::{self, RequestError};
 
@@ -48,15 +47,9 @@ pub enum JoinError {
     /// There is no token to show.
     #[error("there is no token: give the machine the manifests that `garboardctl join {0}` makes")]
     NoToken(String),
-    /// The token could not be kept.
-    #[error("cannot keep the token in {}", path.display())]
-    Token {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// The token could not be read.
+    #[error(transparent)]
+    Token(#[from] FileError),
     /// The cluster was not found.
     #[error("cannot find the cluster at {endpoints}")]
     Discovery {
@@ -164,7 +157,7 @@ impl Join {
         let token = self.token.read()?.ok_or_else(|| JoinError::NoToken(name.to_owned()))?;
         let authority = self.authority(join).await?;
         let identity = Identity::of_token(&authority, &token)?;
-        let client = garboard_api_client::client(api_servers(), identity, Outage::default());
+        let client = garboard_api_client::client(connect::any(), identity, Outage::default());
         let profiles = plan::of_worker(name);
         let Some(profile) = profiles.get(&Leaf::Agent) else { return Ok(()) };
         let request = self.pki.request(Leaf::Agent, profile)?;
@@ -190,35 +183,15 @@ impl Join {
     }
 }
 
-fn api_servers() -> Uri {
-    Uri::from_static(kubeconfig::APISERVERS)
-}
-
-fn local() -> Uri {
-    Uri::from_static(kubeconfig::LOCAL_APISERVER)
-}
-
 impl TokenFile {
     /// Keeps a token that was given; it lies in a file that only root reads.
-    fn keep(&self, given: &JoinToken) -> Result<(), JoinError> {
-        let write = || {
-            let new = self.0.with_extension("new");
-            let _ = fs::remove_file(&new);
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            io::Write::write_all(&mut file, given.token.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, &self.0)?;
-            fs::File::open(self.0.parent().unwrap_or(Path::new("/")))?.sync_all()
-        };
-        write().map_err(|source| JoinError::Token { path: self.0.clone(), source })
+    fn keep(&self, given: &JoinToken) -> Result<(), FileError> {
+        files::replace(&self.0, &given.token, users::ROOT, 0o600)?;
+        files::sync_folder(self.0.parent().unwrap_or(Path::new("/")))
     }
 
-    fn read(&self) -> Result<Option<String>, JoinError> {
-        match fs::read_to_string(&self.0) {
-            Ok(token) => Ok(Some(token).filter(|token| types::is_token(token))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(JoinError::Token { path: self.0.clone(), source }),
-        }
+    fn read(&self) -> Result<Option<String>, FileError> {
+        Ok(files::read(&self.0)?.filter(|token| types::is_token(token)))
     }
 
     /// It serves once.

@@ -36,5 +36,6 @@ pub mod removals;
 mod request;
 pub mod resolver;
 pub mod revocations;
+mod served;
 pub mod services;
 pub mod trial;

@@ -17,6 +17,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::served::whenever_served;
+
 /// Name of the ledger's file.
 const FILE: &str = "peers";
 
@@ -53,22 +55,9 @@ impl PeerWatch {
     /// Follows them until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let work = async {
-            loop {
-                let client = self.api.borrow_and_update().clone();
-                let name = self.machine.borrow().as_ref().map(|machine| machine.node_name().to_owned());
-                let follow = async {
-                    match (client, name) {
-                        (Some(client), Some(name)) => self.follow(client, &name).await,
-                        _ => std::future::pending().await,
-                    }
-                };
-                let mut api = self.api.clone();
-                // Nothing is kept between rounds that the next does not read again. There is an API only for a declared machine.
-                tokio::select! {
-                    () = follow => {}
-                    Ok(()) = api.changed() => {}
-                }
-            }
+            let machine = self.machine.wait_for(Option::is_some).await.map(|machine| machine.clone());
+            let Ok(Some(machine)) = machine else { return };
+            whenever_served(self.api.clone(), |client| self.follow(client, machine.node_name())).await;
         };
         stop.run_until_cancelled(work).await;
     }

@@ -7,13 +7,14 @@
 pub(crate) mod files;
 mod issue;
 mod memo;
-mod read;
+pub(crate) mod read;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use garboard_api::PublicKeyPin;
 use garboard_catalog::pki::{Leaf, apiserver, controller_manager};
 use garboard_catalog::users;
 use garboard_plan::pki::{
@@ -244,6 +245,14 @@ impl PkiStore {
     /// [`PkiError::NoAuthority`] before it is made.
     pub fn authority_certificate(&self, authority: Authority) -> Result<String, PkiError> {
         Ok(self.signer(authority)?.certificate_pem.clone())
+    }
+
+    /// What an authority is known by; none before it is made.
+    ///
+    /// # Errors
+    /// When its file cannot be read or used.
+    pub fn authority_pin(&self, authority: Authority) -> Result<Option<PublicKeyPin>, PkiError> {
+        Ok(self.find_signer(authority)?.and_then(|signer| read::pin_of_pem(&signer.certificate_pem)))
     }
 
     /// A client certificate for a key that somebody else holds, PEM: the API server will know its bearer as user

@@ -1,7 +1,7 @@
 //! Machines that were removed: the operators record them in the status of the Cluster, and the agent of each control-plane machine keeps
 //! its API server's authorizers by it, from the ledger while there is no API server to ask.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -87,7 +87,7 @@ impl Revocations {
                 None
             })
             .unwrap_or_default();
-        write(&removed)?;
+        write(names(&removed))?;
         Ok(Self { machine, api, ledger, removed })
     }
 
@@ -125,33 +125,31 @@ impl Revocations {
     }
 
     fn keep(&mut self, removed: Vec<RemovedMachine>) {
-        let names: Vec<_> = removed.iter().map(|one| one.machine.as_str()).collect();
-        info!(?names, "removed machines");
+        info!(machines = ?names(&removed).collect::<Vec<_>>(), "removed machines");
         if let Err(error) = self.ledger.write(FILE, &removed) {
             warn!(error = chain(&error), "cannot record the removed machines");
         }
-        match write(&removed) {
+        match write(names(&removed)) {
             Ok(()) => self.removed = removed,
             Err(error) => error!(error = chain(&error), "cannot write the authorizers"),
         }
     }
 }
 
-fn write(removed: &[RemovedMachine]) -> Result<(), FileError> {
-    write_to(Path::new("/"), removed.iter().map(|one| one.machine.as_str()))
-}
-
-/// Writes the files of kube-apiserver's authorizers below `root`.
+/// Writes the files of kube-apiserver's authorizers, given the names of the machines that are removed.
 ///
 /// # Errors
 /// When one cannot be written.
-pub fn write_to<'a>(root: &Path, removed: impl Iterator<Item = &'a str>) -> Result<(), FileError> {
-    let place = |path: &str| -> PathBuf { root.join(path.trim_start_matches('/')) };
+pub fn write<'a>(removed: impl Iterator<Item = &'a str>) -> Result<(), FileError> {
     let put =
-        |path: &str, content: &Value| replace(&place(path), &format!("{content:#}\n"), users::KUBE_APISERVER, 0o400);
-    if let Some(folder) = place(AUTHORIZATION).parent() {
+        |path: &str, content: &Value| replace(Path::new(path), &format!("{content:#}\n"), users::KUBE_APISERVER, 0o400);
+    if let Some(folder) = Path::new(AUTHORIZATION).parent() {
         make_folder(folder, users::KUBE_APISERVER, 0o500)?;
     }
     put(ABSENT_AUTHORIZER, &plan::absent_authorizer())?;
     put(AUTHORIZATION, &plan::authorization(removed))
+}
+
+fn names(removed: &[RemovedMachine]) -> impl Iterator<Item = &str> {
+    removed.iter().map(|one| one.machine.as_str())
 }

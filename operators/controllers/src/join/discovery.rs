@@ -15,6 +15,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, PeerIncompatible, RootC
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::pki::read::pin;
+
 /// Longest time until the server has shown itself. The balancer waits for a server in its place.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -91,7 +93,7 @@ impl ServerCertVerifier for Pinned {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let authority = intermediates.iter().find(|certificate| pin_of(certificate) == Some(self.pin));
+        let authority = intermediates.iter().find(|certificate| pin(certificate) == Some(self.pin));
         let authority = authority.ok_or_else(|| {
             Error::General(format!("the server belongs to another cluster: its authority's key is not {}", self.pin))
         })?;
@@ -126,10 +128,4 @@ impl ServerCertVerifier for Pinned {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
-}
-
-fn pin_of(certificate: &CertificateDer<'_>) -> Option<PublicKeyPin> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let digest = ring::digest::digest(&ring::digest::SHA256, parsed.public_key().raw);
-    Some(PublicKeyPin::new(digest.as_ref().try_into().ok()?))
 }

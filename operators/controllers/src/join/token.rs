@@ -10,8 +10,8 @@ use kube::core::GroupVersionKind;
 use ring::rand::{SecureRandom, SystemRandom};
 use tracing::info;
 
-use super::local;
 use crate::addons::{self, AddonsError};
+use crate::connect;
 use crate::pki::PkiStore;
 
 /// The characters of a token (Kubernetes: bootstrap tokens).
@@ -49,7 +49,7 @@ pub async fn issue(
     let end = i64::try_from(end).unwrap_or(i64::MAX);
     let expiration = Timestamp::from_second(end).unwrap_or(Timestamp::MAX).to_string();
     let object: DynamicObject = serde_json::from_value(plan::token_secret(machine, &id, &secret, &expiration))?;
-    let client = addons::administrator(pki, local(), garboard_api_client::Outage::default(), now)?;
+    let client = addons::administrator(pki, connect::local(), garboard_api_client::Outage::default(), now)?;
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Secret"));
     Api::<DynamicObject>::namespaced_with(client, "kube-system", &resource)
         .create(&PostParams::default(), &object)

@@ -25,7 +25,6 @@ use tracing::info;
 
 use super::answers::{self, failed};
 use super::{Declare, DeclareSender, View};
-use crate::cluster::public_key_pin;
 use crate::join::issue_token;
 use crate::pki::{IssueError, PkiError, PkiStore};
 use crate::trial::{Decide, Decision};
@@ -218,7 +217,9 @@ impl Machine for Service {
             return Err(Status::invalid_argument(format!("machine: {machine:?}: it is the name of this machine")));
         }
         let endpoint = answers::endpoint(&view).ok_or_else(|| Status::unavailable("the machine has no address yet"))?;
-        let authority = self.pki.authority_certificate(Authority::Kubernetes).map_err(unsigned)?;
+        let authority = Authority::Kubernetes;
+        let pin = self.pki.authority_pin(authority).and_then(|pin| pin.ok_or(PkiError::NoAuthority(authority)));
+        let ca_pin = pin.map_err(unsigned)?.to_string();
         let lifetime = Duration::from_secs((*valid_seconds).into());
         let (token, end) = issue_token(&self.pki, machine, lifetime, SystemTime::now())
             .await
@@ -226,7 +227,7 @@ impl Machine for Service {
         Ok(Response::new(JoinTokenResponse {
             token,
             endpoint: endpoint.to_string(),
-            ca_pin: public_key_pin(&authority).unwrap_or_default(),
+            ca_pin,
             not_after_unix_ms: end.saturating_mul(1000),
         }))
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use garboard_api::PublicKeyPin;
 use garboard_plan::pki::{ObservedLeaf, Profile, SubjectName, Validity};
 use rcgen::{KeyPair, PublicKeyData};
 use x509_parser::extensions::GeneralName;
@@ -68,6 +69,18 @@ pub(super) fn authority(certificate_pem: &str, key_pem: Option<&str>) -> Result<
 /// The public half of a private key, PEM.
 pub(super) fn public_key(key_pem: &str) -> Result<String, IssueError> {
     Ok(KeyPair::from_pem(key_pem)?.public_key_pem())
+}
+
+/// What a certificate (DER) is known by: the digest of its public key.
+pub(crate) fn pin(der: &[u8]) -> Option<PublicKeyPin> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let digest = ring::digest::digest(&ring::digest::SHA256, certificate.public_key().raw);
+    Some(PublicKeyPin::new(digest.as_ref().try_into().ok()?))
+}
+
+/// The same of a certificate in PEM.
+pub(super) fn pin_of_pem(pem: &str) -> Option<PublicKeyPin> {
+    pin(&block(pem).ok()?.contents)
 }
 
 fn block(pem: &str) -> Result<Pem, ReadError> {

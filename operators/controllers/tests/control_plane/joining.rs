@@ -235,7 +235,7 @@ async fn it_may_do_nothing_once_it_is_removed(world: &World, worker: &Joiner, ad
     };
     assert_eq!(may().await, [true; 4]);
     for (removed, expected) in [(Some("node-2"), [false; 4]), (Some("node-9"), [true; 4]), (None, [true; 4])] {
-        revocations::write_to(Path::new("/"), removed.into_iter()).unwrap();
+        revocations::write(removed.into_iter()).unwrap();
         world.wait_for("the authorizers to count", || async { (may().await == expected).then_some(()) }).await;
         // Nobody else has to do with it.
         Api::<Machine>::all(administrator.clone()).list(&everything).await.unwrap();

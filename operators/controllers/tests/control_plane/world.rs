@@ -143,7 +143,7 @@ impl World {
             running: BTreeMap::new(),
         };
         world.issue();
-        revocations::write_to(Path::new("/"), [].into_iter()).unwrap();
+        revocations::write([].into_iter()).unwrap();
         world
     }
 
