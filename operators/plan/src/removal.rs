@@ -94,7 +94,8 @@ pub fn node(node: &core::Node) -> Node {
     Node { cordoned, ready }
 }
 
-/// A pod that has to go before its node does. Those of DaemonSets and of the node itself go with it; those that have ended are gone.
+/// A pod that has to go before its node does. Those of DaemonSets and of the node itself go with it, as do those that have ended and that
+/// nobody has asked to go; of one that was asked, the kubelet has something to clear away until the pod is gone.
 pub fn resident(pod: &Pod) -> Option<Resident> {
     let meta = &pod.metadata;
     let owned = meta.owner_references.iter().flatten().any(|owner| owner.kind == "DaemonSet" || owner.kind == "Node");
@@ -103,11 +104,12 @@ pub fn resident(pod: &Pod) -> Option<Resident> {
         .as_ref()
         .is_some_and(|notes: &BTreeMap<_, _>| notes.contains_key("kubernetes.io/config.mirror"));
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    let ended = matches!(phase, Some("Succeeded" | "Failed"));
+    let ending = meta.deletion_timestamp.is_some();
+    let ended = matches!(phase, Some("Succeeded" | "Failed")) && !ending;
     (!owned && !mirror && !ended).then(|| Resident {
         namespace: meta.namespace.clone().unwrap_or_default(),
         name: meta.name.clone().unwrap_or_default(),
-        ending: meta.deletion_timestamp.is_some(),
+        ending,
     })
 }
 
@@ -159,6 +161,7 @@ pub fn plan(observed: &Observed) -> Plan {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -173,6 +176,27 @@ mod tests {
             node: Some(Node { cordoned: false, ready: true }),
             pods: vec![pod("a", false), pod("b", true)],
             ..Observed::default()
+        }
+    }
+
+    #[test]
+    fn a_pod_counts_until_it_is_gone_if_it_was_asked_to_go() {
+        let seen = |meta: Value, phase: &str| {
+            let pod = json!({ "metadata": meta, "status": { "phase": phase } });
+            resident(&serde_json::from_value(pod).unwrap()).is_some()
+        };
+        let asked = json!({ "name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z" });
+        let of = |kind: &str| json!({ "name": "a", "ownerReferences": [{ "apiVersion": "v1", "kind": kind, "name": "x", "uid": "1" }] });
+        let cases = [
+            ("one that runs", json!({ "name": "a" }), "Running", true),
+            ("one that has ended", json!({ "name": "a" }), "Succeeded", false),
+            ("one that ends", asked.clone(), "Running", true),
+            ("one that has ended as it was asked", asked, "Succeeded", true),
+            ("one of a DaemonSet", of("DaemonSet"), "Running", false),
+            ("one of a ReplicaSet", of("ReplicaSet"), "Running", true),
+        ];
+        for (name, meta, phase, expected) in cases {
+            assert_eq!(seen(meta, phase), expected, "{name}");
         }
     }
 
