@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures::{Stream, stream};
-use garboard_api::machine::MachineRole;
 use garboard_api::refusal::Origin;
 use garboard_api::{Cluster, Machine, Refusals};
 use garboard_control::Client as Control;
@@ -17,6 +16,7 @@ use garboard_controllers::api_servers::ApiServers;
 use garboard_controllers::certificates::{Certificates, Due};
 use garboard_controllers::connect::Connect;
 use garboard_controllers::context::{Context, Paths, Published};
+use garboard_controllers::etcd::Etcd;
 use garboard_controllers::join::Join;
 use garboard_controllers::kernel::{Kernel, KernelPaths};
 use garboard_controllers::leave::Leave;
@@ -79,7 +79,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         Source::start(ledger.clone(), manifests.cluster.as_ref(), refusals.clone(), api_seen.clone())
             .with_context(|| start("Cluster"))?;
 
-    let joins = machine.current().is_some_and(|machine| machine.role() == MachineRole::Worker);
+    let joins = machine.current().is_some_and(|machine| machine.joins());
     let declared = [(machine.current().is_some(), "Machine"), (cluster.current().is_some() || joins, "Cluster")];
     for (_, kind) in declared.iter().filter(|(declared, _)| !declared) {
         warn!(kind, "not declared: give the machine its manifests");
@@ -120,6 +120,14 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (peers, peers_seen) = PeerWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (servers, api_servers) = ApiServers::new(machine.object.clone(), api_seen.clone(), ledger.clone());
+    let (etcd, (membership, leads)) = Etcd::new(
+        machine.object.clone(),
+        api_seen.clone(),
+        addresses.clone(),
+        statuses.clone(),
+        ledger.clone(),
+        &info.boot_id,
+    );
     let (join, joined) = Join::new(
         machine.object.clone(),
         pki.clone(),
@@ -171,6 +179,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         api: api_seen.clone(),
         api_servers: api_servers.clone(),
         peers: peers_seen.clone(),
+        membership: membership.clone(),
+        leads: leads.clone(),
         due_certificates,
         asked_certificates: asked_certificates.clone(),
         published,
@@ -185,6 +195,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("pool", pool_watch.run(stop.clone()));
     tasks.spawn("peers", peers.run(stop.clone()));
     tasks.spawn("API servers", servers.run(stop.clone()));
+    tasks.spawn("etcd", etcd.run(stop.clone()));
     tasks.spawn("join", join.run(stop.clone()));
     let leave = Leave {
         ended: machine.ended.clone(),
@@ -198,7 +209,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("revocations", revocations.run(stop.clone()));
     tasks.spawn("leave", leave.run(stop.clone()));
     tasks.spawn("certificates", certificates.run(api_seen.clone(), stop.clone()));
-    let connect = Connect::new(machine.object.clone(), joined, pki.clone(), api, problems.clone());
+    let connect = Connect::new(machine.object.clone(), joined, membership.clone(), pki.clone(), api, problems.clone());
     tasks.spawn("connect", connect.run(stop.clone()));
     tasks.spawn(
         "probes",
@@ -223,6 +234,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         changes(api_seen.clone()),
         changes(api_servers),
         changes(peers_seen),
+        changes(membership.clone()),
         changes(asked_certificates),
         changes(cluster.object.clone()),
         changes(pool),
@@ -237,6 +249,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         distinct(statuses, |statuses| (cluster::dns_is_ready(statuses), cluster::api_is_ready(statuses))),
         distinct(node_view, |view| (view.uid.clone(), view.pod_cidrs.clone())),
         changes(api_seen),
+        changes(membership),
+        changes(leads),
         changes(refusals_seen.clone()),
     ]);
     tasks.spawn(

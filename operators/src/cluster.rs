@@ -32,6 +32,6 @@ pub async fn run(machine: &str, stop: CancellationToken) -> anyhow::Result<()> {
             removals::run(client.clone(), stop),
         );
     };
-    leader::lead(client.clone(), identity, tell, duties, stop).await;
+    leader::lead(client.clone(), leader::OPERATORS, identity, tell, duties, stop).await;
     Ok(())
 }

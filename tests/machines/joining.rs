@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use garboard_tests::cluster::{READY_LIMIT, sample_pod};
-use garboard_tests::image::Image;
-use garboard_tests::lan::Lan;
-use garboard_tests::machine::{Hardware, Machine, Ports};
+use garboard_tests::machine::{Hardware, Machine};
 use garboard_tests::wait;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::scene::{POD_LIMIT, SECOND, Scene, on_ready};
+use crate::scene::{POD_LIMIT, Scene, on_ready};
 
 /// The worker's name.
 const WORKER: &str = "node-2";
@@ -37,21 +35,10 @@ fn a_worker_joins_by_one_resource(scene: &mut Scene) -> Result<()> {
     outcome
 }
 
-/// Makes the manifests of a worker, starts it with them, and waits until it belongs to the cluster.
+/// Starts a worker, and waits until it belongs to the cluster.
 fn join(scene: &Scene) -> Result<Machine> {
-    scene.cluster.garboardctl_ok(&["join", WORKER, "--at", &format!("127.0.0.1:{}", scene.second_port)])?;
-    let file = format!("{WORKER}.yaml");
-    let network = json!({ "links": [{
-        "match": { "name": "eth0" },
-        "addresses": [format!("{SECOND}/{}", Lan::PREFIX)],
-        "gateway": Lan::ROUTER,
-    }] });
-    scene.cluster.edit(&file, "network: {}", &format!("network: {network}"))?;
     let hardware = Hardware { memory_mib: 2048, ..Hardware::default() };
-    let mut worker = Machine::create(&Image::latest()?, &scene.folder().join(WORKER), hardware, Ports::free()?)?;
-    worker.set_manifests(Some(scene.cluster.directory().join(&file)));
-    worker.connect(scene.lan()?, 2);
-    worker.start()?;
+    let worker = scene.join(WORKER, scene.places[0], hardware, &[])?;
     let ready = || {
         scene.cluster.wait_condition(&["machine", WORKER], "Ready", READY_LIMIT)?;
         scene.cluster.wait_condition(&["node", WORKER], "Ready", READY_LIMIT)

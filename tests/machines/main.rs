@@ -3,6 +3,7 @@
 //! Most scenarios start from one saved state of a machine whose node is Ready, so that the image is booted once for all of them;
 //! those whose point is booting make a machine of their own.
 
+mod control_plane;
 mod declare;
 mod docs;
 mod faults;
@@ -29,6 +30,7 @@ fn main() {
         sources::scenarios(),
         workloads::scenarios(),
         joining::scenarios(),
+        control_plane::scenarios(),
         security::scenarios(),
         faults::scenarios(),
         power::scenarios(),

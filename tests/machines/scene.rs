@@ -12,6 +12,7 @@ use garboard_tests::image::Image;
 use garboard_tests::lan::{Forward, Lan};
 use garboard_tests::machine::{Hardware, Machine, Ports};
 use libtest_mimic::{Failed, Trial};
+use serde_json::json;
 use tempfile::TempDir;
 
 /// Longest time for a pod to do what it is meant to: three times what is usual under emulation.
@@ -20,8 +21,23 @@ pub const POD_LIMIT: Duration = Duration::from_secs(120);
 /// The name under which the Ready machine is saved.
 const READY: &str = "ready";
 
-/// The address of another machine on the network of the Ready one.
-pub const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 21);
+/// A place for another machine on the network of the Ready one.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its number on the link.
+    pub number: u8,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The host's ports that lead to it.
+    pub ports: Ports,
+}
+
+impl Place {
+    /// The place with a number, from 2 to 8.
+    fn new(number: u8) -> Result<Self> {
+        Ok(Self { number, address: Ipv4Addr::new(10, 0, 2, 20 + number), ports: Ports::free()? })
+    }
+}
 
 /// How much of the agent's log an error tells.
 const AGENT_LINES: &str = "30";
@@ -34,8 +50,8 @@ pub struct Scene {
     pub cluster: Cluster,
     /// The network that others can be on too.
     lan: Option<Lan>,
-    /// The host's port that leads to the machine API of another machine there.
-    pub second_port: u16,
+    /// Places for others.
+    pub places: [Place; 2],
     directory: TempDir,
 }
 
@@ -47,7 +63,7 @@ impl Scene {
     pub fn new(hardware: Hardware) -> Result<Self> {
         let image = Image::latest()?;
         let Fresh { machine, cluster, directory } = Fresh::new(&image, hardware)?;
-        Ok(Self { machine, cluster, lan: None, second_port: Ports::free()?.machine, directory })
+        Ok(Self { machine, cluster, lan: None, places: [Place::new(2)?, Place::new(3)?], directory })
     }
 
     /// The same on a network that another machine can be on too. What its router knows of connections is not part of a saved state.
@@ -56,14 +72,12 @@ impl Scene {
     /// When the image is missing, files cannot be made, or the network does not start.
     fn on_lan(hardware: Hardware) -> Result<Self> {
         let mut scene = Self::new(hardware)?;
-        let Ports { api, machine } = scene.machine.ports();
-        let forward = |host, address, port| Forward { host, address, port };
-        let forwards = [
-            forward(api, Lan::FIRST, 6443),
-            forward(machine, Lan::FIRST, 7443),
-            forward(scene.second_port, SECOND, 7443),
-        ];
-        let lan = Lan::start(scene.directory.path(), &forwards)?;
+        let places = scene.places.iter().map(|place| (place.ports, place.address));
+        let forwards = [(scene.machine.ports(), Lan::FIRST)].into_iter().chain(places).flat_map(|(ports, address)| {
+            let forward = |host, port| Forward { host, address, port };
+            [forward(ports.api, 6443), forward(ports.machine, 7443)]
+        });
+        let lan = Lan::start(scene.directory.path(), &forwards.collect::<Vec<_>>())?;
         scene.machine.connect(&lan, 1);
         scene.lan = Some(lan);
         Ok(scene)
@@ -96,6 +110,27 @@ impl Scene {
             .and_then(|()| self.cluster.wait_ready(READY_LIMIT))
             .and_then(|()| self.cluster.wait_condition(&["clusters.garboard.dev", "cluster"], "Ready", READY_LIMIT))
             .with_context(|| self.account())
+    }
+
+    /// Makes the manifests with which a machine joins at a place, and starts it with them.
+    ///
+    /// # Errors
+    /// When `garboardctl join` refuses, or the machine does not start.
+    pub fn join(&self, name: &str, place: Place, hardware: Hardware, more: &[&str]) -> Result<Machine> {
+        let at = format!("127.0.0.1:{}", place.ports.machine);
+        self.cluster.garboardctl_ok(&[&["-m", "node-1", "join", name, "--at", &at], more].concat())?;
+        let file = format!("{name}.yaml");
+        let network = json!({ "links": [{
+            "match": { "name": "eth0" },
+            "addresses": [format!("{}/{}", place.address, Lan::PREFIX)],
+            "gateway": Lan::ROUTER,
+        }] });
+        self.cluster.edit(&file, "network: {}", &format!("network: {network}"))?;
+        let mut machine = Machine::create(&Image::latest()?, &self.folder().join(name), hardware, Ports::free()?)?;
+        machine.set_manifests(Some(self.cluster.directory().join(&file)));
+        machine.connect(self.lan()?, place.number);
+        machine.start()?;
+        Ok(machine)
     }
 
     /// A folder for the files of a scenario.

@@ -18,6 +18,10 @@ pub const SERVICES_READY: &str = "ServicesReady";
 pub const CHANGE_PROVED: &str = "ChangeProved";
 /// Its pods have gone, so that a machine whose Machine is deleted can leave.
 pub const DRAINED: &str = "Drained";
+/// The cluster's store has taken the member.
+pub const JOINED: &str = "Joined";
+/// The member answers, and has no alarm.
+pub const HEALTHY: &str = "Healthy";
 /// The API server answers.
 pub const API_AVAILABLE: &str = "APIAvailable";
 

@@ -3,11 +3,11 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::core::CustomResourceExt;
 
-use crate::{Cluster, Machine, MachinePool};
+use crate::{Cluster, EtcdMember, Machine, MachinePool};
 
 /// The definition of every kind.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![Cluster::crd(), Machine::crd(), MachinePool::crd()]
+    vec![Cluster::crd(), Machine::crd(), MachinePool::crd(), EtcdMember::crd()]
 }
 
 /// The definitions as YAML documents, which `kubectl apply -f` takes.

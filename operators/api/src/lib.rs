@@ -9,11 +9,13 @@
 //! | [`Machine`] | cluster | the machine's, which is also its node's |
 //! | [`Cluster`] | cluster | always `cluster` |
 //! | [`MachinePool`] | cluster | the pool's |
+//! | [`EtcdMember`] | cluster | that of the machine that runs it |
 
 pub mod cluster;
 pub mod condition;
 pub mod control_plane;
 pub mod crds;
+pub mod etcd_member;
 pub mod field_error;
 pub mod machine;
 pub mod machine_pool;
@@ -25,6 +27,7 @@ pub mod types;
 pub mod validate;
 
 pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, PodNetwork, ProxyMode, Role};
+pub use etcd_member::{EtcdMember, EtcdMemberSpec, EtcdMemberStatus, EtcdRole};
 pub use field_error::FieldError;
 pub use machine::{
     Effective, HostEntry, Link, LinkMatch, LinkRoute, Machine, MachineJoin, MachineKernel, MachineKubelet,

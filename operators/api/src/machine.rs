@@ -53,17 +53,19 @@ pub use self::trial::{MachineTrial, TcpServer, TrialFailure, TrialProbe, TrialSt
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("(has(self.role) && self.role == 'Worker') == has(self.join)")
-        .message("a worker joins a cluster and says in `join` which; a control-plane machine founds one and has no `join`"),
+    validation = Rule::new("!has(self.role) || self.role != 'Worker' || has(self.join)")
+        .message("a worker joins a cluster and says in `join` which; only a control-plane machine can found one, without `join`"),
+    validation = Rule::new("has(self.join) == has(oldSelf.join)")
+        .message("a machine that founds its cluster has no `join`, one that joins it keeps its `join`"),
     validation = Rule::new("(has(self.role) ? self.role : 'ControlPlane') == (has(oldSelf.role) ? oldSelf.role : 'ControlPlane')")
         .message("role cannot be changed")
 )]
 pub struct MachineSpec {
-    /// What the machine is for: a ControlPlane machine runs the cluster's control plane and its own pods, a Worker runs pods. It cannot
+    /// What the machine is for: a ControlPlane machine runs a part of the cluster's control plane and pods, a Worker runs pods. It cannot
     /// be changed. Default: ControlPlane.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<MachineRole>,
-    /// The cluster that a worker joins.
+    /// The cluster that the machine joins. A control-plane machine without it founds the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<MachineJoin>,
     /// The machine's host name: one DNS label. Default: the name of the Machine.
@@ -244,6 +246,11 @@ impl Machine {
     /// What it is for.
     pub fn role(&self) -> MachineRole {
         self.spec.role()
+    }
+
+    /// Whether it joins a cluster that is there, instead of founding one.
+    pub fn joins(&self) -> bool {
+        self.spec.join.is_some()
     }
 
     /// Name of its custom resource definition.

@@ -60,7 +60,7 @@ impl fmt::Debug for Identity {
 pub struct JoinToken {
     /// Name of the machine that it is for.
     pub machine: String,
-    /// The token: six and sixteen characters with a dot between them.
+    /// The token, as [`types::Token`] reads it.
     pub token: String,
 }
 
@@ -285,9 +285,10 @@ fn identity(object: &str, value: &Value) -> Result<Identity, ManifestError> {
 
 /// Reads the Secret with the token by which the machine joins a cluster.
 fn join_token(object: &str, value: &Value) -> Result<JoinToken, ManifestError> {
-    let words = format!("one entry, {JOIN_SECRET_KEY}: six and sixteen of a-z and 0-9 with a dot between them");
+    let words = format!("one entry, {JOIN_SECRET_KEY}: the token that `garboardctl join` makes");
+    let is_token = |text: &str| types::Token::parse(text).is_some();
     let (machine, token) =
-        secret(object, value, (JOIN_SECRET_TYPE, JOIN_SECRET_TYPE), JOIN_SECRET_KEY, types::is_token, &words)?;
+        secret(object, value, (JOIN_SECRET_TYPE, JOIN_SECRET_TYPE), JOIN_SECRET_KEY, is_token, &words)?;
     Ok(JoinToken { machine, token })
 }
 

@@ -180,7 +180,6 @@ fn what_is_wrong_is_named() {
             &["Secret \"x\"", "type", IDENTITY_SECRET_TYPE],
         ),
         ("a worker of no cluster", machine("spec: {role: Worker}"), &["spec.join", "garboardctl join"]),
-        ("a founder that joins", WORKER.replace("role: Worker", "role: ControlPlane"), &["spec.join", "only a worker"]),
         ("a worker without endpoint", WORKER.replace("[{host: 192.0.2.10}]", "[]"), &["spec.join.endpoints"]),
         (
             "an audit rule of both kinds",

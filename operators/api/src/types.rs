@@ -282,11 +282,40 @@ pub fn is_label(text: &str) -> bool {
         && text.chars().all(|c| plain(c) || c == '-')
 }
 
-/// Whether a text is a token as Kubernetes has them for newcomers: an identifier of six characters, a dot, and a secret of sixteen.
-pub fn is_token(text: &str) -> bool {
-    let plain =
-        |part: &str, length| part.len() == length && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-    text.split_once('.').is_some_and(|(id, secret)| plain(id, 6) && plain(secret, 16))
+/// A token that lets a machine into a cluster: parts of a-z and 0-9 with dots between them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token<'a> {
+    /// Its name: six characters.
+    pub id: &'a str,
+    /// What Kubernetes takes as a newcomer's token: the name, and a secret of sixteen characters.
+    pub bearer: &'a str,
+    /// The key, 64 hexadecimal digits, that opens the cluster's own keys to a machine of its control plane.
+    pub seal: Option<&'a str>,
+}
+
+impl<'a> Token<'a> {
+    /// Reads a token; none if the text is no such thing.
+    pub fn parse(text: &'a str) -> Option<Self> {
+        const BEARER: usize = 6 + 1 + 16;
+        let is_plain = |part: &str| part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let bearer = text.get(..BEARER)?;
+        let (id, secret) = bearer.split_once('.')?;
+        let seal = match text.get(BEARER..)? {
+            "" => None,
+            rest => Some(
+                rest.strip_prefix('.')
+                    .filter(|seal| seal.len() == 64 && seal.chars().all(|c| c.is_ascii_hexdigit()))?,
+            ),
+        };
+        (id.len() == 6 && is_plain(id) && is_plain(secret)).then_some(Self { id, bearer, seal })
+    }
+}
+
+impl fmt::Debug for Token<'_> {
+    /// Leaves the secrets out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 /// Whether a text is a DNS name in lower case.

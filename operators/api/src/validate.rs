@@ -52,10 +52,7 @@ fn check_join(errors: &mut Errors, spec: &MachineSpec) {
                 "the cluster that the worker joins: `garboardctl join` writes it",
             );
         }
-        (MachineRole::ControlPlane, Some(_)) => {
-            errors.require(false, "spec.join", shown, "only a worker (spec.role: Worker) joins a cluster");
-        }
-        (MachineRole::Worker, Some(MachineJoin { endpoints, ca_pin: _ })) => {
+        (_, Some(MachineJoin { endpoints, ca_pin: _ })) => {
             errors.require(!endpoints.is_empty(), "spec.join.endpoints", Vec::<Value>::new(), "at least one");
             for (index, Endpoint { host, port: _ }) in endpoints.iter().enumerate() {
                 let field = format!("spec.join.endpoints[{index}].host");
@@ -72,6 +69,13 @@ pub fn machine_change(old: &MachineSpec, new: &MachineSpec) -> Vec<FieldError> {
     let shown = |spec: &MachineSpec| serde_json::to_value(spec.role()).unwrap_or_default();
     let allowed = format!("it cannot be changed from {}", shown(old).as_str().unwrap_or_default());
     errors.require(old.role() == new.role(), "spec.role", shown(new), &allowed);
+    let join = serde_json::to_value(&new.join).unwrap_or_default();
+    let allowed = if old.join.is_some() {
+        "a machine that joins a cluster keeps it"
+    } else {
+        "a machine that founds its cluster has none"
+    };
+    errors.require(old.join.is_some() == new.join.is_some(), "spec.join", join, allowed);
     errors.0
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use garboard_api::cluster::ClusterStatus;
-use garboard_api::machine::MachineRole;
 use garboard_api::{About, Cluster, condition};
 use garboard_catalog::{dns, kube_apiserver};
 use garboard_plan::addons::NodeInput;
@@ -47,7 +46,7 @@ pub enum ClusterError {
 /// [`ClusterError`] of what failed; the status tells it too, and everything is tried again.
 pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<Action, ClusterError> {
     let client = context.api.borrow().clone();
-    if context.role() == MachineRole::Worker {
+    if !context.speaks_for_cluster() {
         return follow(&cluster, &context, client.as_ref()).await;
     }
     let (api, kept, account) = match &client {
@@ -73,7 +72,7 @@ pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<A
     }))
 }
 
-/// Keeps what belongs to the node of a worker. The cluster's status is told by its control plane.
+/// Keeps what belongs to the machine's node. The cluster's status is told by another.
 async fn follow(cluster: &Cluster, context: &Context, client: Option<&Client>) -> Result<Action, ClusterError> {
     announce(context, cluster.clone());
     if let Some(client) = client {

@@ -1,6 +1,7 @@
 //! Finds the API server, brings in what everybody there needs, and hands out a client of the agent's own.
 //!
-//! A control-plane machine asks its own API server, and brings in; a worker asks whichever serves, as soon as it has joined. Roles come
+//! The machine that is the control plane asks its own API server, and brings in; others ask whichever serves, as soon as they have joined,
+//! and those that serve too bring in as well: what they bring may be newer. Roles come
 //! first, because other services wait for theirs; then the custom resource definitions. What is said of changes of such
 //! resources nobody waits for, so it comes last, and with it what workers may do, once they are held to what is their own.
 
@@ -9,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use garboard_api::Machine;
-use garboard_api::machine::MachineRole;
 use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::{APISERVERS, LOCAL_APISERVER};
 use garboard_catalog::pki::Leaf;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::addons::{self, AddonsError};
+use crate::etcd::Membership;
 use crate::pki::PkiStore;
 use crate::problems::Problems;
 
@@ -52,6 +53,7 @@ pub enum ConnectError {
 pub struct Connect {
     machine: watch::Receiver<Option<Arc<Machine>>>,
     joined: watch::Receiver<bool>,
+    membership: watch::Receiver<Membership>,
     pki: PkiStore,
     api: watch::Sender<Option<Client>>,
     problems: Problems,
@@ -68,28 +70,29 @@ impl Connect {
     pub fn new(
         machine: watch::Receiver<Option<Arc<Machine>>>,
         joined: watch::Receiver<bool>,
+        membership: watch::Receiver<Membership>,
         pki: PkiStore,
         api: watch::Sender<Option<Client>>,
         problems: Problems,
     ) -> Self {
-        Self { machine, joined, pki, api, problems }
+        Self { machine, joined, membership, pki, api, problems }
     }
 
     /// Tries until the API server serves this machine, publishes the client, and waits for `stop`. An outage later on is the business of
     /// whoever uses the client: connections are made when they are needed.
     pub async fn run(mut self, stop: CancellationToken) {
         let connect = async {
-            let role = match self.machine.wait_for(Option::is_some).await {
-                Ok(machine) => machine.as_ref().map(|machine| machine.role()),
-                Err(_) => return,
-            };
+            let machine = self.machine.wait_for(Option::is_some).await.map(|machine| machine.clone());
+            let Ok(Some(machine)) = machine else { return };
             if self.joined.wait_for(|joined| *joined).await.is_err() {
                 return;
             }
             let outage = Outage::default();
-            match role {
-                Some(MachineRole::Worker) => self.follow(outage).await,
-                _ => self.found(outage).await,
+            let membership = self.membership.borrow().clone();
+            if membership.counts(&machine) {
+                self.serve(outage, membership.others).await;
+            } else {
+                self.follow(outage).await;
             }
         };
         if stop.run_until_cancelled(connect).await.is_some() {
@@ -97,11 +100,16 @@ impl Connect {
         }
     }
 
-    /// Sets up the API server of this machine, and then what nobody waits for.
-    async fn found(&self, outage: Outage) {
+    /// Sets up the API server of this machine, and then what nobody waits for. Where others serve too it is not waited for first.
+    async fn serve(&self, outage: Outage, others: bool) {
+        if others {
+            self.follow(outage.clone()).await;
+        }
         self.until_done(|| self.set_up(&outage)).await;
         info!("the API server is set up");
-        self.api.send_replace(Some(client(local(), Leaf::Agent, outage.clone())));
+        if !others {
+            self.api.send_replace(Some(client(local(), Leaf::Agent, outage.clone())));
+        }
         self.until_done(|| self.advise(&outage)).await;
     }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use garboard_api::machine::{MachineRole, MachineStatus};
+use garboard_api::machine::MachineStatus;
 use garboard_api::{Machine, condition, refusal};
 use garboard_control::MachinePhase;
 use garboard_machine_api::DEFAULT_PORT;
@@ -86,7 +86,7 @@ fn view(context: &Context) -> View {
     let mut waiting = network.waiting;
     match (&machine, &cluster) {
         (Some(_), Some(_)) => {}
-        (Some(machine), None) if machine.role() == MachineRole::Worker => {
+        (Some(machine), None) if machine.joins() => {
             waiting.push("the cluster that the machine joins".to_owned());
         }
         _ => waiting.push("a Machine and a Cluster to be declared (garboardctl new makes them)".to_owned()),

@@ -23,6 +23,7 @@ use kube::Client;
 use tokio::sync::{mpsc, watch};
 
 use crate::certificates::{Due, Outcome};
+use crate::etcd::Membership;
 use crate::network::{NetworkConfig, NodeAddresses};
 use crate::node::NodeView;
 use crate::pki::PkiStore;
@@ -109,6 +110,10 @@ pub struct Context {
     pub api_servers: watch::Receiver<Vec<SocketAddr>>,
     /// The other nodes of the pod network.
     pub peers: watch::Receiver<Arc<Vec<Peer>>>,
+    /// The machine's part in the cluster's store.
+    pub membership: watch::Receiver<Membership>,
+    /// Whether the machine leads those who change the membership of the store.
+    pub leads: watch::Receiver<bool>,
     /// Certificates that a worker has to ask the cluster for: written by the machine's reconciler.
     pub due_certificates: watch::Sender<Due>,
     /// What came of that.
@@ -142,6 +147,13 @@ impl Context {
     /// What the machine is for.
     pub fn role(&self) -> MachineRole {
         self.machine.current().map(|machine| machine.role()).unwrap_or_default()
+    }
+
+    /// Whether it is for this machine to tell how the cluster is: for one of those that serve it.
+    pub fn speaks_for_cluster(&self) -> bool {
+        let membership = self.membership.borrow().clone();
+        let counts = self.machine.current().is_some_and(|machine| membership.counts(&machine));
+        counts && (!membership.others || *self.leads.borrow())
     }
 
     /// The time of day, for plans.

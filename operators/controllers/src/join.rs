@@ -1,9 +1,11 @@
 //! Joins a cluster: from a pin and a one-time token to the certificate of the node agent.
 //!
 //! The machine knows its cluster by the pin of the cluster's authority, which the API servers show in their chain, and shows the token
-//! to nobody else. What it gets is kept on the state partition; joining that was interrupted begins again.
+//! to nobody else. A control-plane machine also fetches the cluster's keys. What it gets is kept on the state partition; joining that was
+//! interrupted begins again.
 
 mod discovery;
+mod keys;
 mod token;
 
 use std::fs;
@@ -12,13 +14,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use garboard_api::Machine;
 use garboard_api::machine::{MachineJoin, MachineRole};
 use garboard_api::manifest::JoinToken;
-use garboard_api::{Machine, types};
+use garboard_api::types::Token;
 use garboard_api_client::{Identity, IdentityError, Outage};
 use garboard_catalog::pki::Leaf;
 use garboard_catalog::{balancer, users};
-use garboard_plan::pki::{self as plan, Authority};
+use garboard_plan::join as plan;
+use garboard_plan::pki::Authority;
 use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
 use tokio::sync::watch;
@@ -32,6 +36,7 @@ use crate::problems::Problems;
 use crate::request::{self, RequestError};
 
 pub use discovery::DiscoveryError;
+pub use keys::KeysError;
 pub use token::{TokenError, issue as issue_token};
 
 /// First and longest wait between two tries.
@@ -67,6 +72,9 @@ pub enum JoinError {
     /// The request failed.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// The cluster's keys did not come.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// Keys or certificates could not be made or kept.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -116,7 +124,7 @@ impl Join {
                 Ok(machine) => machine.clone(),
                 Err(_) => return,
             };
-            if let Some(machine) = machine.filter(|machine| machine.role() == MachineRole::Worker) {
+            if let Some(machine) = machine.filter(|machine| machine.joins()) {
                 self.join(&machine).await;
             }
             self.joined.send_replace(true);
@@ -149,24 +157,42 @@ impl Join {
     }
 
     async fn attempt(&self, machine: &Machine) -> Result<(), JoinError> {
-        if self.pki.deploy_valid(Leaf::Agent, SystemTime::now())? {
+        let controls = machine.role() == MachineRole::ControlPlane;
+        let known = self.pki.deploy_valid(Leaf::Agent, SystemTime::now())?;
+        if known && (!controls || self.pki.has_cluster_keys()?) {
             return Ok(());
         }
         let name = machine.node_name();
         let Some(join) = &machine.spec.join else { return Err(JoinError::NoToken(name.to_owned())) };
-        let token = self.token.read()?.ok_or_else(|| JoinError::NoToken(name.to_owned()))?;
+        let text = self.token.read()?;
+        let token = text.as_deref().and_then(Token::parse).ok_or_else(|| JoinError::NoToken(name.to_owned()))?;
+        if controls && token.seal.is_none() {
+            return Err(KeysError::NotForControlPlane(name.to_owned()).into());
+        }
+        if !known {
+            self.get_certificate(machine, join, token).await?;
+        }
+        if controls {
+            let identity = Identity::Folder(self.pki.deployed(Leaf::Agent));
+            let client = garboard_api_client::client(connect::any(), identity, Outage::default());
+            keys::fetch(&self.pki, &client, name, token).await?;
+        }
+        info!(machine = name, "joined the cluster");
+        Ok(())
+    }
+
+    /// Gets the certificate of the machine's agent for its token.
+    async fn get_certificate(&self, machine: &Machine, join: &MachineJoin, token: Token<'_>) -> Result<(), JoinError> {
+        let name = machine.node_name();
         let authority = self.authority(join).await?;
-        let identity = Identity::of_token(&authority, &token)?;
+        let identity = Identity::of_token(&authority, token.bearer)?;
         let client = garboard_api_client::client(connect::any(), identity, Outage::default());
-        let profiles = plan::of_worker(name);
-        let Some(profile) = profiles.get(&Leaf::Agent) else { return Ok(()) };
+        let profile = &plan::agent(machine.role(), name);
         let request = self.pki.request(Leaf::Agent, profile)?;
         let certificate = request::certificate(&client, name, &request.pem).await.map_err(|error| {
             if error.is_unauthorized() { JoinError::Unknown(name.to_owned()) } else { JoinError::Request(error) }
         })?;
-        self.pki.install(Leaf::Agent, profile, &request, &certificate)?;
-        info!(machine = name, "joined the cluster");
-        Ok(())
+        Ok(self.pki.install(Leaf::Agent, profile, &request, &certificate)?)
     }
 
     /// The cluster's authority, PEM: the one that was found before, or what the API servers show now.
@@ -191,7 +217,7 @@ impl TokenFile {
     }
 
     fn read(&self) -> Result<Option<String>, FileError> {
-        Ok(files::read(&self.0)?.filter(|token| types::is_token(token)))
+        files::read(&self.0)
     }
 
     /// It serves once.

@@ -7,8 +7,8 @@
 use std::fmt;
 use std::time::Duration;
 
-pub use garboard_plan::leader::Identity;
-use garboard_plan::leader::{self as plan, Candidacy, DEADLINE, Loss, NAME, NAMESPACE, RENEWAL, Seen};
+use garboard_plan::leader::{self as plan, Candidacy, DEADLINE, Loss, NAMESPACE, RENEWAL, Seen};
+pub use garboard_plan::leader::{ETCD, Identity, OPERATORS};
 use garboard_runtime::applier::chain;
 use garboard_runtime::status::in_time;
 use garboard_sys::clock::boot_time;
@@ -47,18 +47,19 @@ impl fmt::Display for Standing {
     }
 }
 
-/// Does the `duties` whenever this machine leads, until `stop` ends them, and gives the lease back.
+/// Does the `duties` whenever this machine leads, which is while it holds the `lease`, until `stop` ends them, and gives the lease back.
 ///
 /// When the lease is lost, the duties are dropped where they are: another machine may begin with them. `tell` is called with
 /// each new standing.
 pub async fn lead<Duties: Future<Output = ()>>(
     client: Client,
+    lease: &'static str,
     identity: Identity,
     mut tell: impl FnMut(Standing),
     duties: impl Fn(CancellationToken) -> Duties,
     stop: CancellationToken,
 ) {
-    let mut candidate = Candidate { leases: Api::namespaced(client, NAMESPACE), identity, seen: None };
+    let mut candidate = Candidate { leases: Api::namespaced(client, NAMESPACE), lease, identity, seen: None };
     while let Some(renewed) = stop.run_until_cancelled(candidate.stand_by(&mut tell)).await {
         tell(Standing::Leads);
         tokio::select! {
@@ -70,6 +71,7 @@ pub async fn lead<Duties: Future<Output = ()>>(
 
 struct Candidate {
     leases: Api<Lease>,
+    lease: &'static str,
     identity: Identity,
     /// The lease as it was read or written last; none when there is none.
     seen: Option<Seen>,
@@ -152,7 +154,7 @@ impl Candidate {
     async fn release(self) {
         let Some(Seen { lease, .. }) = self.seen else { return };
         let (parameters, lease) = (PostParams::default(), plan::released(lease));
-        match timeout(RELEASE, self.leases.replace(NAME, &parameters, &lease)).await {
+        match timeout(RELEASE, self.leases.replace(self.lease, &parameters, &lease)).await {
             Ok(Ok(_)) => info!("the lease is given back"),
             Ok(Err(error)) => debug!(error = chain(&error), "the lease is not given back"),
             Err(_) => debug!("the lease is not given back in time"),
@@ -160,17 +162,17 @@ impl Candidate {
     }
 
     async fn read(&mut self) -> Result<(), kube::Error> {
-        let lease = self.leases.get_opt(NAME).await?;
+        let lease = self.leases.get_opt(self.lease).await?;
         self.seen = lease.map(|lease| Seen::after(self.seen.take(), lease, boot_time()));
         Ok(())
     }
 
     async fn write(&mut self) -> Result<(), kube::Error> {
         let former = self.seen.as_ref().map(|seen| &seen.lease);
-        let lease = plan::held(former, &self.identity, MicroTime(Timestamp::now()));
+        let lease = plan::held(self.lease, former, &self.identity, MicroTime(Timestamp::now()));
         let parameters = PostParams::default();
         let written = match former {
-            Some(_) => self.leases.replace(NAME, &parameters, &lease).await?,
+            Some(_) => self.leases.replace(self.lease, &parameters, &lease).await?,
             None => self.leases.create(&parameters, &lease).await?,
         };
         self.seen = Some(Seen::after(None, written, boot_time()));

@@ -10,6 +10,7 @@ pub mod context;
 pub mod csr;
 pub mod declare;
 mod duty;
+pub mod etcd;
 pub mod events;
 pub mod firmware;
 pub mod hostname;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use garboard_api::cluster::ClusterSpec;
 use garboard_api::condition;
-use garboard_api::machine::{Effective, MachineRole, MachineSpec, MachineStatus, PoolReference};
+use garboard_api::machine::{Effective, MachineSpec, MachineStatus, PoolReference};
 use garboard_api::{About, Cluster, Machine, MachinePool, validate};
 use garboard_catalog::input::apiserver_service_address;
 use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
@@ -86,15 +86,13 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
     let configured = configured(&machine, spec);
     declare(&context.network_config, NetworkConfig::from(&configured));
     declare(&context.kernel_config, Some(spec.kernel.clone()));
-    let mut observed = observe(&context, configured.role(), cluster.is_some());
+    let mut observed = observe(&context, configured.joins(), cluster.is_some());
     let converged = match cluster {
         Some(cluster) => converge(&configured, cluster, &context, &mut observed).await,
         None => join(&configured, &context, &mut observed).await.map(|()| RESYNC),
     };
     let claimed = match cluster {
-        Some(cluster) if configured.role() == MachineRole::ControlPlane => {
-            claim_block(&configured, cluster, &context).await
-        }
+        Some(cluster) if !configured.joins() => claim_block(&configured, cluster, &context).await,
         _ => Ok(()),
     };
     let labelled = label(&configured, &context).await;
@@ -133,12 +131,12 @@ fn declare<T: PartialEq>(channel: &watch::Sender<T>, config: T) {
     });
 }
 
-fn observe(context: &Context, role: MachineRole, cluster_declared: bool) -> Observed {
+fn observe(context: &Context, joins: bool, cluster_declared: bool) -> Observed {
     let network = context.network.borrow().clone();
     let specs = context.specs.borrow().clone();
     Observed {
         cluster_declared,
-        role,
+        joins,
         addresses: network.addresses,
         network_waiting: network.waiting,
         network_problems: network.problems,
@@ -155,10 +153,10 @@ fn names(specs: &[ServiceSpec]) -> Vec<String> {
     specs.iter().map(|spec| spec.name.to_string()).collect()
 }
 
-/// Runs what a worker needs to find its cluster.
+/// Runs what a machine needs to find the cluster that it joins.
 async fn join(machine: &Machine, context: &Context, observed: &mut Observed) -> Result<(), MachineError> {
     let servers = context.api_servers.borrow().clone();
-    if machine.role() != MachineRole::Worker || servers.is_empty() {
+    if !machine.joins() || servers.is_empty() {
         return Ok(());
     }
     run(context, garboard_catalog::joining(&servers)?, observed).await
@@ -205,6 +203,7 @@ fn pki_input(machine: &Machine, cluster: &ClusterSpec, addresses: &[IpAddr]) -> 
     let endpoint = cluster.endpoint.iter().map(|endpoint| endpoint.host.clone());
     PkiInput {
         role: machine.role(),
+        joins: machine.joins(),
         node_name: machine.node_name().to_owned(),
         node_addresses: addresses.to_owned(),
         service_addresses: apiserver_service_address(cluster).into_iter().collect(),
@@ -277,6 +276,7 @@ fn catalog_input(machine: &Machine, cluster: &ClusterSpec, context: &Context, ad
             pod_cidrs: pod_cidrs(machine, cluster, context),
             api_servers: other_api_servers(&context.api_servers.borrow(), addresses),
             peers: context.peers.borrow().to_vec(),
+            etcd: context.membership.borrow().facts(machine),
         },
         pause_image: format!("garboard.dev/pause:{}", env!("CARGO_PKG_VERSION")),
     }
@@ -286,11 +286,9 @@ fn catalog_input(machine: &Machine, cluster: &ClusterSpec, context: &Context, ad
 /// node, and the pod network need not wait.
 fn pod_cidrs(machine: &Machine, cluster: &ClusterSpec, context: &Context) -> Vec<IpNet> {
     let known = context.node.borrow().pod_cidrs.clone();
-    match machine.role() {
-        MachineRole::ControlPlane if known.is_empty() => {
-            node_plan::first_block(cluster.pod_cidr.net()).into_iter().collect()
-        }
-        _ => known,
+    match known.is_empty() && !machine.joins() {
+        true => node_plan::first_block(cluster.pod_cidr.net()).into_iter().collect(),
+        false => known,
     }
 }
 

@@ -215,12 +215,53 @@ impl PkiStore {
         Ok(files::sync_folder(&self.state)?)
     }
 
+    /// The cluster's authorities and keys, by the names of their files: what another control-plane machine needs to be one.
+    ///
+    /// # Errors
+    /// [`PkiError::Missing`] on a machine that does not have them itself.
+    pub fn cluster_keys(&self) -> Result<BTreeMap<String, String>, PkiError> {
+        cluster_key_files().map(|file| Ok((file.clone(), self.require(&file)?))).collect()
+    }
+
+    /// Whether the cluster's authorities and keys are here.
+    ///
+    /// # Errors
+    /// When a file cannot be read or used.
+    pub fn has_cluster_keys(&self) -> Result<bool, PkiError> {
+        let observed = self.observe()?;
+        let authorities =
+            Authority::ALL.iter().all(|each| observed.authorities.get(each).is_some_and(|found| found.signs));
+        Ok(authorities && observed.keys.len() == Key::ALL.len())
+    }
+
+    /// Takes the cluster's authorities and keys from another control-plane machine.
+    ///
+    /// # Errors
+    /// [`PkiError::Foreign`] when they are not all there, or not those of the authority that is known already. Nothing is taken then.
+    pub fn take_cluster_keys(&self, given: &BTreeMap<String, String>) -> Result<(), PkiError> {
+        const WHAT: &str = "the cluster's keys";
+        for authority in Authority::ALL {
+            let pem = given.get(&authority_file(authority)).ok_or(PkiError::Foreign(WHAT))?;
+            let signer = Signer::parse(pem).map_err(|_| PkiError::Foreign(WHAT))?;
+            let known = self.find_signer(authority)?;
+            let same = known.is_none_or(|known| known.certificate_pem == signer.certificate_pem);
+            if !same || !signer.signs() {
+                return Err(PkiError::Foreign(WHAT));
+            }
+        }
+        for file in cluster_key_files() {
+            let content = given.get(&file).ok_or(PkiError::Foreign(WHAT))?;
+            self.write(&file, content)?;
+        }
+        Ok(files::sync_folder(&self.state)?)
+    }
+
     /// Whether a certificate is there that says this and is not to be renewed yet.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub fn has(&self, leaf: Leaf, profile: &Profile, now: SystemTime) -> Result<bool, PkiError> {
-        let desired = Desired { signs: false, leaves: BTreeMap::from([(leaf, profile.clone())]) };
+        let desired = Desired { creates: false, signs: false, leaves: BTreeMap::from([(leaf, profile.clone())]) };
         let steps = plan::plan(&desired, &self.observe()?, now).steps;
         Ok(!steps.iter().any(|step| matches!(step, Step::Request { .. })))
     }
@@ -237,6 +278,11 @@ impl PkiStore {
             self.folder(Deployment::Leaf(leaf))?.deploy()?;
         }
         Ok(valid)
+    }
+
+    /// The folder in which a certificate is deployed.
+    pub fn deployed(&self, leaf: Leaf) -> PathBuf {
+        self.deployed.join(leaf.name())
     }
 
     /// The certificate of an authority, PEM.
@@ -300,7 +346,7 @@ impl PkiStore {
                 }
                 let files =
                     vec![("tls.crt", certificate), ("tls.key", key), ("ca.crt", authority.certificate_pem.clone())];
-                Ok(Folder { path: self.deployed.join(leaf.name()), owner: leaf.owner(), files })
+                Ok(Folder { path: self.deployed(leaf), owner: leaf.owner(), files })
             }
             Deployment::ApiserverKeys => {
                 let key = self.require(Key::ServiceAccount.name())?;
@@ -342,6 +388,11 @@ impl PkiStore {
 
 fn authority_file(authority: Authority) -> String {
     format!("{}.pem", authority.name())
+}
+
+/// The files of the cluster's authorities and keys.
+fn cluster_key_files() -> impl Iterator<Item = String> {
+    Authority::ALL.map(authority_file).into_iter().chain(Key::ALL.map(|key| key.name().to_owned()))
 }
 
 fn leaf_file(leaf: Leaf) -> String {

@@ -1,10 +1,10 @@
-//! Lets workers leave whose Machines are deleted: one of the cluster's duties. What is due is [`plan::removal`](garboard_plan::removal).
+//! Lets machines leave whose Machines are deleted: one of the cluster's duties. What is due is [`plan::removal`](garboard_plan::removal).
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
-use garboard_api::{Machine, condition};
+use garboard_api::{EtcdMember, Machine, condition};
 use garboard_plan::removal::{self as plan, Observed, Step};
 use garboard_plan::revocation;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -51,7 +51,7 @@ async fn reconcile(machine: Arc<Machine>, client: Arc<Client>) -> Result<Action,
 
 async fn observe(machine: &Machine, client: &Client) -> Result<Observed, kube::Error> {
     let mut observed = Observed {
-        role: machine.role(),
+        joins: machine.joins(),
         kept: machine.finalizers().iter().any(|finalizer| finalizer == plan::FINALIZER),
         deleted: machine.metadata.deletion_timestamp.as_ref().map(since),
         forced: machine.annotations().get(plan::FORCE).is_some_and(|value| value == "true"),
@@ -61,6 +61,7 @@ async fn observe(machine: &Machine, client: &Client) -> Result<Observed, kube::E
         return Ok(observed);
     }
     let name = machine.node_name();
+    observed.member = Api::<EtcdMember>::all(client.clone()).get_opt(name).await?.map(|member| plan::member(&member));
     observed.node = Api::<Node>::all(client.clone()).get_opt(name).await?.map(|node| plan::node(&node));
     if observed.node.is_some() {
         let there = ListParams::default().fields(&format!("spec.nodeName={name}"));
@@ -100,6 +101,12 @@ async fn apply(step: &Step, machine: &Machine, client: &Client) -> Result<(), ku
             }
             Ok(())
         }
+        Step::LeaveEtcd => {
+            info!(machine = name, "its member of etcd leaves");
+            let members = Api::<EtcdMember>::all(client.clone());
+            let patch = json!({ "spec": { "leave": true } });
+            there(members.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await).map(drop)
+        }
         Step::Revoke => {
             revocations::record(client, |removed, now| revocation::with(removed, name, now)).await?;
             info!(machine = name, "its certificates count no longer");
@@ -124,7 +131,11 @@ async fn finalize(machine: &Machine, finalizers: Vec<&str>, client: &Client) -> 
     let metadata = json!({ "finalizers": finalizers, "resourceVersion": machine.metadata.resource_version });
     let patch = Patch::Merge(json!({ "metadata": metadata }));
     let machines = Api::<Machine>::all(client.clone());
-    there(machines.patch(machine.node_name(), &PatchParams::default(), &patch).await).map(drop)
+    match machines.patch(machine.node_name(), &PatchParams::default(), &patch).await {
+        // What somebody else has changed is looked at again.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => there(other.map(drop)).map(drop),
+    }
 }
 
 /// That something is not there any more is as good.

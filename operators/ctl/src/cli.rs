@@ -225,11 +225,12 @@ pub struct Apply {
 /// Let another machine join the cluster: make its manifests, with a one-time token
 ///
 /// Writes into the folder of config.yaml:
-///   NAME.yaml    the Machine (a worker), its own key, and the token with which it joins
+///   NAME.yaml    the Machine, its own key, and the token with which it joins
 /// and adds the machine to config.yaml.
 ///
 /// Give NAME.yaml to the machine as the manifests of the first one: on a config drive, by fw_cfg or SMBIOS. The token lets this one machine
 /// in, once, within its time. Run the command again for a machine that has not joined in time: it renews the token in NAME.yaml.
+/// The token of a control-plane machine opens the cluster's own keys: whoever has it has the cluster.
 /// Needs the role admin, at a control-plane machine: the first of config.yaml unless another is named.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_help = JOIN_EXAMPLES)]
@@ -239,6 +240,9 @@ pub struct Join {
     /// Where you will reach the new machine; the port is 7443 unless given
     #[arg(long, value_name = "HOST[:PORT]")]
     pub at: Option<Endpoint>,
+    /// Let it run a part of the control plane; else it is a worker
+    #[arg(long)]
+    pub control_plane: bool,
     /// How long the machine may take to join
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(60..=604_800))]
     pub valid: u32,
@@ -247,6 +251,7 @@ pub struct Join {
 const JOIN_EXAMPLES: &str = "\
 Examples:
   garboardctl join node-2 --at 192.0.2.12
+  garboardctl join node-3 --at 192.0.2.13 --control-plane
   garboardctl join node-2                     The token has expired: make another";
 
 /// Decide about the change of the machine's configuration that is on trial

@@ -289,7 +289,7 @@ async fn a_machine_is_prepared_to_join_and_its_token_renewed() {
     scene.ok(&["join", "node-2"]);
     assert_eq!(fs::read_to_string(scene.folder().join("config.yaml")).unwrap(), config, "it is there already");
     let calls = scene.served.machine.state().calls.clone();
-    assert!(calls.iter().any(|call| call.ends_with("JoinToken node-2 3600")), "{calls:?}");
+    assert!(calls.iter().any(|call| call.ends_with("JoinToken node-2 worker 3600")), "{calls:?}");
     assert!(scene.fails(&["join", "No"]).contains("lower-case"));
 }
 

@@ -130,8 +130,9 @@ impl Machine for Memory {
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Result<Response<JoinTokenResponse>, Status> {
-        let JoinTokenRequest { machine, valid_seconds } = request.get_ref();
-        self.called(&request, &format!("JoinToken {machine} {valid_seconds}"))?;
+        let JoinTokenRequest { machine, valid_seconds, control_plane } = request.get_ref();
+        let role = if *control_plane { "control-plane" } else { "worker" };
+        self.called(&request, &format!("JoinToken {machine} {role} {valid_seconds}"))?;
         Ok(Response::new(JoinTokenResponse {
             token: "abcdef.0123456789abcdef".to_owned(),
             endpoint: "192.0.2.10:6443".to_owned(),

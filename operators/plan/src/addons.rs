@@ -131,18 +131,24 @@ fn role(name: &str, group: &str, rules: &Value) -> [Value; 2] {
 
 /// A role among the cluster's own objects, and a group that has it.
 fn system_role(name: &str, group: &str, rules: &Value) -> [Value; 2] {
+    let metadata = json!({ "name": name, "namespace": "kube-system", "labels": labels() });
+    role_in(&metadata, rules, "Group", group)
+}
+
+/// A role in a namespace, and who has it: two objects with the same metadata.
+pub(crate) fn role_in(metadata: &Value, rules: &Value, subject_kind: &str, subject: &str) -> [Value; 2] {
     let role = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
-        "metadata": { "name": name, "namespace": "kube-system", "labels": labels() },
+        "metadata": metadata,
         "rules": rules,
     });
     let binding = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "RoleBinding",
-        "metadata": { "name": name, "namespace": "kube-system", "labels": labels() },
-        "roleRef": { "apiGroup": RBAC, "kind": "Role", "name": name },
-        "subjects": [{ "apiGroup": RBAC, "kind": "Group", "name": group }],
+        "metadata": metadata,
+        "roleRef": { "apiGroup": RBAC, "kind": "Role", "name": metadata["name"] },
+        "subjects": [{ "apiGroup": RBAC, "kind": subject_kind, "name": subject }],
     });
     [role, binding]
 }
@@ -253,7 +259,7 @@ fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {
 }
 
 /// The same for the objects of one name.
-fn rule_for(name: &str, group: &str, resource: &str, verbs: &[&str]) -> Value {
+pub(crate) fn rule_for(name: &str, group: &str, resource: &str, verbs: &[&str]) -> Value {
     json!({ "apiGroups": [group], "resources": [resource], "resourceNames": [name], "verbs": verbs })
 }
 
@@ -265,7 +271,7 @@ fn readers_rules() -> Value {
         rule("", &["namespaces", "nodes", "persistentvolumes"], &READ),
         rule("storage.k8s.io", &["storageclasses", "csidrivers", "csinodes", "volumeattachments"], &READ),
         rule("apiextensions.k8s.io", &["customresourcedefinitions"], &READ),
-        rule(garboard_api::GROUP, &["clusters", "machinepools", "machines"], &READ),
+        rule(garboard_api::GROUP, &["clusters", "etcdmembers", "machinepools", "machines"], &READ),
     ])
 }
 
@@ -287,8 +293,8 @@ fn operators_rules() -> Value {
         // Of a machine that leaves.
         rule("", &["pods"], &["list"]),
         rule("", &["pods/eviction"], &["create"]),
-        rule(garboard_api::GROUP, &["clusters", "machinepools", "machines"], &READ),
-        rule(garboard_api::GROUP, &["machines"], &["patch"]),
+        rule(garboard_api::GROUP, &["clusters", "etcdmembers", "machinepools", "machines"], &READ),
+        rule(garboard_api::GROUP, &["etcdmembers", "machines"], &["patch"]),
         rule(
             garboard_api::GROUP,
             &["clusters/status", "machinepools/status", "machines/status"],
@@ -303,7 +309,7 @@ fn operators_rules() -> Value {
 fn operators_system_rules() -> Value {
     json!([
         rule("coordination.k8s.io", &["leases"], &["create"]),
-        rule_for(leader::NAME, "coordination.k8s.io", "leases", &["get", "update"]),
+        rule_for(leader::OPERATORS, "coordination.k8s.io", "leases", &["get", "update"]),
         rule("", &["secrets"], &["delete"]),
     ])
 }
@@ -336,8 +342,16 @@ fn worker_system_rules() -> Value {
 
 fn agent_rules() -> Value {
     let own = [
-        rule(garboard_api::GROUP, &["clusters", "machines"], &["get", "list", "watch", "create", "update", "patch"]),
-        rule(garboard_api::GROUP, &["clusters/status", "machines/status"], &["get", "update", "patch"]),
+        rule(
+            garboard_api::GROUP,
+            &["clusters", "etcdmembers", "machines"],
+            &["get", "list", "watch", "create", "update", "patch"],
+        ),
+        rule(
+            garboard_api::GROUP,
+            &["clusters/status", "etcdmembers/status", "machines/status"],
+            &["get", "update", "patch"],
+        ),
         rule(
             "apiextensions.k8s.io",
             &["customresourcedefinitions"],
@@ -347,8 +361,11 @@ fn agent_rules() -> Value {
     common_rules().into_iter().chain(own).collect()
 }
 
+/// One lease: those of the node agents that hold it change the membership of the cluster's store.
 fn agent_system_rules() -> Value {
     json!([
+        rule("coordination.k8s.io", &["leases"], &["create"]),
+        rule_for(leader::ETCD, "coordination.k8s.io", "leases", &["get", "update"]),
         rule("", &["services"], &["get", "list", "watch", "create", "patch"]),
         rule("discovery.k8s.io", &["endpointslices"], &["get", "list", "watch", "create", "patch"]),
     ])

@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
     use garboard_api::{ClusterSpec, MachineSpec};
-    use garboard_catalog::{CatalogInput, NodeFacts};
+    use garboard_catalog::{CatalogInput, EtcdFacts, NodeFacts};
 
     fn restarted(machine: Value, cluster: Value) -> BTreeSet<String> {
         let specs = |machine: MachineSpec, cluster: ClusterSpec| {
@@ -150,6 +150,7 @@ mod tests {
                 pod_cidrs: vec!["10.244.0.0/24".parse().unwrap()],
                 api_servers: Vec::new(),
                 peers: Vec::new(),
+                etcd: Some(EtcdFacts { votes: true, ..EtcdFacts::default() }),
             };
             let input = CatalogInput { cluster, machine, node, pause_image: "garboard.dev/pause:0".into() };
             garboard_catalog::services(&input).unwrap()

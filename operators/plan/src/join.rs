@@ -1,13 +1,15 @@
 //! Whether a machine's request for a client certificate is approved, and what a machine may do that has one.
 //!
 //! A machine that joins shows a token that is for it alone, and gets the certificate of its node agent with it, once: of several
-//! requests with one token only the first is approved. With that certificate it asks for those of its other clients, and for each of
-//! them again before it ends, for as long as its Machine exists.
+//! requests with one token only the first is approved. With that certificate a worker asks for those of its other clients, and for each
+//! of them again before it ends, for as long as its Machine exists. A control-plane machine fetches the cluster's keys with it, which lie
+//! beside its token, sealed with a key that the cluster does not have.
 
 use std::time::Duration;
 
+use garboard_api::machine::MachineRole;
+use garboard_api::types::Token;
 use garboard_catalog::identity;
-use garboard_catalog::pki::Leaf;
 use serde_json::{Value, json};
 
 use crate::csr::{self, Request};
@@ -35,6 +37,8 @@ pub enum Requester<'a> {
         token: &'a str,
         /// The machine that the token is for.
         machine: &'a str,
+        /// What that machine is for.
+        role: MachineRole,
     },
     /// The worker of this name.
     Worker(&'a str),
@@ -78,8 +82,10 @@ impl<'a> Requester<'a> {
             return in_group(identity::WORKERS_GROUP).then_some(Self::Worker(machine));
         }
         let token = request.username.strip_prefix(TOKEN_PREFIX)?;
-        let machine = request.groups.iter().find_map(|group| group.strip_prefix(identity::JOINER_PREFIX))?;
-        Some(Self::Joiner { token, machine })
+        request.groups.iter().find_map(|group| {
+            let (role, machine) = joiner(group)?;
+            Some(Self::Joiner { token, machine, role })
+        })
     }
 
     /// The machine's name.
@@ -91,11 +97,10 @@ impl<'a> Requester<'a> {
 
     /// The certificates that it may ask for.
     fn allowed(self) -> Vec<Profile> {
-        let mut allowed = pki::of_worker(self.machine());
-        if let Self::Joiner { .. } = self {
-            allowed.retain(|leaf, _| *leaf == Leaf::Agent);
+        match self {
+            Self::Joiner { machine, role, token: _ } => vec![agent(role, machine)],
+            Self::Worker(machine) => pki::of_worker(machine).into_values().collect(),
         }
-        allowed.into_values().collect()
     }
 
     /// Whether it asks for what it may have.
@@ -126,6 +131,21 @@ impl<'a> Requester<'a> {
     }
 }
 
+/// The certificate of a machine's node agent.
+pub fn agent(role: MachineRole, machine: &str) -> Profile {
+    match role {
+        MachineRole::ControlPlane => pki::control_plane_agent(machine),
+        MachineRole::Worker => pki::worker_agent(machine),
+    }
+}
+
+/// The machine that a group of those who show a token is of.
+fn joiner(group: &str) -> Option<(MachineRole, &str)> {
+    let worker = group.strip_prefix(identity::JOINER_PREFIX).map(|machine| (MachineRole::Worker, machine));
+    let of_control_plane = || group.strip_prefix(identity::CONTROL_PLANE_JOINER_PREFIX);
+    worker.or_else(|| of_control_plane().map(|machine| (MachineRole::ControlPlane, machine)))
+}
+
 /// One of the requests with a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rival<'a, T> {
@@ -143,22 +163,67 @@ pub fn first<'a, T: Ord + Copy>(requests: impl IntoIterator<Item = Rival<'a, T>>
     requests.into_iter().min_by_key(|rival| (!rival.approved, rival.created, rival.name)).map(|rival| rival.name)
 }
 
+/// The type of Secrets that hold tokens. kube-controller-manager takes those away whose time is over.
+const TOKEN_TYPE: &str = "bootstrap.kubernetes.io/token";
+/// Where, in their Secret, the cluster's sealed keys are.
+pub const SEALED_KEYS: &str = "sealed-keys";
+
 /// The Secret of a token, as kube-apiserver takes them. `expiration` is in RFC 3339.
-pub fn token_secret(machine: &str, id: &str, secret: &str, expiration: &str) -> Value {
+pub fn token_secret(machine: &str, role: MachineRole, token: Token<'_>, expiration: &str) -> Value {
+    let prefix = match role {
+        MachineRole::ControlPlane => identity::CONTROL_PLANE_JOINER_PREFIX,
+        MachineRole::Worker => identity::JOINER_PREFIX,
+    };
+    let Token { id, bearer, seal: _ } = token;
+    let secret = bearer.split_once('.').map_or("", |(_, secret)| secret);
     json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": { "name": token_secret_name(id), "namespace": "kube-system", "labels": addons::labels() },
-        "type": "bootstrap.kubernetes.io/token",
+        "type": TOKEN_TYPE,
         "stringData": {
             "description": format!("lets the machine {machine} join, once"),
             "token-id": id,
             "token-secret": secret,
             "expiration": expiration,
             "usage-bootstrap-authentication": "true",
-            "auth-extra-groups": format!("{},{}{machine}", identity::JOINERS_GROUP, identity::JOINER_PREFIX),
+            "auth-extra-groups": format!("{},{prefix}{machine}", identity::JOINERS_GROUP),
         },
     })
+}
+
+/// The Secret with the cluster's keys for the control-plane machine that a token is for. It lets nobody in, and goes at the same time.
+pub fn sealed_keys_secret(machine: &str, id: &str, expiration: &str, sealed: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": sealed_keys_name(id), "namespace": "kube-system", "labels": addons::labels() },
+        "type": TOKEN_TYPE,
+        "stringData": {
+            "description": format!("the cluster's keys for the machine {machine}, sealed"),
+            "expiration": expiration,
+            SEALED_KEYS: sealed,
+        },
+    })
+}
+
+/// The name of the Secret with the cluster's keys that belongs to a token.
+pub fn sealed_keys_name(id: &str) -> String {
+    format!("garboard-keys-{id}")
+}
+
+/// What lets the control-plane machine that a token is for, once it is in, fetch the keys and take their Secret away, with whose `uid` the
+/// right goes.
+pub fn sealed_keys_role(machine: &str, id: &str, uid: &str) -> [Value; 2] {
+    let secret = sealed_keys_name(id);
+    let metadata = json!({
+        "name": format!("garboard:keys:{id}"),
+        "namespace": "kube-system",
+        "labels": addons::labels(),
+        "ownerReferences": [{ "apiVersion": "v1", "kind": "Secret", "name": secret, "uid": uid }],
+    });
+    let user = format!("{}{machine}", identity::AGENT_PREFIX);
+    addons::role_in(&metadata, &json!([addons::rule_for(&secret, "", "secrets", &["get", "delete"])]), "User", &user)
 }
 
 /// The name of a token's Secret.

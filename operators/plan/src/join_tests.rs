@@ -27,12 +27,18 @@ const JOINER: (&str, &[&str]) = (
     "system:bootstrap:abcdef",
     &["system:bootstrappers", "system:bootstrappers:garboard", "system:bootstrappers:garboard:machine:node-2"],
 );
+const CONTROL_PLANE_JOINER: (&str, &[&str]) = (
+    "system:bootstrap:abcdef",
+    &["system:bootstrappers", "system:bootstrappers:garboard", "system:bootstrappers:garboard:control-plane:node-2"],
+);
 const WORKER: (&str, &[&str]) = ("garboard:worker:node-2", &["garboard:workers", "system:authenticated"]);
 
 #[test]
 fn a_machine_gets_what_is_its_own() {
     let agent = der("garboard:worker:node-2", Some("garboard:workers"), &[]);
     assert_eq!(decide(JOINER, &CLIENT, &agent), Some(Ok(())));
+    let of_control_plane = der("garboard:agent:node-2", Some("garboard:agent"), &[]);
+    assert_eq!(decide(CONTROL_PLANE_JOINER, &CLIENT, &of_control_plane), Some(Ok(())));
     for own in [
         agent,
         der("system:node:node-2", Some("system:nodes"), &[]),
@@ -62,6 +68,20 @@ fn a_machine_gets_nothing_else() {
             &CLIENT,
             der("garboard:agent:node-2", Some("garboard:agent"), &[]),
             "may ask",
+        ),
+        (
+            "the agent of a control plane, as a worker",
+            JOINER,
+            &CLIENT,
+            der("garboard:agent:node-2", Some("garboard:agent"), &[]),
+            "may ask",
+        ),
+        (
+            "another of the control plane",
+            CONTROL_PLANE_JOINER,
+            &CLIENT,
+            der("garboard:agent:node-1", Some("garboard:agent"), &[]),
+            "node-1",
         ),
         ("no group", WORKER, &CLIENT, der("garboard:dns:node-2", None, &[]), "may ask"),
         ("a server", WORKER, &["server auth"], der("system:node:node-2", Some("system:nodes"), &[]), "usages"),
@@ -106,10 +126,13 @@ fn the_first_request_with_a_token_counts() {
 
 #[test]
 fn a_tokens_groups_name_its_machine() {
-    let secret = token_secret("node-2", "abcdef", "0123456789abcdef", "2026-01-01T00:00:00Z");
-    assert_eq!(secret["metadata"]["name"], "bootstrap-token-abcdef");
-    let groups: Vec<String> =
-        secret["stringData"]["auth-extra-groups"].as_str().unwrap().split(',').map(str::to_owned).collect();
-    let request = Request { username: "system:bootstrap:abcdef", groups: &groups, usages: &[], der: &[] };
-    assert_eq!(Requester::of(&request), Some(Requester::Joiner { token: "abcdef", machine: "node-2" }));
+    let token = Token::parse("abcdef.0123456789abcdef").unwrap();
+    for role in [MachineRole::ControlPlane, MachineRole::Worker] {
+        let secret = token_secret("node-2", role, token, "2026-01-01T00:00:00Z");
+        assert_eq!(secret["metadata"]["name"], "bootstrap-token-abcdef");
+        let groups: Vec<String> =
+            secret["stringData"]["auth-extra-groups"].as_str().unwrap().split(',').map(str::to_owned).collect();
+        let request = Request { username: "system:bootstrap:abcdef", groups: &groups, usages: &[], der: &[] };
+        assert_eq!(Requester::of(&request), Some(Requester::Joiner { token: "abcdef", machine: "node-2", role }));
+    }
 }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
-/// Name of the lease.
-pub const NAME: &str = "garboard-operators";
-/// Namespace of the lease.
+/// Name of the lease of the cluster operators.
+pub const OPERATORS: &str = "garboard-operators";
+/// Name of the lease of those who change the membership of the cluster's store.
+pub const ETCD: &str = "garboard-etcd";
+/// Namespace of the leases.
 pub const NAMESPACE: &str = "kube-system";
 /// Time for which a renewal holds.
 pub const DURATION: Duration = Duration::from_secs(15);
@@ -117,10 +119,10 @@ pub fn loss(seen: Option<&Seen>, identity: &Identity, renewed: Duration, now: Du
     other.or_else(|| (now >= renewed + DEADLINE).then_some(Loss::Late))
 }
 
-/// The lease in the name of a machine, made of the one that is there; it is replaced only if it is still the same.
-pub fn held(former: Option<&Lease>, identity: &Identity, time: MicroTime) -> Lease {
+/// The lease of a name, held by a machine, made of the one that is there; it is replaced only if it is still the same.
+pub fn held(name: &str, former: Option<&Lease>, identity: &Identity, time: MicroTime) -> Lease {
     let mut lease = former.cloned().unwrap_or_default();
-    lease.metadata.name = Some(NAME.to_owned());
+    lease.metadata.name = Some(name.to_owned());
     lease.metadata.namespace = Some(NAMESPACE.to_owned());
     let spec = lease.spec.get_or_insert_default();
     let holder = identity.to_string();
@@ -203,7 +205,7 @@ mod tests {
         let first = seen(OTHER).unwrap();
         let same = Seen::after(Some(first.clone()), first.lease.clone(), seconds(110));
         assert_eq!(same.since, seconds(100));
-        let renewed = held(Some(&first.lease), &Identity::new("node-10", "b7"), time(9));
+        let renewed = held(OPERATORS, Some(&first.lease), &Identity::new("node-10", "b7"), time(9));
         assert_eq!(Seen::after(Some(first), renewed, seconds(110)).since, seconds(110));
     }
 
@@ -223,15 +225,15 @@ mod tests {
 
     #[test]
     fn a_lease_tells_who_leads_since_when() {
-        let made = held(None, &identity(), time(5)).spec.unwrap();
+        let made = held(OPERATORS, None, &identity(), time(5)).spec.unwrap();
         assert_eq!((made.holder_identity.as_deref(), made.lease_transitions), (Some(OWN), Some(0)));
         assert_eq!(
             (made.acquire_time, made.renew_time, made.lease_duration_seconds),
             (Some(time(5)), Some(time(5)), Some(15))
         );
-        let taken = held(Some(&seen(OTHER).unwrap().lease), &identity(), time(5)).spec.unwrap();
+        let taken = held(OPERATORS, Some(&seen(OTHER).unwrap().lease), &identity(), time(5)).spec.unwrap();
         assert_eq!((taken.lease_transitions, taken.acquire_time), (Some(4), Some(time(5))));
-        let renewed = held(Some(&seen(OWN).unwrap().lease), &identity(), time(5)).spec.unwrap();
+        let renewed = held(OPERATORS, Some(&seen(OWN).unwrap().lease), &identity(), time(5)).spec.unwrap();
         assert_eq!((renewed.lease_transitions, renewed.acquire_time), (Some(3), Some(time(1))));
         assert_eq!(renewed.renew_time, Some(time(5)));
     }
@@ -241,7 +243,7 @@ mod tests {
         let mut lease = seen(OTHER).unwrap().lease;
         lease.metadata.resource_version = Some("7".to_owned());
         lease.metadata.annotations = Some([("example.com/note".to_owned(), "mine".to_owned())].into());
-        let held = held(Some(&lease), &identity(), time(5));
+        let held = held(OPERATORS, Some(&lease), &identity(), time(5));
         assert_eq!(
             held.metadata.resource_version, lease.metadata.resource_version,
             "another's change in between is seen"

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod console;
 pub mod csr;
 pub mod disruption;
+pub mod etcd;
 pub mod events;
 pub mod join;
 pub mod kernel;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use garboard_api::condition::{self, Observation};
-use garboard_api::machine::{MachineRole, ServiceSummary};
+use garboard_api::machine::ServiceSummary;
 use garboard_api::refusal::{self, Refusals};
 use garboard_supervisor::status::{PublicState, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -25,8 +25,8 @@ pub mod phase {
 pub struct Observed {
     /// Whether a cluster is declared.
     pub cluster_declared: bool,
-    /// What the machine is for.
-    pub role: MachineRole,
+    /// Whether the machine joins a cluster, which tells it then what is declared of it.
+    pub joins: bool,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// What its network waits for, in words.
@@ -101,7 +101,7 @@ fn certificates(observed: &Observed) -> Observation {
 
 fn services(observed: &Observed) -> Observation {
     let type_ = condition::SERVICES_READY;
-    if !observed.cluster_declared && observed.role == MachineRole::Worker {
+    if !observed.cluster_declared && observed.joins {
         return Observation::new(type_, false, "NotJoined", "the machine has not joined its cluster yet");
     }
     if !observed.cluster_declared {

@@ -39,12 +39,7 @@ fn a_machine_is_ready_when_every_part_is() {
             "Failed",
         ),
         ("no cluster", |o| o.cluster_declared = false, condition::SERVICES_READY, "NoCluster"),
-        (
-            "a worker outside",
-            |o| (o.cluster_declared, o.role) = (false, garboard_api::machine::MachineRole::Worker),
-            condition::SERVICES_READY,
-            "NotJoined",
-        ),
+        ("a worker outside", |o| (o.cluster_declared, o.joins) = (false, true), condition::SERVICES_READY, "NotJoined"),
         ("refused services", |o| o.services_problem = Some("x".into()), condition::SERVICES_READY, "NotDeclared"),
         ("a missing service", |o| o.services.truncate(1), condition::SERVICES_READY, "NotServing"),
         (

@@ -4,7 +4,8 @@
 //! ([`Leaf`]) are issued again when they are missing, when two thirds of their life are over, when the clock lies before
 //! their beginning, and when what they should say has changed. What services read is a copy, made again when it differs.
 //!
-//! A control-plane machine signs its certificates itself. A worker has no authority's key: it asks the cluster for them.
+//! A control-plane machine signs its certificates itself: the one that founds the cluster makes the authorities and keys, the others are
+//! given them when they join. A worker has no authority's key: it asks the cluster for its certificates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -176,6 +177,8 @@ pub struct Observed {
 pub struct PkiInput {
     /// What the machine is for.
     pub role: MachineRole,
+    /// Whether it joins a cluster, whose authorities there are already.
+    pub joins: bool,
     /// The node's name.
     pub node_name: String,
     /// The node's addresses.
@@ -191,7 +194,9 @@ pub struct PkiInput {
 /// What this machine should have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Desired {
-    /// Whether it signs for itself, with authorities and keys of its own.
+    /// Whether it makes the authorities and keys that are not there.
+    pub creates: bool,
+    /// Whether it signs for itself.
     pub signs: bool,
     /// Its certificates.
     pub leaves: BTreeMap<Leaf, Profile>,
@@ -288,10 +293,12 @@ pub fn authority(leaf: Leaf) -> Authority {
 /// What this machine should have.
 pub fn desired(input: &PkiInput) -> Desired {
     match input.role {
-        MachineRole::ControlPlane => {
-            Desired { signs: true, leaves: Leaf::ALL.into_iter().map(|leaf| (leaf, profile(leaf, input))).collect() }
-        }
-        MachineRole::Worker => Desired { signs: false, leaves: of_worker(&input.node_name) },
+        MachineRole::ControlPlane => Desired {
+            creates: !input.joins,
+            signs: true,
+            leaves: Leaf::ALL.into_iter().map(|leaf| (leaf, profile(leaf, input))).collect(),
+        },
+        MachineRole::Worker => Desired { creates: false, signs: false, leaves: of_worker(&input.node_name) },
     }
 }
 
@@ -300,12 +307,22 @@ pub fn of_worker(name: &str) -> BTreeMap<Leaf, Profile> {
     Leaf::OF_WORKERS.into_iter().filter_map(|leaf| Some((leaf, client_of_worker(leaf, name)?))).collect()
 }
 
+/// The certificate of the node agent of a control-plane machine.
+pub fn control_plane_agent(name: &str) -> Profile {
+    client(&format!("{}{name}", identity::AGENT_PREFIX), Some(identity::AGENT_GROUP))
+}
+
+/// The certificate of the node agent of a worker.
+pub fn worker_agent(name: &str) -> Profile {
+    client(&format!("{}{name}", identity::WORKER_PREFIX), Some(identity::WORKERS_GROUP))
+}
+
 fn client_of_worker(leaf: Leaf, name: &str) -> Option<Profile> {
     match leaf {
         Leaf::Kubelet => Some(kubelet(name)),
         Leaf::KubeProxy => Some(kube_proxy(name)),
         Leaf::Dns => Some(dns(name)),
-        Leaf::Agent => Some(client(&format!("{}{name}", identity::WORKER_PREFIX), Some(identity::WORKERS_GROUP))),
+        Leaf::Agent => Some(worker_agent(name)),
         _ => None,
     }
 }
@@ -314,7 +331,12 @@ fn profile(leaf: Leaf, input: &PkiInput) -> Profile {
     let node = &input.node_name;
     match leaf {
         // etcd is a client of itself (its own health) and of its peers.
-        Leaf::EtcdServer | Leaf::EtcdPeer => server_and_client(node, etcd_names(input)),
+        Leaf::EtcdServer => server_and_client(node, etcd_names(input)),
+        // Members look at the address that a peer comes from.
+        Leaf::EtcdPeer => {
+            let addresses = input.node_addresses.iter().copied().map(SubjectName::Ip);
+            server_and_client(node, etcd_names(input).into_iter().chain(addresses).collect())
+        }
         Leaf::EtcdProbe => client("garboard:probe", None),
         Leaf::Apiserver => Profile { client: false, ..server_and_client("kube-apiserver", apiserver_names(input)) },
         Leaf::ApiserverKubeletClient => client(identity::APISERVER_KUBELET_CLIENT, None),
@@ -326,7 +348,7 @@ fn profile(leaf: Leaf, input: &PkiInput) -> Profile {
         Leaf::KubeProxy => kube_proxy(node),
         Leaf::Dns => dns(node),
         Leaf::Operators => client(&format!("garboard:operators:{node}"), Some(identity::OPERATORS_GROUP)),
-        Leaf::Agent => client(&format!("garboard:agent:{node}"), Some(identity::AGENT_GROUP)),
+        Leaf::Agent => control_plane_agent(node),
     }
 }
 
@@ -384,12 +406,13 @@ pub fn plan(desired: &Desired, observed: &Observed, now: SystemTime) -> Plan {
     let mut fresh = BTreeSet::new();
     for authority in Authority::ALL {
         match observed.authorities.get(&authority) {
-            None if desired.signs => {
+            None if desired.creates => {
                 let validity = Validity { not_before: now - BACKDATE, not_after: now + AUTHORITY_LIFETIME };
                 plan.steps.push(Step::CreateAuthority { authority, validity });
                 signers.insert(authority, validity);
                 fresh.insert(authority);
             }
+            None if desired.signs => plan.problems.push(Problem::AuthorityWithoutKey(authority)),
             None => {}
             Some(ObservedAuthority { validity, .. }) if !validity.contains(now) => {
                 plan.problems.push(Problem::AuthorityNotValid(authority, validity.not_after));
@@ -407,7 +430,8 @@ pub fn plan(desired: &Desired, observed: &Observed, now: SystemTime) -> Plan {
     }
     let mut stale = BTreeSet::new();
     if desired.signs {
-        let new_keys: BTreeSet<Key> = Key::ALL.into_iter().filter(|key| !observed.keys.contains(key)).collect();
+        let lacking = Key::ALL.into_iter().filter(|key| desired.creates && !observed.keys.contains(key));
+        let new_keys: BTreeSet<Key> = lacking.collect();
         plan.steps.extend(new_keys.iter().copied().map(Step::CreateKey));
         stale = stale_deployments(observed, &new_keys, &fresh);
     }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 fn input() -> PkiInput {
     PkiInput {
         role: MachineRole::ControlPlane,
+        joins: false,
         node_name: "node-1".to_owned(),
         node_addresses: vec!["192.0.2.10".parse().unwrap()],
         service_addresses: vec!["10.96.0.1".parse().unwrap()],
@@ -89,11 +90,11 @@ fn certificates_are_renewed_when_two_thirds_of_their_life_are_over() {
 }
 
 #[test]
-fn a_new_address_changes_only_the_certificate_that_names_it() {
+fn a_new_address_changes_only_the_certificates_that_name_it() {
     let mut changed = input();
     changed.node_addresses.push("192.0.2.11".parse().unwrap());
     let due = issued(&plan(&desired(&changed), &complete(at(0)), at(1)));
-    assert_eq!(due, [(Leaf::Apiserver, Reason::Changed)]);
+    assert_eq!(due, [(Leaf::EtcdPeer, Reason::Changed), (Leaf::Apiserver, Reason::Changed)]);
 }
 
 #[test]
@@ -196,7 +197,7 @@ proptest! {
 
 #[test]
 fn a_worker_makes_nothing_and_asks_for_what_it_needs() {
-    let desired = desired(&PkiInput { role: MachineRole::Worker, ..input() });
+    let desired = desired(&PkiInput { role: MachineRole::Worker, joins: true, ..input() });
     // It knows no authority before it has joined.
     assert_eq!(plan(&desired, &Observed::default(), at(0)), Plan::default());
     let validity = Validity { not_before: at(0), not_after: at(30) };
@@ -213,6 +214,24 @@ fn a_worker_makes_nothing_and_asks_for_what_it_needs() {
     let steps = |days| plan(&desired, &complete, at(days)).steps;
     assert_eq!(steps(2), []);
     assert_eq!(steps(21).len(), Leaf::OF_WORKERS.len());
+}
+
+#[test]
+fn a_control_plane_machine_that_joins_makes_no_authority_and_signs_with_what_it_was_given() {
+    let joins = desired(&PkiInput { joins: true, ..input() });
+    let nothing = plan(&joins, &Observed::default(), at(0));
+    assert!(
+        !nothing
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::CreateAuthority { .. } | Step::CreateKey(_) | Step::Issue { .. }))
+    );
+    assert_eq!(nothing.problems.len(), Authority::ALL.len());
+    let founded = complete(at(0));
+    let given = Observed { authorities: founded.authorities, keys: founded.keys, ..Observed::default() };
+    let due = plan(&joins, &given, at(1));
+    assert_eq!(due.steps.iter().filter(|step| matches!(step, Step::Issue { .. })).count(), Leaf::ALL.len());
+    assert_eq!(due.problems, []);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! How a worker leaves its cluster when its Machine is deleted: no new pods come, those that are there are asked to go, then its node is
-//! taken away, and with its Machine its place in the cluster.
+//! How a machine leaves its cluster when its Machine is deleted: no new pods come, those that are there are asked to go, a control-plane
+//! machine is taken out of etcd, then its node is taken away, and with its Machine its place in the cluster.
 //!
 //! Nothing is forced by the passing of time. A machine that does not answer cannot end its pods, and whether it is dead or only out of
 //! reach a person has to say, by the annotation [`FORCE`].
@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use garboard_api::condition::{DRAINED, Observation};
-use garboard_api::machine::MachineRole;
+use garboard_api::condition::{self, DRAINED, Observation};
+use garboard_api::{EtcdMember, EtcdRole};
 use k8s_openapi::api::core::v1::{self as core, Pod};
 
 /// What keeps a Machine until its machine has left.
@@ -21,8 +21,10 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// What is seen of a machine and its node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
-    /// What the machine is for.
-    pub role: MachineRole,
+    /// Whether it has joined a cluster that others founded.
+    pub joins: bool,
+    /// Its member of etcd, if it has one.
+    pub member: Option<Member>,
     /// Whether the finalizer is there.
     pub kept: bool,
     /// For how long its Machine has been deleted; none while it is not.
@@ -42,6 +44,17 @@ pub struct Node {
     pub cordoned: bool,
     /// Whether it is Ready.
     pub ready: bool,
+}
+
+/// A member of etcd.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// Whether it is to leave.
+    pub leaves: bool,
+    /// Whether it has left.
+    pub left: bool,
+    /// How it stands, in words.
+    pub standing: String,
 }
 
 /// A pod on the node that has to go first.
@@ -69,6 +82,8 @@ pub enum Step {
         /// Its name.
         name: String,
     },
+    /// Take its member out of etcd.
+    LeaveEtcd,
     /// Let its certificates count no longer.
     Revoke,
     /// Take the node away.
@@ -84,6 +99,17 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// How the leaving is, once it has begun.
     pub condition: Option<Observation>,
+}
+
+/// What an EtcdMember says of itself.
+pub fn member(member: &EtcdMember) -> Member {
+    let status = member.status.clone().unwrap_or_default();
+    let joined = condition::find(&status.conditions, condition::JOINED);
+    Member {
+        leaves: member.spec.leave,
+        left: status.role == Some(EtcdRole::Left),
+        standing: joined.map(|joined| joined.message.clone()).unwrap_or_default(),
+    }
 }
 
 /// What a Node says of itself.
@@ -115,19 +141,27 @@ pub fn resident(pod: &Pod) -> Option<Resident> {
 
 /// What is due.
 pub fn plan(observed: &Observed) -> Plan {
-    let Observed { role, kept, deleted, forced, node, pods } = observed;
+    let Observed { joins, member, kept, deleted, forced, node, pods } = observed;
     let Some(deleted) = deleted else {
         // The machine that founds a cluster does not leave it.
-        let due = *role == MachineRole::Worker && !kept;
+        let due = *joins && !kept;
         return Plan { steps: due.then_some(Step::Keep).into_iter().collect(), condition: None };
     };
     if !kept {
         return Plan::default();
     }
+    let drained = pods.is_empty() || *forced;
+    if let Some(member) = member.as_ref().filter(|member| !member.left)
+        && (node.is_none() || drained)
+    {
+        let steps = if member.leaves { vec![] } else { vec![Step::LeaveEtcd] };
+        let message = format!("its member of etcd leaves: {}", member.standing);
+        return Plan { steps, condition: Some(Observation::new(DRAINED, false, "LeavingEtcd", message)) };
+    }
     let Some(node) = node else {
         return Plan { steps: vec![Step::Revoke, Step::Release], condition: None };
     };
-    if pods.is_empty() || *forced {
+    if drained {
         return Plan { steps: vec![Step::Revoke, Step::DeleteNode, Step::Release], condition: None };
     }
     let cordon = (!node.cordoned).then_some(Step::Cordon);
@@ -171,7 +205,7 @@ mod tests {
 
     fn worker() -> Observed {
         Observed {
-            role: MachineRole::Worker,
+            joins: true,
             kept: true,
             node: Some(Node { cordoned: false, ready: true }),
             pods: vec![pod("a", false), pod("b", true)],
@@ -207,7 +241,7 @@ mod tests {
         let cases = [
             ("a new worker", Observed { kept: false, ..worker() }, vec![Step::Keep], None),
             ("one that stays", worker(), vec![], None),
-            ("a founder", Observed { role: MachineRole::ControlPlane, kept: false, ..worker() }, vec![], None),
+            ("a founder", Observed { joins: false, kept: false, ..worker() }, vec![], None),
             ("one that is deleted", deleted(), vec![Step::Cordon, evict.clone()], Some("Draining")),
             (
                 "one that takes long",
@@ -218,7 +252,7 @@ mod tests {
             (
                 "one that does not answer",
                 Observed { node: Some(Node { cordoned: true, ready: false }), ..deleted() },
-                vec![evict],
+                vec![evict.clone()],
                 Some("NodeNotReady"),
             ),
             (
@@ -230,6 +264,34 @@ mod tests {
             (
                 "one that is given up",
                 Observed { forced: true, ..deleted() },
+                vec![Step::Revoke, Step::DeleteNode, Step::Release],
+                None,
+            ),
+            (
+                "one of the control plane, with pods",
+                Observed { member: Some(Member::default()), ..deleted() },
+                vec![Step::Cordon, evict.clone()],
+                Some("Draining"),
+            ),
+            (
+                "one of the control plane",
+                Observed { member: Some(Member::default()), pods: vec![], ..deleted() },
+                vec![Step::LeaveEtcd],
+                Some("LeavingEtcd"),
+            ),
+            (
+                "one of the control plane that is given up and leaves",
+                Observed { member: Some(Member { leaves: true, ..Member::default() }), forced: true, ..deleted() },
+                vec![],
+                Some("LeavingEtcd"),
+            ),
+            (
+                "one of the control plane that has left",
+                Observed {
+                    member: Some(Member { leaves: true, left: true, ..Member::default() }),
+                    pods: vec![],
+                    ..deleted()
+                },
                 vec![Step::Revoke, Step::DeleteNode, Step::Release],
                 None,
             ),

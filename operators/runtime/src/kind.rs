@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use garboard_api::field_error::FieldError;
-use garboard_api::machine::{MachineRole, MachineStatus};
+use garboard_api::machine::MachineStatus;
 use garboard_api::manifest::Manifests;
 use garboard_api::{About, Cluster, ClusterStatus, Machine, validate};
 use k8s_openapi::ClusterResourceScope;
@@ -77,7 +77,7 @@ impl Kind for Machine {
     }
 
     fn ends_with_its_object(&self) -> bool {
-        self.role() == MachineRole::Worker && self.metadata.uid.is_some()
+        self.joins() && self.metadata.uid.is_some()
     }
 
     fn of(manifests: &Manifests) -> Option<&Self> {

@@ -1,8 +1,10 @@
 //! etcd: the cluster's store, one member per control-plane machine. The API server reaches it by a socket that only members of its
-//! group may open, everybody else on loopback by mutual TLS.
+//! group may open, everybody else on loopback by mutual TLS; the members reach each other by mutual TLS under an authority of their own.
 //!
 //! The API server opens a connection for each kind of object, one after the other, and its start would wait for as many handshakes of
 //! TLS.
+
+use std::net::{IpAddr, SocketAddr};
 
 use garboard_supervisor::spec::{ProbeAction, ServiceSpec, Slice, Stop};
 
@@ -10,7 +12,7 @@ use crate::base::{Args, blank, cgroup, comma, https, liveness, private_directory
 use crate::paths::{service_dir, service_file};
 use crate::pki::Leaf;
 use crate::users;
-use crate::{CatalogError, CatalogInput, tls};
+use crate::{CatalogError, CatalogInput, EtcdFacts, tls};
 
 /// The service's name.
 pub const NAME: &str = "etcd";
@@ -18,8 +20,8 @@ pub const NAME: &str = "etcd";
 pub const CLIENT_URL: &str = "https://127.0.0.1:2379";
 /// Port of [`CLIENT_URL`].
 pub const CLIENT_PORT: u16 = 2379;
-/// Where other members connect.
-pub const PEER_URL: &str = "https://127.0.0.1:2380";
+/// Port on which other members connect.
+pub const PEER_PORT: u16 = 2380;
 /// The member's data.
 pub const DATA_DIR: &str = "/var/lib/etcd";
 
@@ -28,21 +30,35 @@ pub fn local_url() -> String {
     format!("unix://{}", service_file(NAME, "client.sock"))
 }
 
+/// Where the other members connect to a machine with this address.
+pub fn peer_url(address: IpAddr) -> String {
+    format!("https://{}", SocketAddr::new(address, PEER_PORT))
+}
+
 /// The specification of etcd.
 ///
 /// # Errors
-/// None in practice: the names in this crate are valid.
-pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
+/// [`CatalogError::NoAddress`] when the node has no address at which the others could reach it.
+pub fn service(input: &CatalogInput, facts: &EtcdFacts) -> Result<ServiceSpec, CatalogError> {
     let name = &input.node.name;
+    let peer_url = peer_url(input.node_address()?);
+    // What follows from these has been written when there is data, and they count no more.
+    let (state, initial_cluster) = match facts {
+        EtcdFacts { initial_cluster: Some(members), .. } => {
+            let members: Vec<_> = members.iter().map(|(name, url)| format!("{name}={url}")).collect();
+            ("existing", members.join(","))
+        }
+        EtcdFacts { initial_cluster: None, .. } => ("new", format!("{name}={peer_url}")),
+    };
     let args = Args::new("/usr/bin/etcd")
         .flag("name", name)
         .flag("data-dir", DATA_DIR)
         .flag("listen-client-urls", comma(&[CLIENT_URL, &local_url()]))
         .flag("advertise-client-urls", CLIENT_URL)
-        .flag("listen-peer-urls", PEER_URL)
-        .flag("initial-advertise-peer-urls", PEER_URL)
-        .flag("initial-cluster", format_args!("{name}={PEER_URL}"))
-        .flag("initial-cluster-state", "new")
+        .flag("listen-peer-urls", &peer_url)
+        .flag("initial-advertise-peer-urls", &peer_url)
+        .flag("initial-cluster", initial_cluster)
+        .flag("initial-cluster-state", state)
         .flag("initial-cluster-token", "garboard")
         .flag("client-cert-auth", true)
         .flag("cert-file", Leaf::EtcdServer.cert_file())

@@ -4,6 +4,8 @@
 pub const APISERVER_KUBELET_CLIENT: &str = "garboard:apiserver-kubelet-client";
 /// Group of the node agents of control-plane machines.
 pub const AGENT_GROUP: &str = "garboard:agent";
+/// What the user names of the node agents of control-plane machines begin with; the machine's name follows.
+pub const AGENT_PREFIX: &str = "garboard:agent:";
 /// Group of kube-proxy on every machine: each has a name of its own, so that one can be told from another.
 pub const KUBE_PROXIES_GROUP: &str = "garboard:kube-proxies";
 /// Group of the cluster operators.
@@ -20,5 +22,7 @@ pub const WORKERS_GROUP: &str = "garboard:workers";
 pub const WORKER_PREFIX: &str = "garboard:worker:";
 /// Group of all who show a token to join, as their role is bound to it.
 pub const JOINERS_GROUP: &str = "system:bootstrappers:garboard";
-/// What the groups of those who show a token begin with; the name of the machine that it is for follows.
+/// What the groups of workers who show a token begin with; the name of the machine that it is for follows.
 pub const JOINER_PREFIX: &str = "system:bootstrappers:garboard:machine:";
+/// The same of control-plane machines.
+pub const CONTROL_PLANE_JOINER_PREFIX: &str = "system:bootstrappers:garboard:control-plane:";

@@ -1,9 +1,10 @@
 //! What the services of a machine depend on.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use garboard_api::cluster::ClusterSpec;
-use garboard_api::machine::{MachineRole, MachineSpec};
+use garboard_api::machine::MachineSpec;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,20 @@ pub struct NodeFacts {
     pub api_servers: Vec<SocketAddr>,
     /// The other nodes of the pod network.
     pub peers: Vec<Peer>,
+    /// The machine's part in the cluster's store; none on a worker, and on a control-plane machine that has no part yet or has left.
+    pub etcd: Option<EtcdFacts>,
+}
+
+/// What is known of a machine's part in the cluster's store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EtcdFacts {
+    /// The members by name, itself among them, with which it joined, and where they were reached; none on the machine that founds the
+    /// cluster.
+    pub initial_cluster: Option<BTreeMap<String, String>>,
+    /// Whether it counts: only then the rest of the control plane can work with it.
+    pub votes: bool,
+    /// Whether other machines have a part too.
+    pub others: bool,
 }
 
 /// Another node of the pod network.
@@ -62,14 +77,24 @@ impl CatalogInput {
         self.node.addresses.first().copied().ok_or(CatalogError::NoAddress)
     }
 
-    /// Whether the machine runs a part of the control plane.
-    pub(crate) fn is_control_plane(&self) -> bool {
-        self.machine.role() == MachineRole::ControlPlane
+    /// Whether the machine runs the control plane.
+    pub(crate) fn runs_control_plane(&self) -> bool {
+        self.node.etcd.as_ref().is_some_and(|etcd| etcd.votes)
+    }
+
+    /// Whether the machine runs the control plane that it founded.
+    pub(crate) fn founds_control_plane(&self) -> bool {
+        self.node.etcd.as_ref().is_some_and(|etcd| etcd.initial_cluster.is_none())
+    }
+
+    /// Whether other machines run the control plane too.
+    pub(crate) fn shares_control_plane(&self) -> bool {
+        self.node.etcd.as_ref().is_some_and(|etcd| etcd.others)
     }
 
     /// The API servers, the machine's own first.
     pub(crate) fn api_servers(&self) -> Vec<SocketAddr> {
-        let own = self.is_control_plane().then(|| loopback(kube_apiserver::PORT));
+        let own = self.runs_control_plane().then(|| loopback(kube_apiserver::PORT));
         own.into_iter().chain(self.node.api_servers.iter().copied()).collect()
     }
 

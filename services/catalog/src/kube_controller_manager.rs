@@ -18,7 +18,7 @@ pub fn node_block_prefix(pods: IpNet) -> u8 {
 }
 
 /// Flags that kube-controller-manager and kube-scheduler share.
-pub(crate) fn controller_args(program: &str, name: &str, port: u16, leaf: Leaf) -> Args {
+pub(crate) fn controller_args(input: &CatalogInput, program: &str, name: &str, port: u16, leaf: Leaf) -> Args {
     let kubeconfig = kubeconfig::path(name);
     Args::new(program)
         .flag("kubeconfig", &kubeconfig)
@@ -34,9 +34,8 @@ pub(crate) fn controller_args(program: &str, name: &str, port: u16, leaf: Leaf) 
         .flag("tls-min-version", tls::MIN_VERSION)
         .flag("tls-cipher-suites", comma(&tls::CIPHER_SUITES))
         .flag("profiling", false)
-        // With one control-plane machine there is nobody to elect against, and after a crash the lease of the dead process would
-        // have to run out first.
-        .flag("leader-elect", false)
+        // Alone there is nobody to elect against, and after a crash the lease of the dead process would have to run out first.
+        .flag("leader-elect", input.shares_control_plane())
 }
 
 /// The specification of kube-controller-manager.
@@ -45,7 +44,7 @@ pub(crate) fn controller_args(program: &str, name: &str, port: u16, leaf: Leaf) 
 /// None in practice: the names in this crate are valid.
 pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     let leaf = Leaf::ControllerManager;
-    let args = controller_args("/usr/bin/kube-controller-manager", NAME, PORT, leaf)
+    let args = controller_args(input, "/usr/bin/kube-controller-manager", NAME, PORT, leaf)
         .flag("cluster-name", "garboard")
         // Tokens of machines that never joined are removed when they have expired.
         .flag("controllers", "*,token-cleaner-controller")

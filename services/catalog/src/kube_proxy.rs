@@ -40,7 +40,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
         spec.isolation.read_write.extend(["/proc/sys/net".into(), "/run".into()]);
     }
     // It tries again every half minute when nobody answers at first.
-    spec.requires.push(ready(if input.is_control_plane() { kube_apiserver::NAME } else { balancer::NAME })?);
+    spec.requires.push(ready(if input.founds_control_plane() { kube_apiserver::NAME } else { balancer::NAME })?);
     spec.readiness = Some(readiness(http(HEALTH_PORT, "/livez")));
     spec.liveness = Some(liveness(http(HEALTH_PORT, "/livez")));
     Ok(spec)

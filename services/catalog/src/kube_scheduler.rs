@@ -16,7 +16,7 @@ pub const PORT: u16 = 10259;
 /// # Errors
 /// None in practice: the names in this crate are valid.
 pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
-    let args = kube_controller_manager::controller_args("/usr/bin/kube-scheduler", NAME, PORT, Leaf::Scheduler)
+    let args = kube_controller_manager::controller_args(input, "/usr/bin/kube-scheduler", NAME, PORT, Leaf::Scheduler)
         .declared(&input.cluster.control_plane, &input.cluster.control_plane.scheduler.extra_args);
     let mut limits = cgroup(Slice::ControlPlane, -997, 512, 32, 96);
     limits.cpu_weight = Some(200);

@@ -1,6 +1,6 @@
 //! Typed settings rendered to service specifications: one file per supervised process.
 //!
-//! A control-plane machine runs all of them; a worker those of which the table says so.
+//! A control-plane machine runs all of them, and begins with etcd; a worker those of which the table says so.
 //!
 //! Everything here is a pure function of a [`CatalogInput`]. The order of start is not written down anywhere: each service
 //! names what it cannot do without ([`garboard_supervisor::spec::ServiceSpec::requires`]) and everything else runs at once.
@@ -11,7 +11,7 @@
 //! | [`balancer`] | yes | balancer | 127.0.0.1:6444, the API servers' TLS |
 //! | [`containerd`] | yes | root | unix socket, root only |
 //! | [`bus`] | yes | messagebus | unix socket |
-//! | [`etcd`] | no | etcd | 127.0.0.1:2379 and :2380, mutual TLS; a socket for its group |
+//! | [`etcd`] | no | etcd | 127.0.0.1:2379 and :2380 of the node, mutual TLS; a socket for its group |
 //! | [`kube_apiserver`] | no | kube-apiserver | :6443, TLS with client certificates or tokens |
 //! | [`kube_controller_manager`] | no | kube-controller-manager | 127.0.0.1:10257, TLS |
 //! | [`kube_scheduler`] | no | kube-scheduler | 127.0.0.1:10259, TLS |
@@ -47,7 +47,7 @@ use std::net::SocketAddr;
 use garboard_supervisor::spec::{InvalidServiceName, ServiceSpec};
 
 pub use garboard_api::cluster::ProxyMode;
-pub use input::{CatalogInput, NodeFacts, Peer};
+pub use input::{CatalogInput, EtcdFacts, NodeFacts, Peer};
 
 /// Why there is no specification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,9 +74,11 @@ pub fn services(input: &CatalogInput) -> Result<Vec<ServiceSpec>, CatalogError> 
         cni::service(input)?,
         dns::service(input)?,
     ];
-    if input.is_control_plane() {
+    if let Some(etcd) = &input.node.etcd {
+        specs.push(etcd::service(input, etcd)?);
+    }
+    if input.runs_control_plane() {
         specs.extend([
-            etcd::service(input)?,
             kube_apiserver::service(input)?,
             kube_controller_manager::service(input)?,
             kube_scheduler::service(input)?,

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use garboard_api::control_plane::{OWN_FLAGS, PodSecurityLevel};
 use garboard_api::machine::{MachineRole, Registry};
-use garboard_catalog::{CatalogInput, NodeFacts, Peer, ProxyMode, services, users};
+use garboard_catalog::{CatalogInput, EtcdFacts, NodeFacts, Peer, ProxyMode, services, users};
 use garboard_supervisor::spec::{ProbeAction, Seccomp, ServiceSpec, Slice};
 use serde_json::Value;
 
@@ -27,6 +27,7 @@ fn input() -> CatalogInput {
                 address: "192.0.2.11".parse().unwrap(),
                 pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
             }],
+            etcd: Some(EtcdFacts { votes: true, ..EtcdFacts::default() }),
         },
         pause_image: "garboard.dev/pause:0.1.0".to_owned(),
     }
@@ -66,6 +67,7 @@ fn every_service_waits_only_for_services_that_exist_and_never_in_a_circle() {
 fn a_worker_has_nothing_of_the_control_plane() {
     let mut worker = input();
     worker.machine.role = Some(MachineRole::Worker);
+    worker.node.etcd = None;
     let all = by_name(&input());
     let specs = by_name(&worker);
     assert_eq!(Vec::from_iter(specs.keys()), ["balancer", "bus", "cni", "containerd", "dns", "kube-proxy", "kubelet"]);
@@ -81,6 +83,34 @@ fn a_worker_has_nothing_of_the_control_plane() {
     }
     let joining = garboard_catalog::joining(&worker.node.api_servers).unwrap();
     assert_eq!(joining, [specs["balancer"].clone()]);
+}
+
+#[test]
+fn a_machine_joins_the_control_plane_with_etcd_first() {
+    let mut joiner = input();
+    let url = |name: &str, address: &str| (name.to_owned(), format!("https://{address}:2380"));
+    let members = BTreeMap::from([url("node-0", "192.0.2.9"), url("node-1", "192.0.2.10")]);
+    joiner.node.etcd = Some(EtcdFacts { initial_cluster: Some(members), votes: false, others: true });
+    let learner = by_name(&joiner);
+    let worker: BTreeSet<_> = ["balancer", "bus", "cni", "containerd", "dns", "kube-proxy", "kubelet"].into();
+    let beside: Vec<_> = learner.keys().filter(|name| !worker.contains(name.as_str())).collect();
+    assert_eq!(beside, ["etcd"]);
+    let etcd = &learner["etcd"];
+    assert_eq!(flag(etcd, "initial-cluster"), Some("node-0=https://192.0.2.9:2380,node-1=https://192.0.2.10:2380"));
+    assert_eq!(flag(etcd, "initial-cluster-state"), Some("existing"));
+    assert_eq!(flag(etcd, "listen-peer-urls"), Some("https://192.0.2.10:2380"));
+
+    joiner.node.etcd.as_mut().unwrap().votes = true;
+    let voter = by_name(&joiner);
+    for (name, spec) in &learner {
+        let same = name == "balancer" || voter[name] == *spec;
+        assert!(same, "to count changes {name}");
+    }
+    assert_eq!(voter.len(), by_name(&input()).len());
+    for name in ["kube-controller-manager", "kube-scheduler"] {
+        assert_eq!(flag(&voter[name], "leader-elect"), Some("true"), "{name}");
+        assert_eq!(flag(&by_name(&input())[name], "leader-elect"), Some("false"), "{name}");
+    }
 }
 
 #[test]
@@ -278,7 +308,6 @@ fn every_listener_is_on_loopback_or_asks_for_a_certificate() {
     let specs = by_name(&input());
     for (service, listener) in [
         ("etcd", "listen-client-urls"),
-        ("etcd", "listen-peer-urls"),
         ("kube-controller-manager", "bind-address"),
         ("kube-scheduler", "bind-address"),
     ] {

@@ -44,7 +44,7 @@ pub(super) async fn decide(request: &CertificateSigningRequest, client: &Client)
     } else if !has_condition(request, &["Approved"]) {
         return Ok(Action::await_change());
     }
-    if let Requester::Joiner { token, machine } = requester {
+    if let Requester::Joiner { token, machine, .. } = requester {
         remove(token, machine, client).await?;
     }
     Ok(Action::await_change())

@@ -2,14 +2,19 @@
 
 use std::time::{Duration, SystemTime};
 
+use garboard_api::machine::MachineRole;
+use garboard_api::types::Token;
 use garboard_plan::join as plan;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::jiff::Timestamp;
-use kube::Api;
-use kube::api::{ApiResource, DynamicObject, PostParams};
-use kube::core::GroupVersionKind;
+use kube::api::PostParams;
+use kube::{Api, Client, ResourceExt as _};
 use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::Value;
 use tracing::info;
 
+use super::keys::{self, KeysError};
 use crate::addons::{self, AddonsError};
 use crate::connect;
 use crate::pki::PkiStore;
@@ -32,30 +37,64 @@ pub enum TokenError {
     /// The API server did not take it.
     #[error("the API server has not taken the token")]
     Api(#[from] kube::Error),
+    /// There are no keys to hand on.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
 }
 
-/// A token for the machine of this name, valid for `lifetime` from `now`; and when it ends, seconds since 1970.
+/// A token for the machine of this name and role, valid for `lifetime` from `now`; and when it ends, seconds since 1970. Beside that of a
+/// control-plane machine the cluster's keys are put, sealed.
 ///
 /// # Errors
 /// [`TokenError`].
 pub async fn issue(
     pki: &PkiStore,
     machine: &str,
+    role: MachineRole,
     lifetime: Duration,
     now: SystemTime,
 ) -> Result<(String, i64), TokenError> {
-    let (id, secret) = (random(6)?, random(16)?);
+    let bearer = format!("{}.{}", random(6)?, random(16)?);
+    let text = match role {
+        MachineRole::ControlPlane => format!("{bearer}.{}", random_seal()?),
+        MachineRole::Worker => bearer,
+    };
+    let token = Token::parse(&text).ok_or(TokenError::Random)?;
     let end = (now + lifetime).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let end = i64::try_from(end).unwrap_or(i64::MAX);
     let expiration = Timestamp::from_second(end).unwrap_or(Timestamp::MAX).to_string();
-    let object: DynamicObject = serde_json::from_value(plan::token_secret(machine, &id, &secret, &expiration))?;
     let client = addons::administrator(pki, connect::local(), garboard_api_client::Outage::default(), now)?;
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Secret"));
-    Api::<DynamicObject>::namespaced_with(client, "kube-system", &resource)
-        .create(&PostParams::default(), &object)
-        .await?;
-    info!(machine, token = id, expiration, "token made");
-    Ok((format!("{id}.{secret}"), end))
+    if let Some(seal) = token.seal {
+        let sealed = keys::seal(pki, machine, seal)?;
+        let secret =
+            create::<Secret>(&client, plan::sealed_keys_secret(machine, token.id, &expiration, &sealed)).await?;
+        let [role, binding] = plan::sealed_keys_role(machine, token.id, &secret.uid().unwrap_or_default());
+        create::<Role>(&client, role).await?;
+        create::<RoleBinding>(&client, binding).await?;
+    }
+    create::<Secret>(&client, plan::token_secret(machine, role, token, &expiration)).await?;
+    info!(machine, ?role, token = token.id, expiration, "token made");
+    Ok((text, end))
+}
+
+/// Makes one of the cluster's own objects.
+async fn create<K>(client: &Client, object: Value) -> Result<K, TokenError>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + serde::Serialize
+        + serde::de::DeserializeOwned,
+{
+    let object: K = serde_json::from_value(object)?;
+    Ok(Api::<K>::namespaced(client.clone(), "kube-system").create(&PostParams::default(), &object).await?)
+}
+
+/// 64 hexadecimal digits.
+fn random_seal() -> Result<String, TokenError> {
+    let mut bytes = [0; 32];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| TokenError::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Characters of a token, each as likely as any other.
@@ -79,7 +118,9 @@ mod tests {
     #[test]
     fn a_token_is_one_for_kubernetes() {
         let token = format!("{}.{}", random(6).unwrap(), random(16).unwrap());
-        assert!(garboard_api::types::is_token(&token), "{token}");
+        assert!(Token::parse(&token).is_some_and(|token| token.seal.is_none()), "{token}");
+        let sealed = format!("{token}.{}", random_seal().unwrap());
+        assert!(Token::parse(&sealed).is_some_and(|token| token.seal.is_some()), "{sealed}");
         assert_ne!(random(16).unwrap(), random(16).unwrap());
     }
 }

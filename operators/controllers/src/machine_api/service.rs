@@ -200,7 +200,7 @@ impl Machine for Service {
     }
 
     async fn join_token(&self, request: Request<JoinTokenRequest>) -> Result<Response<JoinTokenResponse>, Status> {
-        let JoinTokenRequest { machine, valid_seconds } = request.get_ref();
+        let JoinTokenRequest { machine, valid_seconds, control_plane } = request.get_ref();
         if !types::is_label(machine) {
             return Err(Status::invalid_argument(format!("machine: {machine:?}: {}", types::LABEL_WORDS)));
         }
@@ -221,7 +221,8 @@ impl Machine for Service {
         let pin = self.pki.authority_pin(authority).and_then(|pin| pin.ok_or(PkiError::NoAuthority(authority)));
         let ca_pin = pin.map_err(unsigned)?.to_string();
         let lifetime = Duration::from_secs((*valid_seconds).into());
-        let (token, end) = issue_token(&self.pki, machine, lifetime, SystemTime::now())
+        let role = if *control_plane { MachineRole::ControlPlane } else { MachineRole::Worker };
+        let (token, end) = issue_token(&self.pki, machine, role, lifetime, SystemTime::now())
             .await
             .map_err(|error| Status::unavailable(chain(&error)))?;
         Ok(Response::new(JoinTokenResponse {

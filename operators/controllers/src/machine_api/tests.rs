@@ -194,7 +194,7 @@ async fn a_kubeconfig_is_signed_for_the_callers_key_and_role() {
         let early = scene.client.kubeconfig().await.unwrap_err();
         assert!(early.is_transient() && early.to_string().contains("keys are not made"), "{early}");
         let pki = PkiStore::new(scene.directory.path().join("pki"), scene.directory.path().join("deployed"));
-        pki.reconcile(&Desired { signs: true, leaves: BTreeMap::new() }, SystemTime::now()).unwrap();
+        pki.reconcile(&Desired { creates: true, signs: true, leaves: BTreeMap::new() }, SystemTime::now()).unwrap();
         let answer = scene.client.kubeconfig().await.unwrap();
         let (_, block) = x509_parser::pem::parse_x509_pem(answer.certificate.as_bytes()).unwrap();
         let certificate = block.parse_x509().unwrap();

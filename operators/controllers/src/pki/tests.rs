@@ -13,6 +13,7 @@ use super::*;
 fn profiles() -> Desired {
     desired(&PkiInput {
         role: MachineRole::ControlPlane,
+        joins: false,
         node_name: "node-1".to_owned(),
         node_addresses: vec!["192.0.2.10".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         service_addresses: vec!["10.96.0.1".parse().unwrap()],

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use garboard_catalog::pki::Leaf;
-use garboard_controllers::leader::{Identity, Standing, lead};
+use garboard_controllers::leader::{Identity, OPERATORS, Standing, lead};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +34,7 @@ impl Candidate {
                 drop(held);
             }
         };
-        let task = tokio::spawn(lead(client, identity, tell, duties, stop.clone()));
+        let task = tokio::spawn(lead(client, OPERATORS, identity, tell, duties, stop.clone()));
         Self { stop, standing: seen, duty, task }
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use garboard_api::machine::MachineRole::{self, ControlPlane, Worker};
 use garboard_api::manifest::JoinToken;
 use garboard_api::{Cluster, Machine, PublicKeyPin};
 use garboard_api_client::{Identity, Outage};
@@ -41,12 +42,12 @@ struct Joiner {
 
 impl Joiner {
     /// One that knows a cluster by this pin.
-    fn new(name: &str, pin: PublicKeyPin) -> Self {
+    fn new(name: &str, role: MachineRole, pin: PublicKeyPin) -> Self {
         let machine = json!({
             "apiVersion": garboard_api::API_VERSION,
             "kind": "Machine",
             "metadata": { "name": name },
-            "spec": { "role": "Worker", "join": { "endpoints": [{ "host": "127.0.0.1" }], "caPin": pin } },
+            "spec": { "role": role, "join": { "endpoints": [{ "host": "127.0.0.1" }], "caPin": pin } },
         });
         let folder = tempfile::tempdir_in("/run/state").unwrap().keep().to_str().unwrap().to_owned();
         let pki = PkiStore::new(format!("{folder}/pki"), format!("{folder}/run"));
@@ -95,15 +96,15 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     let duty = tokio::spawn(csr::run(world.client(Leaf::Operators), stop.clone()));
 
     let pin = pin_of(&world.pki);
-    let token = async |machine: &str| issue_token(&world.pki, machine, HOUR, SystemTime::now()).await.unwrap().0;
+    let token = async |machine: &str| token(world, machine, Worker).await;
     let first = token("node-2").await;
 
     // Another cluster with the same address gets no token.
-    let stranger = Joiner::new("node-2", PublicKeyPin::new([7; 32]));
+    let stranger = Joiner::new("node-2", Worker, PublicKeyPin::new([7; 32]));
     let problem = stranger.join(&first).await.unwrap_err();
     assert!(problem.contains("belongs to another cluster"), "{problem}");
 
-    let worker = Joiner::new("node-2", pin);
+    let worker = Joiner::new("node-2", Worker, pin);
     worker.join(&first).await.unwrap();
     let secrets = Api::<Secret>::namespaced(client.clone(), "kube-system");
     let secret = format!("bootstrap-token-{}", first.split_once('.').unwrap().0);
@@ -111,10 +112,10 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     world.wait_for("the token to be gone", gone).await;
 
     // Another machine of the same name with the same token, which has served.
-    let problem = Joiner::new("node-2", pin).join(&first).await.unwrap_err();
+    let problem = Joiner::new("node-2", Worker, pin).join(&first).await.unwrap_err();
     assert!(problem.contains("used before"), "{problem}");
     // A token of another machine, and one that nobody made.
-    let thief = Joiner::new("node-4", pin);
+    let thief = Joiner::new("node-4", Worker, pin);
     for (token, said) in
         [(token("node-3").await, "node-3 may ask for"), (NOBODYS.to_owned(), "does not know the token")]
     {
@@ -132,10 +133,45 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
 
     it_may_do_nothing_once_it_is_removed(world, &worker, client).await;
 
+    a_control_plane_machine_gets_the_clusters_keys(world, client, pin).await;
+
     Api::<Machine>::all(client.clone()).delete("node-2", &Default::default()).await.unwrap();
     Api::<Node>::all(client.clone()).delete("node-2", &Default::default()).await.unwrap();
     stop.cancel();
     duty.await.unwrap();
+}
+
+async fn token(world: &World, machine: &str, role: MachineRole) -> String {
+    issue_token(&world.pki, machine, role, HOUR, SystemTime::now()).await.unwrap().0
+}
+
+/// And nobody else does, whatever else of its token he has.
+async fn a_control_plane_machine_gets_the_clusters_keys(world: &World, client: &Client, pin: PublicKeyPin) {
+    let secrets = Api::<Secret>::namespaced(client.clone(), "kube-system");
+    let joiner = Joiner::new("node-5", ControlPlane, pin);
+    let problem = joiner.join(&token(world, "node-5", Worker).await).await.unwrap_err();
+    assert!(problem.contains("--control-plane"), "{problem}");
+
+    let first = token(world, "node-5", ControlPlane).await;
+    let (bearer, _) = first.rsplit_once('.').unwrap();
+    let sealed = secrets.get(&format!("garboard-keys-{}", &first[..6])).await.unwrap();
+    let stranger = Joiner::new("node-5", ControlPlane, pin);
+    let problem = stranger.join(&format!("{bearer}.{}", "0".repeat(64))).await.unwrap_err();
+    assert!(problem.contains("do not open"), "{problem}");
+    assert!(!stranger.pki.has_cluster_keys().unwrap());
+    let problem = joiner.join(&first).await.unwrap_err();
+    assert!(problem.contains("used before"), "{problem}");
+
+    let second = token(world, "node-5", ControlPlane).await;
+    joiner.join(&second).await.unwrap();
+    assert_eq!(joiner.pki.cluster_keys().unwrap(), world.pki.cluster_keys().unwrap());
+    let gone = format!("garboard-keys-{}", &second[..6]);
+    assert!(secrets.get_opt(&gone).await.unwrap().is_none(), "what was fetched is still there");
+    let others = Api::<Secret>::namespaced(joiner.client(), "kube-system");
+    assert!(others.get(&sealed.name_any()).await.is_ok(), "what was sealed for this machine before");
+    let foreign = token(world, "node-6", ControlPlane).await;
+    assert!(others.get(&format!("garboard-keys-{}", &foreign[..6])).await.is_err(), "another machine's keys");
+    assert!(others.list(&ListParams::default()).await.is_err(), "an agent lists secrets");
 }
 
 /// What the cluster is known by.

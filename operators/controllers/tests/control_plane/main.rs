@@ -381,7 +381,7 @@ async fn the_cluster_operators_lead_one_at_a_time(world: &World, client: &kube::
     // Whoever loses it stops and stands by; a holder that does not renew it loses it.
     let taken = json!({ "spec": { "holderIdentity": "node-4_run" } });
     let leases = Api::<Lease>::namespaced(client.clone(), leader::NAMESPACE);
-    leases.patch(leader::NAME, &PatchParams::default(), &Patch::Merge(taken)).await.unwrap();
+    leases.patch(leader::OPERATORS, &PatchParams::default(), &Patch::Merge(taken)).await.unwrap();
     for candidate in [&second, &third] {
         candidate.is(world, Standing::StandsBy("node-4_run".to_owned())).await;
         assert!(!candidate.at_work());
@@ -390,7 +390,7 @@ async fn the_cluster_operators_lead_one_at_a_time(world: &World, client: &kube::
     second.is(world, Standing::Leads).await;
     world.wait("work after a loss", || second.at_work()).await;
     second.end().await;
-    let lease = leases.get(leader::NAME).await.unwrap().spec.unwrap();
+    let lease = leases.get(leader::OPERATORS).await.unwrap().spec.unwrap();
     assert_eq!((lease.holder_identity, lease.lease_transitions), (None, Some(2)));
 }
 

@@ -19,7 +19,7 @@ use garboard_api::machine::MachineRole;
 use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::LOCAL_APISERVER;
 use garboard_catalog::pki::Leaf;
-use garboard_catalog::{CatalogInput, NodeFacts, input, services};
+use garboard_catalog::{CatalogInput, EtcdFacts, NodeFacts, input, services};
 use garboard_controllers::pki::PkiStore;
 use garboard_controllers::{addons, revocations};
 use garboard_plan::pki::{PkiInput, desired};
@@ -133,6 +133,7 @@ impl World {
                 pod_cidrs: Vec::new(),
                 api_servers: Vec::new(),
                 peers: Vec::new(),
+                etcd: Some(EtcdFacts { votes: true, ..EtcdFacts::default() }),
             },
             pause_image: "garboard.dev/pause:test".to_owned(),
         };
@@ -156,6 +157,7 @@ impl World {
         let CatalogInput { cluster, node, .. } = &self.input;
         PkiInput {
             role: MachineRole::ControlPlane,
+            joins: false,
             node_name: node.name.clone(),
             node_addresses: node.addresses.clone(),
             service_addresses: Vec::from_iter(input::apiserver_service_address(cluster)),

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use garboard_api::JOIN_SECRET_TYPE;
+use garboard_api::{JOIN_SECRET_TYPE, MachineRole};
 use garboard_machine_api::proto::JoinTokenResponse;
 use garboard_machine_api::{Endpoint, Identity};
 
@@ -19,7 +19,7 @@ const TOKEN: &str = include_str!("join/token.yaml");
 /// What lies between the documents of a file.
 const SEPARATOR: &str = "\n---\n";
 
-pub async fn run(target: &Target, Join { name, at, valid }: &Join) -> anyhow::Result<()> {
+pub async fn run(target: &Target, Join { name, at, control_plane, valid }: &Join) -> anyhow::Result<()> {
     if !is_label(name) {
         bail!("{name:?}: a machine's name has lower-case letters, digits and hyphens, and starts with a letter");
     }
@@ -30,6 +30,15 @@ pub async fn run(target: &Target, Join { name, at, valid }: &Join) -> anyhow::Re
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
+    // What is renewed is of the role that it had.
+    let role = match &former {
+        Some(former) => role_of(former).with_context(|| format!("read {}", path.display()))?,
+        None if *control_plane => MachineRole::ControlPlane,
+        None => MachineRole::Worker,
+    };
+    if *control_plane && role == MachineRole::Worker {
+        bail!("{}: the Machine is a worker: remove the file to make another", path.display());
+    }
     // Whatever is wrong here is found before there is a token.
     let identity = Identity::generate()?;
     let config = match (found.config.machines.iter().any(|machine| machine.name == *name), &former, at) {
@@ -44,10 +53,11 @@ pub async fn run(target: &Target, Join { name, at, valid }: &Join) -> anyhow::Re
             Some(found.with_machine(&Machine { name: name.clone(), endpoint: endpoint.clone(), fingerprint })?)
         }
     };
-    let answer = Contact::of_cluster(target)?.connect().await?.join_token(name, *valid).await?;
+    let controls = role == MachineRole::ControlPlane;
+    let answer = Contact::of_cluster(target)?.connect().await?.join_token(name, controls, *valid).await?;
     let text = match &former {
         Some(former) => renewed(former, name, &answer).with_context(|| format!("renew {}", path.display()))?,
-        None => manifests(name, &identity, &answer)?,
+        None => manifests(name, role, &identity, &answer)?,
     };
     replace(&path, &text, 0o600)?;
     if let Some(config) = config {
@@ -57,13 +67,21 @@ pub async fn run(target: &Target, Join { name, at, valid }: &Join) -> anyhow::Re
     print(&next_steps(&path, name, &until))
 }
 
+/// What the machine of manifests is for.
+fn role_of(manifests: &str) -> anyhow::Result<MachineRole> {
+    let manifests = garboard_api::manifest::parse(manifests)?;
+    Ok(manifests.machine.context("there is no Machine in it")?.role())
+}
+
 /// The manifests of a machine that joins.
-fn manifests(name: &str, identity: &Identity, answer: &JoinTokenResponse) -> anyhow::Result<String> {
+fn manifests(name: &str, role: MachineRole, identity: &Identity, answer: &JoinTokenResponse) -> anyhow::Result<String> {
     let endpoint: Endpoint = answer.endpoint.parse().context("the machine says where its cluster is")?;
     let machine = fill(
         MACHINE,
         &[
             ("@NAME@", name),
+            ("@WHAT@", if role == MachineRole::Worker { "a worker" } else { "a control-plane machine" }),
+            ("@ROLE@", if role == MachineRole::Worker { "Worker" } else { "ControlPlane" }),
             ("@HOST@", &format!("{:?}", endpoint.host())),
             ("@PORT@", &endpoint.port().to_string()),
             ("@CA_PIN@", &answer.ca_pin),
@@ -125,13 +143,17 @@ mod tests {
     #[test]
     fn a_token_is_renewed_and_the_rest_stays() {
         let identity = Identity::generate().unwrap();
-        let first = manifests("node-2", &identity, &answer("abcdef.0123456789abcdef")).unwrap();
+        let first = manifests("node-2", MachineRole::Worker, &identity, &answer("abcdef.0123456789abcdef")).unwrap();
         let edited = first.replace("network: {}", "network: {nameservers: [192.0.2.1]}");
         let second = renewed(&edited, "node-2", &answer("bcdefg.0123456789abcdef")).unwrap();
         let parse = |text: &str| garboard_api::manifest::parse(text).unwrap();
         let (first, second) = (parse(&edited), parse(&second));
         assert_eq!(second.join_token.as_ref().unwrap().token, "bcdefg.0123456789abcdef");
         assert_eq!((&first.machine, &first.identity), (&second.machine, &second.identity));
+        assert_eq!(role_of(&edited).unwrap(), MachineRole::Worker);
+        let other =
+            manifests("node-3", MachineRole::ControlPlane, &identity, &answer("abcdef.0123456789abcdef")).unwrap();
+        assert_eq!(role_of(&other).unwrap(), MachineRole::ControlPlane);
         assert_eq!(first.machine.unwrap().spec.join.unwrap().endpoints[0].to_string(), "[fd00::10]:6443");
     }
 }

@@ -154,8 +154,13 @@ impl Client {
     ///
     /// # Errors
     /// When this machine is no control-plane machine, refuses, or the connection is lost.
-    pub async fn join_token(&mut self, machine: &str, valid_seconds: u32) -> Result<JoinTokenResponse, ClientError> {
-        let request = JoinTokenRequest { machine: machine.to_owned(), valid_seconds };
+    pub async fn join_token(
+        &mut self,
+        machine: &str,
+        control_plane: bool,
+        valid_seconds: u32,
+    ) -> Result<JoinTokenResponse, ClientError> {
+        let request = JoinTokenRequest { machine: machine.to_owned(), valid_seconds, control_plane };
         let answer = self.calls.join_token(request).await;
         answer.map(tonic::Response::into_inner).map_err(|status| error::of(status, &self.endpoint))
     }

@@ -1,7 +1,7 @@
 //! Takes out of a log what is secret by its form: tokens, passwords in addresses, private keys. Nothing of the kind should be there in the
 //! first place.
 
-use garboard_api::types::is_token;
+use garboard_api::types::Token;
 
 /// What stands in a secret's place.
 const REDACTED: &str = "[redacted]";
@@ -30,7 +30,7 @@ impl Redact {
             |mut text, part| {
                 let word = part.trim_end_matches([' ', '\t', '\n', '"', '\'', '=', ',', ';', '(', ')']);
                 let end = part.get(word.len()..).unwrap_or_default();
-                let secret = !word.is_empty() && (bearer || is_token(word) || is_web_token(word));
+                let secret = !word.is_empty() && (bearer || Token::parse(word).is_some() || is_web_token(word));
                 // What stands between the word and its secret is nothing but an end.
                 bearer = word.eq_ignore_ascii_case("bearer") || (bearer && word.is_empty());
                 text += if secret { REDACTED.to_owned() } else { without_password(word) }.as_str();

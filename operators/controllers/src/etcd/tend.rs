@@ -1,0 +1,128 @@
+//! Changes the membership, and tells what is so of each member: the duty of the machine that leads.
+
+use std::time::Duration;
+
+use garboard_api::condition;
+use garboard_api::{EtcdMember, EtcdRole};
+use garboard_etcd_client::EtcdError;
+use garboard_plan::etcd::{self as plan, Declared, Member, Standing};
+use garboard_runtime::applier::chain;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::{Etcd, store};
+
+/// The name under which the leading machine owns its part of statuses.
+const FIELD_MANAGER: &str = "garboard-etcd";
+/// How soon a change that was not possible is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often the membership is looked at when nothing is to be changed.
+const LOOK: Duration = Duration::from_secs(60);
+
+impl Etcd {
+    /// Never ends by itself.
+    pub(super) async fn tend(&self, client: &Client) {
+        let api = Api::<EtcdMember>::all(client.clone());
+        let mut declared = self.declared.subscribe();
+        let mut told = String::new();
+        loop {
+            let all = declared.borrow_and_update().clone();
+            match round(&api, &all).await {
+                Ok(true) => sleep(RETRY).await,
+                // What was told about a member changes it, and is looked at once more.
+                Ok(false) => drop(timeout(LOOK, declared.changed()).await),
+                Err(error) => {
+                    let error = chain(&error);
+                    if error != told {
+                        warn!(error, "the membership of etcd is not tended");
+                        told = error;
+                    }
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+/// The membership was not tended.
+#[derive(Debug, thiserror::Error)]
+enum TendError {
+    #[error(transparent)]
+    Store(#[from] EtcdError),
+    #[error("cannot tell how a member stands")]
+    Api(#[from] kube::Error),
+}
+
+/// Makes the next change, and tells; says whether another may be due.
+async fn round(api: &Api<EtcdMember>, all: &[EtcdMember]) -> Result<bool, TendError> {
+    let mut declared: Vec<_> = all.iter().map(declaration).collect();
+    declared.sort_by(|one, other| one.name.cmp(&other.name));
+    let mut members = store::members().await?;
+    let next = plan::next(&declared, &members);
+    let mut failed = None;
+    if let Some((name, step)) = &next {
+        match store::apply(step).await {
+            Ok(()) => {
+                info!(member = name, ?step, "membership of etcd changed");
+                members = store::members().await?;
+            }
+            Err(error) => failed = Some((name.as_str(), chain(&error))),
+        }
+    }
+    let failed = failed.as_ref().map(|(name, why)| (*name, why.as_str()));
+    for (declared, object) in declared.iter().filter_map(|declared| Some((declared, of(all, &declared.name)?))) {
+        tell(api, object, &plan::standing(declared, &members, failed)).await?;
+    }
+    Ok(next.is_some() || waits(&declared, &members))
+}
+
+/// Whether somebody is to become a member who is none.
+fn waits(declared: &[Declared], members: &[Member]) -> bool {
+    plan::next(declared, members).is_some()
+}
+
+fn of<'a>(all: &'a [EtcdMember], name: &str) -> Option<&'a EtcdMember> {
+    all.iter().find(|member| member.metadata.name.as_deref() == Some(name))
+}
+
+fn declaration(member: &EtcdMember) -> Declared {
+    Declared {
+        name: member.name_any(),
+        peer_url: member.spec.peer_url.clone(),
+        leave: member.spec.leave || member.metadata.deletion_timestamp.is_some(),
+        left: member.status.as_ref().and_then(|status| status.role) == Some(EtcdRole::Left),
+    }
+}
+
+/// Tells how a member stands, if that is news.
+async fn tell(api: &Api<EtcdMember>, member: &EtcdMember, standing: &Standing) -> Result<(), kube::Error> {
+    let Standing { id, role, initial_cluster, condition } = standing;
+    let former = member.status.clone().unwrap_or_default();
+    let joined: Vec<_> = former.conditions.iter().filter(|found| found.type_ == condition::JOINED).cloned().collect();
+    let conditions = condition::merge(&joined, [condition.clone()], None, &Time(Timestamp::now()));
+    let id = id.map(|id| format!("{id:x}"));
+    // What it began with is told once.
+    let initial_cluster =
+        if former.initial_cluster.is_empty() { initial_cluster.clone() } else { former.initial_cluster.clone() };
+    if (conditions == joined, &id, role, &initial_cluster) == (true, &former.id, &former.role, &former.initial_cluster)
+    {
+        return Ok(());
+    }
+    let name = member.name_any();
+    let patch = json!({
+        "apiVersion": garboard_api::API_VERSION,
+        "kind": "EtcdMember",
+        "metadata": { "name": name },
+        "status": { "id": id, "role": role, "initialCluster": initial_cluster, "conditions": conditions },
+    });
+    match api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)).await {
+        // Its machine has gone meanwhile.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => other.map(drop),
+    }
+}

@@ -1,0 +1,107 @@
+//! A control plane of several machines.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use garboard_tests::cluster::{READY_LIMIT, sample_pod};
+use garboard_tests::machine::{Hardware, Machine};
+use garboard_tests::wait;
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::scene::{POD_LIMIT, Place, Scene, on_ready};
+
+/// The names of those that join.
+const OTHERS: [&str; 2] = ["node-2", "node-3"];
+
+pub fn scenarios() -> Vec<Trial> {
+    vec![on_ready("control_plane::one_becomes_three_outlives_a_loss_and_is_one_again", one_becomes_three)]
+}
+
+fn one_becomes_three(scene: &mut Scene) -> Result<()> {
+    // The next scenario knows one machine.
+    let config = scene.cluster.directory().join("config.yaml");
+    let known = fs::read(&config)?;
+    let outcome = grow(scene).and_then(|mut others| {
+        the_loss_of_the_first_is_outlived(scene)?;
+        the_others_leave(scene, &mut others)
+    });
+    fs::write(&config, known)?;
+    outcome
+}
+
+/// Two machines join at the same time; etcd takes in one after the other.
+fn grow(scene: &Scene) -> Result<Vec<Machine>> {
+    let hardware = || Hardware { memory_mib: 2560, ..Hardware::default() };
+    let mut machines = Vec::new();
+    for (name, place) in OTHERS.into_iter().zip(scene.places) {
+        machines.push(scene.join(name, place, hardware(), &["--control-plane"])?);
+    }
+    for (name, machine) in OTHERS.into_iter().zip(&machines) {
+        let joined = || {
+            scene.cluster.wait_for(&["etcdmember", name], "/status/role", &json!("Voter"), READY_LIMIT * 2)?;
+            scene.cluster.wait_condition(&["etcdmember", name], "Healthy", READY_LIMIT)?;
+            scene.cluster.wait_condition(&["machine", name], "Ready", READY_LIMIT)?;
+            scene.cluster.wait_condition(&["node", name], "Ready", READY_LIMIT)
+        };
+        joined().with_context(|| format!("the console of {name} ends with:\n{}", machine.console_end()))?;
+    }
+    let members = scene.cluster.get(&["etcdmembers"])?;
+    let of = |pointer: &str| -> Vec<Value> {
+        let items = members["items"].as_array().into_iter().flatten();
+        items.filter_map(|member| member.pointer(pointer).cloned()).collect()
+    };
+    ensure!(of("/status/role") == vec![json!("Voter"); 3], "{members}");
+    ensure!(of("/status/leader").iter().filter(|leads| **leads == json!(true)).count() == 1, "{members}");
+    // Every machine knows every API server.
+    let slice = scene.cluster.get(&["endpointslice", "kubernetes"])?;
+    let served = slice["endpoints"].as_array().map_or(0, Vec::len);
+    ensure!(served == 3, "{slice}");
+    Ok(machines)
+}
+
+/// Without the machine that founded it, the cluster works on: its API, its scheduler and its controllers.
+fn the_loss_of_the_first_is_outlived(scene: &mut Scene) -> Result<()> {
+    let [second, _] = scene.places;
+    scene.machine.cut_power()?;
+    let mut pod = sample_pod(&scene.cluster.sample_image()?, "survivor", &["serve", "--port", "8080"]);
+    // That the first is gone becomes known by and by.
+    pod["spec"]["affinity"] = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": {
+        "nodeSelectorTerms": [{ "matchFields": [{ "key": "metadata.name", "operator": "In", "values": ["node-2"] }] }],
+    } } });
+    let file = scene.folder().join("survivor.json");
+    fs::write(&file, pod.to_string())?;
+    let file = file.to_string_lossy().into_owned();
+    wait::until("another API server to take a pod", READY_LIMIT, || {
+        at(scene, second, &["apply", "-f", &file]).map(drop).map_err(|error| error.to_string())
+    })?;
+    let serves = "jsonpath={.status.phase}";
+    wait::until("the pod to run", POD_LIMIT, || {
+        let phase = at(scene, second, &["get", "pod", "survivor", "-o", serves]).map_err(|error| error.to_string())?;
+        if phase == "Running" { Ok(()) } else { Err(phase) }
+    })?;
+    scene.machine.start()?;
+    scene.wait_ready()?;
+    scene.cluster.wait_condition(&["etcdmember", "node-1"], "Healthy", READY_LIMIT)
+}
+
+/// What `kubectl` says, asked at the API server of a machine.
+fn at(scene: &Scene, place: Place, arguments: &[&str]) -> Result<String> {
+    let server = format!("--server=https://127.0.0.1:{}", place.ports.api);
+    scene.cluster.kubectl_ok(&[&[server.as_str()], arguments].concat())
+}
+
+/// Each is taken out of etcd, and its machine forgets the cluster; the first goes on alone.
+fn the_others_leave(scene: &mut Scene, machines: &mut [Machine]) -> Result<()> {
+    let limit = format!("--timeout={}s", READY_LIMIT.as_secs());
+    for (name, machine) in OTHERS.into_iter().zip(machines) {
+        scene.cluster.kubectl_ok(&["delete", "machine", name, &limit])?;
+        machine
+            .wait_off(READY_LIMIT)
+            .with_context(|| format!("the console of {name} ends with:\n{}", machine.console_end()))?;
+    }
+    scene.cluster.wait_condition(&["machine", "node-1"], "Ready", READY_LIMIT)?;
+    let members = scene.cluster.get(&["etcdmember", "node-1"])?;
+    ensure!(members["status"]["leader"] == true, "{members}");
+    Ok(())
+}
