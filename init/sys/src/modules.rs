@@ -14,6 +14,9 @@ use rustix::io::Errno;
 /// `MODULE_INIT_COMPRESSED_FILE`: the kernel decompresses the file itself.
 const COMPRESSED: i32 = 4;
 
+/// Parameters that modules are loaded with, whoever asks for them. Bonding would make a link `bond0` that nobody declared.
+const PARAMETERS: [(&str, &CStr); 1] = [("bonding", c"max_bonds=0")];
+
 /// What failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
@@ -159,7 +162,9 @@ impl Modules {
         let failed = |source: io::Error| ModuleError::Load { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
         let flags = if path.extension().is_some_and(|extension| extension == "ko") { 0 } else { COMPRESSED };
-        match rustix::system::finit_module(&file, self.parameters, flags) {
+        let name = module_name(&path.to_string_lossy());
+        let own = PARAMETERS.iter().find(|(module, _)| *module == name).map(|(_, parameters)| *parameters);
+        match rustix::system::finit_module(&file, own.unwrap_or(self.parameters), flags) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(source) => Err(failed(source.into())),
         }
