@@ -3,24 +3,21 @@
 //! The kernel tells nobody when a parameter changes, so declared ones are looked at every few seconds. What they were before Garboard set
 //! them is kept until the machine restarts, when they are that again by themselves.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use garboard_api::About;
 use garboard_api::machine::MachineKernel;
 use garboard_plan::events::Notable;
-use garboard_plan::kernel::{self as plan, Cause, Parameters, Step};
+use garboard_plan::kernel::{Cause, Parameters, Step};
 use garboard_runtime::applier::chain;
 use garboard_sys::modules::Modules;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{events, passing};
+use crate::events;
+use crate::parameters::Kept;
 
 /// Time between two looks at declared parameters.
 const LOOK: Duration = Duration::from_secs(3);
@@ -40,22 +37,13 @@ impl Default for KernelPaths {
     }
 }
 
-/// What was done to the running kernel.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Record {
-    set: Parameters,
-    originals: Parameters,
-}
-
 /// The task that keeps the kernel's settings.
 #[derive(Debug)]
 pub struct Kernel {
     config: watch::Receiver<Option<MachineKernel>>,
     problems: watch::Sender<Vec<String>>,
     notables: mpsc::Sender<Notable>,
-    paths: KernelPaths,
-    record: Record,
+    parameters: Kept,
     modules: Vec<String>,
 }
 
@@ -67,9 +55,9 @@ impl Kernel {
         notables: mpsc::Sender<Notable>,
         paths: KernelPaths,
     ) -> (Self, watch::Receiver<Vec<String>>) {
-        let record = passing::load(&paths.record).unwrap_or_default();
+        let parameters = Kept::new(paths.parameters, paths.record);
         let (problems, receiver) = watch::channel(Vec::new());
-        (Self { config, problems, notables, paths, record, modules: Vec::new() }, receiver)
+        (Self { config, problems, notables, parameters, modules: Vec::new() }, receiver)
     }
 
     /// Keeps the settings until `stop`.
@@ -107,56 +95,16 @@ impl Kernel {
     }
 
     fn keep_parameters(&mut self, declared: &Parameters) -> Vec<String> {
-        let names = declared.keys().chain(self.record.originals.keys());
-        let now: BTreeMap<_, _> = names.filter_map(|name| Some((name.clone(), self.read(name).ok()?))).collect();
-        let steps = plan::plan(declared, &self.record.set, &self.record.originals, &now);
-        let mut problems = Vec::new();
-        let mut record = self.record.clone();
-        record.set.clone_from(declared);
-        for step in steps {
-            match self.apply(&step) {
-                Ok(()) => {
-                    match (step.cause, &step.before) {
-                        (Cause::Withdrawn, _) => drop(record.originals.remove(&step.name)),
-                        (Cause::Declared, Some(before)) => {
-                            record.originals.entry(step.name.clone()).or_insert_with(|| before.clone());
-                        }
-                        (Cause::Drifted, _) | (Cause::Declared, None) => {}
-                    }
-                    self.tell(&step);
-                }
-                Err(error) => problems.push(format!("{}: cannot be set to {:?}: {error}", step.name, step.value)),
-            }
-        }
-        if record != self.record {
-            self.record = record;
-            if let Err(error) = passing::store(&self.paths.record, &self.record) {
-                warn!(%error, "what the parameters were before is not recorded");
+        let (done, problems) = self.parameters.keep(declared);
+        for Step { name, before, value, cause } in done {
+            if cause == Cause::Drifted {
+                let before = before.unwrap_or_default();
+                let note = format!("kernel parameter {name} was {before}, and is {value} again as declared");
+                let notable = Notable { about: About::Machine, warning: true, reason: "DriftRepaired", note };
+                events::hand_over(&self.notables, notable);
             }
         }
         problems
-    }
-
-    fn read(&self, name: &str) -> io::Result<String> {
-        fs::read_to_string(self.path(name)).map(|text| text.trim_end().to_owned())
-    }
-
-    fn apply(&self, step: &Step) -> io::Result<()> {
-        fs::write(self.path(&step.name), &step.value)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.paths.parameters.join(Path::new(&plan::path(name)))
-    }
-
-    fn tell(&self, Step { name, before, value, cause }: &Step) {
-        info!(name, before, value, ?cause, "kernel parameter set");
-        if *cause == Cause::Drifted {
-            let before = before.as_deref().unwrap_or_default();
-            let note = format!("kernel parameter {name} was {before}, and is {value} again as declared");
-            let notable = Notable { about: About::Machine, warning: true, reason: "DriftRepaired", note };
-            events::hand_over(&self.notables, notable);
-        }
     }
 
     /// Loads what is declared now and was not before.
@@ -184,6 +132,9 @@ impl Kernel {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
     fn kernel(root: &Path) -> (Kernel, mpsc::Receiver<Notable>) {

@@ -24,6 +24,7 @@ pub mod machine_api;
 pub mod media;
 pub mod network;
 pub mod node;
+mod parameters;
 mod passing;
 pub mod peers;
 pub mod pki;
