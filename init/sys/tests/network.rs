@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use garboard_sys::netlink::{
-    Address, BridgePort, MacAddress, Monitor, Netlink, NetlinkError, PROTOCOL, Route, VethPair,
+    Address, BridgePort, MAIN_TABLE, MacAddress, Monitor, Netlink, NetlinkError, PROTOCOL, Route, VethPair,
 };
 use nix::sched::{CloneFlags, unshare};
 use tokio::time::timeout;
@@ -119,6 +119,7 @@ fn addresses_and_routes_are_made_read_back_and_removed() {
             gateway,
             index,
             metric,
+            table: MAIN_TABLE,
             protocol: PROTOCOL,
         };
         let addresses = [address("192.0.2.7/24", PROTOCOL), address("2001:db8::7/64", 0)];
@@ -166,7 +167,14 @@ fn a_refusal_names_what_was_asked_and_why_not() {
         assert!(!error.is_missing());
         netlink.set_up(index).await.unwrap();
         let gateway = Some(ip("192.0.2.1"));
-        let route = Route { destination: "0.0.0.0/0".parse().unwrap(), gateway, index, metric: 0, protocol: PROTOCOL };
+        let route = Route {
+            destination: "0.0.0.0/0".parse().unwrap(),
+            gateway,
+            index,
+            metric: 0,
+            table: MAIN_TABLE,
+            protocol: PROTOCOL,
+        };
         let error = netlink.add_route(&route).await.unwrap_err();
         let expected =
             format!("the kernel refuses to add route 0.0.0.0/0 over link {index} (Nexthop has invalid gateway)");

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use garboard_sys::netlink::{
-    Address, Change, Forward, MacAddress, MarkedRoute, Neighbour, Netlink, NextHop, Route, Vxlan, Watch,
+    Address, Change, Forward, MAIN_TABLE, MacAddress, MarkedRoute, Neighbour, Netlink, NextHop, Route, Vxlan, Watch,
 };
 use nix::sched::{CloneFlags, unshare};
 use tokio::time::timeout;
@@ -121,8 +121,14 @@ fn marked_routes_are_made_led_elsewhere_read_back_and_removed() {
             route("10.0.2.0/24", 5, hop("192.0.2.2", false)),
             route("fd00:1::/64", 1024, hop("fd00:1::", true)),
         ];
-        let foreign =
-            Route { destination: "10.0.9.0/24".parse().unwrap(), gateway: None, index, metric: 0, protocol: 4 };
+        let foreign = Route {
+            destination: "10.0.9.0/24".parse().unwrap(),
+            gateway: None,
+            index,
+            metric: 0,
+            table: MAIN_TABLE,
+            protocol: 4,
+        };
         netlink.add_route(&foreign).await.unwrap();
         for MarkedRoute { destination, metric, protocol, hop } in wanted.clone() {
             netlink.add_marked_route(destination, metric, protocol, hop.unwrap()).await.unwrap();

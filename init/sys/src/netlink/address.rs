@@ -6,6 +6,9 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, Add
 
 use super::{Netlink, NetlinkError};
 
+/// `IFAPROT_KERNEL_RA`: the kernel made the address of a router's advertisement.
+pub const KERNEL_RA: u8 = 2;
+
 /// An address of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
@@ -27,6 +30,26 @@ impl Netlink {
     pub async fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
         let addresses = self.handle.address().get().execute();
         self.list("list addresses", addresses, Address::read).await
+    }
+
+    /// Addresses that the kernel made of the advertisements of routers, each with the index of its link: those that are settled and to
+    /// stay. Kernels before 5.18 do not tell who made an address, and the list is empty.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn advertised_addresses(&mut self) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+        let passing = AddressHeaderFlags::Tentative
+            | AddressHeaderFlags::Dadfailed
+            | AddressHeaderFlags::Deprecated
+            // `IFA_F_TEMPORARY`, which is the same bit.
+            | AddressHeaderFlags::Secondary;
+        let read = |message: AddressMessage| {
+            let settled = !message.header.flags.intersects(passing);
+            let address = Address::read(message).filter(|address| settled && address.protocol == KERNEL_RA)?;
+            Some((address.index, address.address))
+        };
+        let addresses = self.handle.address().get().execute();
+        self.list("list addresses", addresses, read).await
     }
 
     /// Adds an address to a link. The kernel adds the route of its subnet.

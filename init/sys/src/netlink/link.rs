@@ -6,7 +6,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
-use super::{MacAddress, Netlink, NetlinkError};
+use super::{LinkKind, MacAddress, Netlink, NetlinkError};
 
 /// A network link as the kernel shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,10 @@ pub struct Link {
     pub alias: Option<String>,
     /// Hardware address, if the link is an Ethernet.
     pub mac: Option<MacAddress>,
+    /// The hardware address that it was made with, if its driver tells: that of a bond's port is the bond's meanwhile.
+    pub permanent_mac: Option<MacAddress>,
+    /// The number of the group that it belongs to; 0 when nobody says otherwise.
+    pub group: u32,
     /// Whether it is the loopback link.
     pub loopback: bool,
     /// Whether it is administratively up.
@@ -27,6 +31,8 @@ pub struct Link {
     pub carrier: bool,
     /// Kind of a virtual link (`veth`, `bridge`, ...); none for hardware.
     pub kind: Option<String>,
+    /// What it is in detail; none for other kinds than those of [`LinkKind`].
+    pub settings: Option<LinkKind>,
     /// Index of the bridge or bond that the link is a port of.
     pub controller: Option<u32>,
     /// How it behaves as the port of a bridge; none when it is not one.
@@ -180,7 +186,11 @@ impl Netlink {
         self.ask(format!("remove link {index}"), request.execute()).await
     }
 
-    async fn change_link<T>(&mut self, operation: String, link: LinkMessageBuilder<T>) -> Result<(), NetlinkError> {
+    pub(super) async fn change_link<T>(
+        &mut self,
+        operation: String,
+        link: LinkMessageBuilder<T>,
+    ) -> Result<(), NetlinkError> {
         let request = self.handle.link().change(link.build());
         self.ask(operation, request.execute()).await
     }
@@ -195,10 +205,13 @@ impl From<LinkMessage> for Link {
             name: String::new(),
             alias: None,
             mac: None,
+            permanent_mac: None,
+            group: 0,
             loopback: flags.contains(LinkFlags::Loopback),
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
             kind: None,
+            settings: LinkKind::read(&message),
             controller: None,
             port: None,
             mtu: 0,
@@ -210,6 +223,10 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::MaxMtu(mtu) => link.max_mtu = (mtu > 0).then_some(mtu),
+                LinkAttribute::PermAddress(bytes) if ethernet => {
+                    link.permanent_mac = bytes.try_into().ok().map(MacAddress);
+                }
+                LinkAttribute::Group(group) => link.group = group,
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Address(bytes) if ethernet => link.mac = bytes.try_into().ok().map(MacAddress),
                 LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| link.read_info(&info)),

@@ -1,4 +1,4 @@
-//! Links, addresses and routes over rtnetlink.
+//! Links, addresses, routes and rules over rtnetlink.
 //!
 //! [`Netlink`] asks and changes, one request after the other; [`Monitor`] says that something changed, [`Watch`] what. They need a
 //! tokio runtime with I/O and time. They read and write their sockets while they are waited for, and have no task that does so
@@ -12,12 +12,16 @@
 //! network configuration.
 
 mod address;
+mod driver;
+mod kind;
 mod link;
 mod mac;
 mod marked_route;
 mod monitor;
 mod neighbour;
 mod route;
+mod rule;
+mod solicit;
 mod vxlan;
 mod watch;
 
@@ -34,20 +38,26 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::AsyncSocket;
 use tokio::runtime;
 
-pub use address::Address;
+pub use address::{Address, KERNEL_RA};
+pub use driver::driver;
+pub use kind::{Bond, BondLacpRate, BondMode, BondXmitHashPolicy, Bridge, LinkKind, Vlan, VlanProtocol};
 pub use link::{BridgePort, Link, VethPair};
 pub use mac::{InvalidMacAddress, MacAddress};
 pub use marked_route::{MarkedRoute, NextHop};
 pub use monitor::Monitor;
 pub use neighbour::{Forward, Neighbour};
-pub use route::Route;
+pub use route::{MAIN_TABLE, Route};
+pub use rule::Rule;
+pub use solicit::solicit_routers;
 pub use vxlan::Vxlan;
 pub use watch::{Change, Watch};
 
-/// Mark of addresses and routes that Garboard made: their `IFA_PROTO` and `rtm_protocol`.
+/// Mark of addresses, routes and rules that Garboard made: their `IFA_PROTO`, `rtm_protocol` and `FRA_PROTOCOL`.
 ///
 /// A number that neither `rtnetlink.h` nor a known routing daemon uses.
 pub const PROTOCOL: u8 = 103;
+/// Mark of links that Garboard made as they are declared: their group, which they have from their first moment on.
+pub const GROUP: u32 = PROTOCOL as u32;
 
 /// An answer comes once the kernel has the lock of its network configuration, which a driver can hold for seconds; a longer
 /// silence means that it was dropped.

@@ -7,7 +7,7 @@ use rtnetlink::sys::SocketAddr;
 
 use super::{Connection, NetlinkError};
 
-/// Tells when a link, an address or an IPv4 route changes in its network namespace.
+/// Tells when a link, an address, a route or a rule changes in its network namespace.
 ///
 /// It does not tell what: after a change the reader observes everything anew, so notifications that the kernel dropped,
 /// which it says, are just one more change.
@@ -25,8 +25,15 @@ impl Monitor {
     /// # Panics
     /// Outside of a tokio runtime with I/O.
     pub fn open() -> Result<Self, NetlinkError> {
-        let groups =
-            [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv4Route];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+        ];
         let (connection, _, notifications) =
             rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Open)?;
         Ok(Self { connection, notifications })

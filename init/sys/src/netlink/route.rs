@@ -7,7 +7,10 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, 
 
 use super::{Netlink, NetlinkError};
 
-/// A unicast route of the main table over one link.
+/// The table of routes that is looked up for everything that no rule sends elsewhere.
+pub const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// A unicast route over one link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Where it leads; a prefix of length 0 for the default route.
@@ -18,6 +21,8 @@ pub struct Route {
     pub index: u32,
     /// Priority: the lowest wins. The kernel makes 1024 of an IPv6 route's 0.
     pub metric: u32,
+    /// The table that it is in, [`MAIN_TABLE`] or one that rules lead to.
+    pub table: u32,
     /// Who made it (`rtm_protocol`); [`super::PROTOCOL`] for ours.
     pub protocol: u8,
 }
@@ -28,6 +33,16 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn routes(&mut self) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = self.routes_of_all_tables().await?;
+        routes.retain(|route| route.table == MAIN_TABLE);
+        Ok(routes)
+    }
+
+    /// All unicast routes of all tables of both address families; routes over several links are left out.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn routes_of_all_tables(&mut self) -> Result<Vec<Route>, NetlinkError> {
         let routes = self.handle.route().get(RouteMessage::default()).execute();
         self.list("list routes", routes, Route::read).await
     }
@@ -54,10 +69,11 @@ impl Netlink {
 
 impl Route {
     fn message(&self) -> RouteMessage {
-        let Self { destination, gateway, index, metric, protocol } = self;
+        let Self { destination, gateway, index, metric, table, protocol } = self;
         let mut message = RouteMessageBuilder::<IpAddr>::new()
             .output_interface(*index)
             .priority(*metric)
+            .table_id(*table)
             .protocol((*protocol).into())
             .scope(if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link })
             .build();
@@ -79,9 +95,14 @@ impl Route {
             _ => return None,
         };
         let mut index = None;
-        let mut table = u32::from(header.table);
-        let mut route =
-            Self { destination: everywhere, gateway: None, index: 0, metric: 0, protocol: header.protocol.into() };
+        let mut route = Self {
+            destination: everywhere,
+            gateway: None,
+            index: 0,
+            metric: 0,
+            table: header.table.into(),
+            protocol: header.protocol.into(),
+        };
         for attribute in message.attributes {
             match attribute {
                 RouteAttribute::Destination(address) => {
@@ -90,12 +111,12 @@ impl Route {
                 RouteAttribute::Gateway(address) => route.gateway = Some(ip(&address)?),
                 RouteAttribute::Oif(oif) => index = Some(oif),
                 RouteAttribute::Priority(metric) => route.metric = metric,
-                RouteAttribute::Table(id) => table = id,
+                RouteAttribute::Table(table) => route.table = table,
                 _ => {}
             }
         }
         route.index = index?;
-        (header.kind == RouteType::Unicast && table == u32::from(RouteHeader::RT_TABLE_MAIN)).then_some(route)
+        (header.kind == RouteType::Unicast).then_some(route)
     }
 }
 

@@ -1,10 +1,7 @@
 //! The kernel's links, addresses and routes as the plan's values, and back.
 
 use garboard_plan::network as plan;
-use garboard_sys::netlink::{Address, Link, Netlink, NetlinkError, PROTOCOL, Route};
-
-/// `IFAPROT_KERNEL_RA`: the kernel made the address from a router's advertisement.
-const KERNEL_RA: u8 = 2;
+use garboard_sys::netlink::{Address, KERNEL_RA, Link, MAIN_TABLE, Netlink, NetlinkError, PROTOCOL, Route};
 
 /// Everything that a plan compares. Virtual links of the kind `hardware` count as physical.
 ///
@@ -22,7 +19,7 @@ pub async fn observe(netlink: &mut Netlink, hardware: Option<&str>) -> Result<pl
     });
     let addresses = addresses.collect();
     let routes = netlink.routes().await?.into_iter().map(|route| {
-        let Route { destination, gateway, index, metric, protocol } = route;
+        let Route { destination, gateway, index, metric, table: _, protocol } = route;
         (plan::Route { destination, gateway, index, metric }, protocol == PROTOCOL)
     });
     Ok(plan::Observed { links, addresses, routes: routes.collect() })
@@ -51,7 +48,7 @@ pub async fn apply(netlink: &mut Netlink, step: &plan::Step) -> Result<(), Netli
 }
 
 fn link(link: Link, hardware: Option<&str>) -> plan::Link {
-    let Link { index, name, alias: _, mac, loopback, up, carrier, kind, controller, port: _, mtu, max_mtu } = link;
+    let Link { index, name, mac, loopback, up, carrier, kind, controller, mtu, max_mtu, .. } = link;
     let real = kind.is_none() || kind.as_deref() == hardware;
     let physical = mac.is_some() && !loopback && real && controller.is_none();
     plan::Link { index, name, mac: mac.map(|mac| mac.0), loopback, physical, up, carrier, mtu, max_mtu }
@@ -59,5 +56,5 @@ fn link(link: Link, hardware: Option<&str>) -> plan::Link {
 
 fn marked_route(route: &plan::Route) -> Route {
     let plan::Route { destination, gateway, index, metric } = *route;
-    Route { destination, gateway, index, metric, protocol: PROTOCOL }
+    Route { destination, gateway, index, metric, table: MAIN_TABLE, protocol: PROTOCOL }
 }

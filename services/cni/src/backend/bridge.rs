@@ -11,7 +11,9 @@
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
-use garboard_sys::netlink::{Address, BridgePort, Link, MacAddress, Netlink, NetlinkError, Route, VethPair};
+use garboard_sys::netlink::{
+    Address, BridgePort, Link, MAIN_TABLE, MacAddress, Netlink, NetlinkError, Route, VethPair,
+};
 use ipnet::IpNet;
 
 use super::settings::{ensure_setting, ensure_setting_if_there};
@@ -146,7 +148,14 @@ impl Bridge {
 
     /// The routes of a pod: its gateway on the link, and everything else behind it.
     fn routes<'a>(&'a self, attachment: &'a Attachment, index: u32) -> impl Iterator<Item = Route> + 'a {
-        let route = move |destination, gateway| Route { destination, gateway, index, metric: 0, protocol: STATIC };
+        let route = move |destination, gateway| Route {
+            destination,
+            gateway,
+            index,
+            metric: 0,
+            table: MAIN_TABLE,
+            protocol: STATIC,
+        };
         attachment.addresses.iter().filter_map(|address| gateway_of(&self.networks, *address)).flat_map(
             move |gateway| {
                 let everywhere = if gateway.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use garboard_cni::attachment::mac_of;
-use garboard_sys::netlink::{Address, BridgePort, Netlink, Route, VethPair};
+use garboard_sys::netlink::{Address, BridgePort, MAIN_TABLE, Netlink, Route, VethPair};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -166,7 +166,14 @@ pub fn address(index: u32, address: &str) -> Address {
 }
 
 pub fn route(index: u32, destination: &str, gateway: [u8; 4]) -> Route {
-    Route { destination: destination.parse().unwrap(), gateway: Some(gateway.into()), index, metric: 0, protocol: 0 }
+    Route {
+        destination: destination.parse().unwrap(),
+        gateway: Some(gateway.into()),
+        index,
+        metric: 0,
+        table: MAIN_TABLE,
+        protocol: 0,
+    }
 }
 
 static NEXT_POD: AtomicU32 = AtomicU32::new(1);
