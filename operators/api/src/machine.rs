@@ -22,7 +22,10 @@ pub(crate) use self::kernel::KEPT_SYSCTLS;
 pub use self::kernel::MachineKernel;
 pub(crate) use self::kubelet::{EVICTION_SIGNALS, RESERVABLE};
 pub use self::kubelet::{MachineKubelet, Taint, TaintEffect};
-pub use self::network::{HostEntry, Link, LinkMatch, LinkRoute, MachineNetwork};
+pub use self::network::{
+    Bond, BondMode, Bridge, HostEntry, LacpRate, Link, LinkMatch, LinkRoute, MachineNetwork, RoutingRule,
+    TransmitHashPolicy, Vlan, VlanProtocol,
+};
 pub use self::trial::{MachineTrial, TcpServer, TrialFailure, TrialProbe, TrialState, TrialStatus};
 
 /// What a machine should be.

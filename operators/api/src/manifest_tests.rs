@@ -141,8 +141,12 @@ fn what_is_wrong_is_named() {
         ("a list for a mapping", machine("spec: []"), &["spec", "mapping"]),
         ("out of bounds", machine("spec: {kubelet: {maxPods: 0}}"), &["spec.kubelet.maxPods", "0", "1 to 250"]),
         ("no host name", machine("spec: {hostname: A_b}"), &["spec.hostname", "A_b", "DNS label"]),
-        ("both matches", link("match: {name: a, mac: '52:54:00:12:34:56'}"), &["links[0].match", "either name or mac"]),
-        ("no match", link("dhcp4: true"), &["spec.network.links[0].match", "required"]),
+        (
+            "both matches",
+            link("match: {name: a, mac: '52:54:00:12:34:56'}"),
+            &["links[0].match", "one of name, mac and driver"],
+        ),
+        ("no match", link("dhcp4: true"), &["spec.network.links[0].match", "one of vlan, bond and bridge"]),
         ("a bad hardware address", link("match: {mac: '52:54:00:12:34'}"), &["links[0].match.mac", "52:54:00:12:34"]),
         ("a bad name server", machine("spec: {network: {nameservers: [one]}}"), &["network.nameservers[0]", "\"one\""]),
         (
@@ -213,6 +217,85 @@ fn what_is_wrong_is_named() {
             "another machine's key",
             GOOD.replace("Secret\nmetadata: {name: node-1", "Secret\nmetadata: {name: b"),
             &["\"b\""],
+        ),
+    ];
+    for (what, text, named) in cases {
+        let error = parse(text).expect_err(what).to_string();
+        for name in *named {
+            assert!(error.contains(name), "{what}: {name:?} is not named in: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_links_to_make_and_rules_is_named() {
+    let made = |links: &str| machine(&format!("spec: {{network: {{links: [{links}, {{match: {{name: eth0}}}}]}}}}"));
+    let rule = |fields: &str| machine(&format!("spec: {{network: {{rules: [{{table: 7, priority: 9, {fields}}}]}}}}"));
+    let bond = |fields: &str| made(&format!("{{name: bond0, bond: {{members: [eth0], {fields}}}}}"));
+    let vlan = |name: &str, parent: &str| format!("{{name: {name}, vlan: {{parent: {parent}, id: 7}}}}");
+    let bridge = |name: &str, port: &str| format!("{{name: {name}, bridge: {{ports: [{port}]}}}}");
+    let cases: &[(&str, String, &[&str])] = &[
+        ("two kinds", made("{name: a, bridge: {}, vlan: {parent: eth0, id: 7}}"), &["links[0].match", "one to make"]),
+        ("a kind and a match", made("{match: {name: a}, bridge: {}}"), &["links[0].match", "either match"]),
+        ("no name", made("{bridge: {}}"), &["links[0].name", "the link to make"]),
+        ("a name of Garboard's", made("{name: gb0, bridge: {}}"), &["links[0].name", "gb0", "Garboard's own"]),
+        ("a name of the kernel's", made("{name: all, bridge: {}}"), &["links[0].name", "\"all\""]),
+        ("a name twice", made("{name: eth0, bridge: {}}"), &["links[1].match.name", "eth0", "each name once"]),
+        ("no parent", made(&vlan("v7", "eth9")), &["links[0].vlan.parent", "eth9", "one of `links`"]),
+        ("no tag", made("{name: a, vlan: {parent: eth0, id: 4095}}"), &["links[0].vlan.id", "4095", "4094"]),
+        ("no protocol", made("{name: a, vlan: {parent: eth0, id: 7, protocol: ISL}}"), &["vlan.protocol", "802.1ad"]),
+        ("on itself", made(&vlan("v7", "v7")), &["links[0].vlan.parent", "not made of v7"]),
+        (
+            "in a circle",
+            made(&format!("{}, {}", bridge("br0", "v7"), vlan("v7", "br0"))),
+            &["links[0].bridge.ports[0]", "links[1].vlan.parent", "not made of br0"],
+        ),
+        ("no member", bond("mode: broadcast").replace("[eth0]", "[eth9]"), &["links[0].bond.members[0]", "eth9"]),
+        (
+            "a member of two",
+            made(&format!("{{name: bond0, bond: {{mode: broadcast, members: [eth0]}}}}, {}", bridge("br0", "eth0"))),
+            &["links[1].bridge.ports[0]", "eth0", "a part of bond0"],
+        ),
+        ("a member twice", bond("mode: broadcast").replace("[eth0]", "[eth0, eth0]"), &["bond.members[1]", "eth0"]),
+        ("no mode", bond("mode: fast"), &["links[0].bond.mode", "fast", "active-backup"]),
+        ("a foreign primary", bond("mode: active-backup, primary: a"), &["links[0].bond.primary", "a member"]),
+        ("a primary of all", bond("mode: 802.3ad, primary: eth0"), &["links[0].bond.primary", "balance-tlb"]),
+        ("a rate of none", bond("mode: broadcast, lacpRate: fast"), &["links[0].bond.lacpRate", "802.3ad"]),
+        (
+            "a policy of none",
+            bond("mode: balance-rr, transmitHashPolicy: layer3+4"),
+            &["links[0].bond.transmitHashPolicy", "layer3+4", "balance-xor"],
+        ),
+        (
+            "a member with addresses",
+            bond("mode: broadcast").replace("match: {name: eth0}", "match: {name: eth0}, addresses: [192.0.2.7/24]"),
+            &["links[1].addresses", "eth0 is a part of bond0"],
+        ),
+        (
+            "a member with an MTU",
+            bond("mode: broadcast").replace("match: {name: eth0}", "match: {name: eth0}, mtu: 9000"),
+            &["links[1].mtu", "9000", "the MTU of its bond bond0"],
+        ),
+        (
+            "a bridge in a bridge",
+            made(&format!("{}, {}", bridge("br0", "br1"), bridge("br1", "eth0"))),
+            &["links[1].bridge", "a part of br0"],
+        ),
+        (
+            "a route of the kernel's table",
+            made("{match: {name: a}, routes: [{to: '::/0', table: 255}]}"),
+            &["table", "255"],
+        ),
+        ("a rule for all", rule(""), &["spec.network.rules[0]", "from, to and fwmark"]),
+        ("a rule of two families", rule("from: 192.0.2.0/24, to: '::/0'"), &["rules[0].to", "same family"]),
+        ("a range's middle", rule("from: 192.0.2.7/24"), &["rules[0].from", "192.0.2.0/24"]),
+        ("a mask of nothing", rule("to: 192.0.2.0/24, fwmask: 7"), &["rules[0].fwmask", "fwmark"]),
+        ("a late rule", rule("fwmark: 7").replace("9", "32766"), &["rules[0].priority", "32765"]),
+        ("no table", rule("fwmark: 7").replace("table: 7", "table: 0"), &["rules[0].table", "0"]),
+        (
+            "a rule twice",
+            rule("fwmark: 7}, {table: 7, priority: 9, fwmark: 7"),
+            &["spec.network.rules[1]", "each rule once"],
         ),
     ];
     for (what, text, named) in cases {

@@ -1,19 +1,19 @@
 //! Rules that no schema expresses. The same hold for local manifests and for objects of the API server, where most of
 //! them are CEL rules too.
 
+mod network;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
 use crate::control_plane::{self, ApiServer, ControlPlane, OidcIssuer};
 use crate::field_error::FieldError;
 use crate::machine::{
-    self, Link, LinkMatch, LinkRoute, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineNetwork, MachineRole,
-    MachineSpec, Registry, Taint, TrialProbe,
+    self, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineRole, MachineSpec, Registry, Taint, TrialProbe,
 };
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr};
@@ -114,17 +114,7 @@ fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
     if let Some(hostname) = hostname {
         errors.require(types::is_label(hostname), format!("{base}.hostname"), hostname.as_str(), types::LABEL_WORDS);
     }
-    // The others are of any form that their types and the schema let pass.
-    let MachineNetwork { links, nameservers: _, search_domains: _, hosts: _ } = network;
-    let mut matched = BTreeSet::new();
-    for (index, link) in links.iter().enumerate() {
-        let field = format!("{base}.network.links[{index}]");
-        check_link(errors, &field, link);
-        let LinkMatch { name, mac } = &link.matches;
-        let key = (name.as_deref(), mac.map(|mac| mac.octets()));
-        let shown = serde_json::to_value(&link.matches).unwrap_or_default();
-        errors.require(matched.insert(key), format!("{field}.match"), shown, "each link once");
-    }
+    network::check(errors, &format!("{base}.network"), network);
     check_kubelet(errors, base, kubelet);
     check_kernel(errors, base, kernel);
     check_registries(errors, base, registries);
@@ -160,60 +150,6 @@ fn check_kernel(errors: &mut Errors, base: &str, kernel: &MachineKernel) {
             errors.require(false, &field, value.as_str(), &format!("it is not to be changed: {reason}"));
         }
     }
-}
-
-fn check_link(errors: &mut Errors, field: &str, link: &Link) {
-    let Link { matches: LinkMatch { name, mac }, dhcp4: _, addresses, gateway, routes, mtu: _ } = link;
-    let shown = serde_json::to_value(&link.matches).unwrap_or_default();
-    errors.require(name.is_some() != mac.is_some(), format!("{field}.match"), shown, "either name or mac");
-    for (index, address) in addresses.iter().enumerate() {
-        let valid = is_host_address(address.net());
-        errors.require(
-            valid,
-            format!("{field}.addresses[{index}]"),
-            address.to_string(),
-            "an address of one machine, such as 192.0.2.10/24; not the first or last of its range",
-        );
-    }
-    for (index, route) in routes.iter().enumerate() {
-        check_route(errors, &format!("{field}.routes[{index}]"), route);
-    }
-    if let Some(gateway) = gateway {
-        let reached =
-            addresses.iter().any(|address| address.net().contains(gateway) && address.net().addr() != *gateway);
-        errors.require(
-            reached,
-            format!("{field}.gateway"),
-            gateway.to_string(),
-            "another address in the range of one of `addresses`",
-        );
-    }
-}
-
-fn check_route(errors: &mut Errors, field: &str, LinkRoute { to, via, metric: _ }: &LinkRoute) {
-    let words = format!("the start of the range, {}", to.net().trunc());
-    errors.require(to.is_range(), format!("{field}.to"), to.to_string(), &words);
-    if let Some(via) = via {
-        let special = via.is_unspecified() || via.is_multicast() || via.is_loopback();
-        let fits = via.is_ipv4() == to.net().addr().is_ipv4() && !special;
-        errors.require(
-            fits,
-            format!("{field}.via"),
-            via.to_string(),
-            "the address of a router, of the same family as `to`",
-        );
-    }
-}
-
-fn is_host_address(net: IpNet) -> bool {
-    let address = net.addr();
-    let special = address.is_unspecified() || address.is_multicast() || address.is_loopback();
-    // RFC 3021: both addresses of a range of two are usable. IPv6 has no broadcast address.
-    let edge = match net {
-        IpNet::V4(net) => net.prefix_len() < 31 && (net.addr() == net.network() || net.addr() == net.broadcast()),
-        IpNet::V6(_) => false,
-    };
-    !special && !edge && net.prefix_len() > 0
 }
 
 fn check_kubelet(errors: &mut Errors, base: &str, kubelet: &MachineKubelet) {

@@ -1,4 +1,4 @@
-//! Keeps the machine's links, addresses, routes and name servers as declared.
+//! Keeps the machine's links, addresses, routes, rules and name servers as declared.
 //!
 //! [`Network`] wakes when the declaration, a lease, or anything in the kernel's network changes, compares whole state and
 //! repairs what differs. What it reached it publishes as [`NodeAddresses`] and in the files of `/etc`. DHCP clients
@@ -7,6 +7,7 @@
 mod client;
 mod etc;
 mod kernel;
+mod made;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use garboard_plan::network as plan;
 use garboard_plan::network::lease::Lease;
-use garboard_sys::netlink::{Monitor, Netlink, NetlinkError};
+use garboard_sys::netlink::{Monitor, Netlink, NetlinkError, solicit_routers};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::client::{DhcpLink, LinkIdentity};
+use crate::parameters::Kept;
 use crate::{hostname, passing};
 
 /// After a failure everything is tried again.
@@ -33,8 +35,13 @@ const RETRY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 /// File of what was declared last.
 const DECLARED: &str = "declared.json";
-/// Observing and planning ends when nothing is left to do, which needs one round more than the kernel has surprises.
-const MAX_ROUNDS: usize = 4;
+/// File of the kernel's parameters that were set, and what they were before.
+const PARAMETERS: &str = "parameters.json";
+/// The kernel tells nobody when a parameter changes: time between two looks at those that were set.
+const LOOK: Duration = Duration::from_secs(3);
+/// Observing and planning ends when nothing is left to do, which needs one round more than the kernel has surprises: links to make have
+/// one or two, and addresses again.
+const MAX_ROUNDS: usize = 8;
 
 /// What is declared of the machine's network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,9 +116,19 @@ pub struct Network {
     monitor: Monitor,
     clients: BTreeMap<u32, DhcpLink>,
     current: Option<u32>,
+    parameters: Kept,
+    /// Changes of links that the kernel refused lately: to try them takes links down.
+    refused: Vec<RefusedLink>,
     changed: Arc<Notify>,
     /// Problems of the time before, to report each once.
     reported: Vec<String>,
+}
+
+/// A change of links that the kernel refused.
+struct RefusedLink {
+    at: Instant,
+    step: plan::LinkStep,
+    problem: String,
 }
 
 impl Network {
@@ -130,6 +147,7 @@ impl Network {
         let (status, receiver) = watch::channel(NodeAddresses::default());
         let declared = passing::load(&paths.state.join(DECLARED)).unwrap_or_else(|| config.borrow().clone());
         let hostname = watch::Sender::new(declared.hostname.clone());
+        let parameters = Kept::new("/proc/sys".into(), paths.state.join(PARAMETERS));
         let network = Self {
             hostname,
             config,
@@ -140,6 +158,8 @@ impl Network {
             monitor,
             clients: BTreeMap::new(),
             current: None,
+            parameters,
+            refused: Vec::new(),
             changed: Arc::new(Notify::new()),
             reported: Vec::new(),
         };
@@ -179,6 +199,7 @@ impl Network {
                     tokio::time::sleep_until(looked + PAUSE).await;
                 }
                 () = retry => {}
+                () = drift(&self.parameters) => {}
             }
         }
     }
@@ -249,10 +270,19 @@ impl Network {
         // A new one each time, so that one that failed is not kept.
         let mut netlink = Netlink::open()?;
         let mut refused: Vec<plan::Step> = Vec::new();
+        let mut impossible: Vec<plan::LinkStep> = Vec::new();
+        self.refused.retain(|refused| refused.at.elapsed() < RETRY);
+        problems.extend(self.refused.iter().map(|refused| refused.problem.clone()));
         let mut round = 0;
         loop {
-            let observed = kernel::observe(&mut netlink, self.hardware).await?;
+            let observed = kernel::observe(&mut netlink, self.hardware, config).await?;
+            // Links first: what is configured otherwise may be about to become a part of another.
+            if round < MAX_ROUNDS && self.make_links(&mut netlink, config, &observed, &mut impossible, problems).await {
+                round += 1;
+                continue;
+            }
             let selected = self.select(config, &observed, clients_stop);
+            self.keep_parameters(&selected, &observed, problems);
             let desired = plan::desire(config, &observed.links, &selected, &self.leases());
             let mut steps = plan::plan(&desired, &observed);
             steps.retain(|step| !refused.contains(step));
@@ -268,6 +298,50 @@ impl Network {
                         refused.push(step);
                     }
                 }
+            }
+        }
+    }
+
+    /// Makes, changes and removes links as declared. Says whether there was anything to do. What is `impossible`, because a link is
+    /// missing, is not tried again.
+    async fn make_links(
+        &mut self,
+        netlink: &mut Netlink,
+        config: &plan::Config,
+        observed: &plan::Observed,
+        impossible: &mut Vec<plan::LinkStep>,
+        problems: &mut Vec<String>,
+    ) -> bool {
+        let selected = plan::select(config, &observed.links, &self.leases(), self.current);
+        let mut steps = plan::plan_made(&plan::made(config, &observed.links, &selected), &observed.links);
+        steps.retain(|step| !impossible.contains(step) && !self.refused.iter().any(|refused| refused.step == *step));
+        let any = !steps.is_empty();
+        for step in steps {
+            match made::apply(netlink, &step).await {
+                Ok(true) => info!(step = %step, "changed"),
+                Ok(false) => impossible.push(step),
+                Err(error) => {
+                    let problem = describe(&error);
+                    problems.push(problem.clone());
+                    self.refused.push(RefusedLink { at: Instant::now(), step, problem });
+                }
+            }
+        }
+        any
+    }
+
+    /// Keeps the kernel's parameters of links as declared.
+    fn keep_parameters(&mut self, selected: &[plan::Selected], observed: &plan::Observed, problems: &mut Vec<String>) {
+        let (done, failed) = self.parameters.keep(&plan::parameters(selected, &observed.links));
+        problems.extend(failed);
+        if done.is_empty() {
+            return;
+        }
+        for plan::Selected { index, config } in selected {
+            if config.accept_ra == Some(true)
+                && let Err(error) = solicit_routers(*index)
+            {
+                debug!(link = index, %error, "routers are not asked");
             }
         }
     }
@@ -341,6 +415,19 @@ impl Network {
             search: plan::distinct(search),
             waiting: plan::waiting(config, observed, selected, &phases),
             problems: Vec::new(),
+        }
+    }
+}
+
+/// Waits until somebody changes a parameter that was set.
+async fn drift(parameters: &Kept) {
+    if !parameters.is_in_use() {
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if parameters.has_drifted() {
+            return;
         }
     }
 }

@@ -74,6 +74,17 @@ impl Kept {
         (done, problems)
     }
 
+    /// Whether anything is kept.
+    pub fn is_in_use(&self) -> bool {
+        !self.record.set.is_empty()
+    }
+
+    /// Whether somebody has changed what was set.
+    pub fn has_drifted(&self) -> bool {
+        let differs = |(name, value): (&String, &String)| self.read(name).is_ok_and(|now| !plan::same(&now, value));
+        self.record.set.iter().any(differs)
+    }
+
     fn read(&self, name: &str) -> io::Result<String> {
         fs::read_to_string(self.path(name)).map(|text| text.trim_end().to_owned())
     }

@@ -39,7 +39,7 @@ const MACHINE: [Disruption; 3] = [
     Disruption { parent: "", fields: &["registries"], restarts: &[containerd::NAME], means: "running pods go on" },
     Disruption {
         parent: "network",
-        fields: &["links"],
+        fields: &["links", "rules"],
         restarts: &[],
         means: "links, addresses and routes change at once: connections over them may break",
     },
@@ -173,6 +173,7 @@ mod tests {
             "shutdownGracePeriodCriticalPodsSeconds" => json!(7),
             "registries" => json!([{ "host": "registry.example" }]),
             "links" => json!([{ "match": { "name": "eth0" }, "mtu": 1400 }]),
+            "rules" => json!([{ "from": "192.0.2.0/24", "table": 7, "priority": 9 }]),
             "apiServer" | "controllerManager" | "scheduler" => json!({ "extraArgs": { "v": "3" } }),
             "proxyMode" => json!("iptables"),
             other => panic!("no example of {other}"),

@@ -49,7 +49,7 @@ pub fn plan(declared: &Parameters, set: &Parameters, originals: &Parameters, now
 }
 
 /// Whether two values are the same to the kernel, which separates numbers by tabs.
-fn same(a: &str, b: &str) -> bool {
+pub fn same(a: &str, b: &str) -> bool {
     a.split_whitespace().eq(b.split_whitespace())
 }
 

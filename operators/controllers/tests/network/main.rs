@@ -9,6 +9,7 @@
     reason = "a test ends where something is not as expected"
 )]
 
+mod links;
 mod scene;
 
 use std::net::IpAddr;
@@ -24,7 +25,10 @@ const KERNEL_RA: u8 = 2;
 fn by_name(name: &str) -> LinkConfig {
     LinkConfig {
         selector: Selector::Name(name.to_owned()),
+        label: None,
+        port: false,
         dhcp4: true,
+        accept_ra: None,
         addresses: vec![],
         gateways: vec![],
         routes: vec![],
@@ -175,9 +179,8 @@ fn what_is_not_ours_is_untouched() {
                 dhcp4: false,
                 addresses: vec!["192.0.2.200/24".parse().unwrap(), "2001:db8::7/64".parse().unwrap()],
                 gateways: vec![ip("192.0.2.254")],
-                routes: vec![],
-                mtu: None,
                 selector: Selector::Mac([2, 0, 0, 0, 0, 9]),
+                ..by_name("")
             }],
             ..Config::default()
         });
@@ -235,6 +238,7 @@ fn declared_routes_come_back_when_somebody_removes_them() {
             destination: destination.parse().unwrap(),
             gateway: Some(ip(gateway)),
             metric,
+            table: None,
         };
         let link = LinkConfig {
             dhcp4: false,

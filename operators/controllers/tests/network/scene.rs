@@ -177,6 +177,13 @@ impl Scene {
         command(&format!("ip {arguments}"))
     }
 
+    /// Runs `ip` inside; what it says when it fails is the error.
+    pub fn try_ip(&self, arguments: &str) -> Result<String, String> {
+        let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+        let said = |bytes| String::from_utf8(bytes).unwrap();
+        if output.status.success() { Ok(said(output.stdout)) } else { Err(said(output.stderr)) }
+    }
+
     /// Runs `ip` outside.
     pub fn outside(&self, arguments: &str) -> String {
         command(&format!("ip -netns {} {arguments}", self.outside))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use garboard_api::machine::{self, HostEntry, LinkMatch, LinkRoute, MachineNetwork};
+use garboard_api::machine::{self, Bond, Bridge, HostEntry, LinkMatch, LinkRoute, MachineNetwork, RoutingRule, Vlan};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,9 @@ use super::lease::Lease;
 pub struct Config {
     /// The links to configure; when empty, the first link with a carrier that is granted a lease by DHCPv4.
     pub links: Vec<LinkConfig>,
+    /// Rules that send packets to other tables of routes.
+    #[serde(default)]
+    pub rules: Vec<RoutingRule>,
     /// Name servers, before those of the leases.
     pub nameservers: Vec<IpAddr>,
     /// Domains in which short names are looked up, before those of the leases.
@@ -33,6 +36,22 @@ pub enum Selector {
     Name(String),
     /// By hardware address.
     Mac([u8; 6]),
+    /// By the name of its driver: the first that nothing else means.
+    Driver(String),
+    /// One that is made, with its interface name.
+    Made(String, Kind),
+}
+
+/// What a link that is made is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Kind {
+    /// The frames of another link that bear a tag.
+    Vlan(Vlan),
+    /// Several links as one.
+    Bond(Bond),
+    /// A switch.
+    Bridge(Bridge),
 }
 
 /// What the user declares of a link.
@@ -41,8 +60,17 @@ pub enum Selector {
 pub struct LinkConfig {
     /// Which link.
     pub selector: Selector,
+    /// What links that are made call it.
+    #[serde(default)]
+    pub label: Option<String>,
+    /// Whether it is a bond's member or a bridge's port, which has no addresses.
+    #[serde(default)]
+    pub port: bool,
     /// Whether a DHCPv4 server configures it.
     pub dhcp4: bool,
+    /// Whether it takes addresses and routes from the advertisements of routers, if that is not the kernel's to decide.
+    #[serde(default)]
+    pub accept_ra: Option<bool>,
     /// Addresses that it has in any case.
     pub addresses: Vec<IpNet>,
     /// Next hops of default routes, at most one of each address family.
@@ -64,13 +92,21 @@ pub struct RouteConfig {
     pub gateway: Option<IpAddr>,
     /// Its metric, if it is not that of the link's other routes.
     pub metric: Option<u32>,
+    /// Its table, if that is not the main one.
+    #[serde(default)]
+    pub table: Option<u32>,
 }
 
 impl From<&MachineNetwork> for Config {
     fn from(network: &MachineNetwork) -> Self {
-        let MachineNetwork { links, nameservers, search_domains, hosts } = network;
+        let MachineNetwork { links, rules, nameservers, search_domains, hosts } = network;
+        let is_port = |link: &machine::Link| {
+            let mut ports = links.iter().flat_map(machine::Link::ports);
+            link.label().is_some_and(|label| ports.any(|port| port == label))
+        };
         Self {
-            links: links.iter().map(LinkConfig::from).collect(),
+            links: links.iter().map(|link| LinkConfig::new(link, is_port(link))).collect(),
+            rules: rules.clone(),
             nameservers: nameservers.clone(),
             search: search_domains.clone(),
             hosts: hosts.clone(),
@@ -78,25 +114,35 @@ impl From<&MachineNetwork> for Config {
     }
 }
 
-impl From<&machine::Link> for LinkConfig {
-    fn from(link: &machine::Link) -> Self {
-        let machine::Link { matches: LinkMatch { name, mac }, dhcp4: _, addresses, gateway, routes, mtu } = link;
-        // Validation lets through only links that are matched by one of the two.
-        let selector = match mac {
-            Some(mac) => Selector::Mac(mac.octets()),
-            None => Selector::Name(name.clone().unwrap_or_default()),
+impl LinkConfig {
+    /// Of a declared link, which may be a bond's member or a bridge's port.
+    fn new(link: &machine::Link, port: bool) -> Self {
+        let machine::Link { matches, name, vlan, bond, bridge, dhcp4: _, accept_ra, addresses, gateway, routes, mtu } =
+            link;
+        // Validation lets through only links that are either matched, by one of the three, or one kind, with a name.
+        let kind = vlan.clone().map(Kind::Vlan).or(bond.clone().map(Kind::Bond)).or(bridge.clone().map(Kind::Bridge));
+        let LinkMatch { name: matched, mac, driver } = matches.clone().unwrap_or_default();
+        let selector = match (kind, mac, driver) {
+            (Some(kind), _, _) => Selector::Made(name.clone().unwrap_or_default(), kind),
+            (None, Some(mac), _) => Selector::Mac(mac.octets()),
+            (None, None, Some(driver)) => Selector::Driver(driver),
+            (None, None, None) => Selector::Name(matched.unwrap_or_default()),
         };
         Self {
             selector,
-            dhcp4: link.dhcp4(),
+            label: link.label().map(str::to_owned),
+            port,
+            dhcp4: link.dhcp4() && !port,
+            accept_ra: *accept_ra,
             addresses: addresses.iter().map(|address| address.net()).collect(),
             gateways: gateway.iter().copied().collect(),
             routes: routes
                 .iter()
-                .map(|LinkRoute { to, via, metric }| RouteConfig {
+                .map(|LinkRoute { to, via, metric, table }| RouteConfig {
                     destination: to.net(),
                     gateway: *via,
                     metric: *metric,
+                    table: *table,
                 })
                 .collect(),
             mtu: *mtu,
@@ -126,24 +172,37 @@ pub fn select(config: &Config, links: &[Link], leases: &BTreeMap<u32, Lease>, cu
             .map(|link| Selected { index: link.index, config: by_dhcp(link) })
             .collect();
     }
-    let mut selected: Vec<Selected> = Vec::new();
-    for config in &config.links {
-        let fits = |link: &&Link| match &config.selector {
-            Selector::Name(name) => link.name == *name,
-            // Virtual links on top of a link (VLANs, bridges) inherit its hardware address.
-            Selector::Mac(mac) => link.physical && link.mac == Some(*mac),
-        };
-        if let Some(link) = links.iter().find(fits)
-            && !selected.iter().any(|other| other.index == link.index)
-        {
-            selected.push(Selected { index: link.index, config: config.clone() });
+    let mut taken: Vec<Option<u32>> = Vec::new();
+    for LinkConfig { selector, .. } in &config.links {
+        let found = links.iter().find(|link| fits(selector, link)).map(|link| link.index);
+        taken.push(found.filter(|index| !taken.contains(&Some(*index))));
+    }
+    for (position, LinkConfig { selector, .. }) in config.links.iter().enumerate() {
+        if let Selector::Driver(driver) = selector {
+            let free = |link: &&Link| {
+                link.physical && link.driver.as_ref() == Some(driver) && !taken.contains(&Some(link.index))
+            };
+            let found = links.iter().filter(free).map(|link| link.index).min();
+            taken[position] = found;
         }
     }
-    selected
+    let selected = config.links.iter().zip(taken);
+    selected.filter_map(|(config, index)| Some(Selected { index: index?, config: config.clone() })).collect()
+}
+
+/// Whether a link is the one that is meant, if it can be told from that alone.
+fn fits(selector: &Selector, link: &Link) -> bool {
+    match selector {
+        Selector::Name(name) => link.name == *name,
+        // Virtual links on top of a link (VLANs, bridges) inherit its hardware address.
+        Selector::Mac(mac) => link.physical && link.permanent_mac.or(link.mac) == Some(*mac),
+        Selector::Driver(_) => false,
+        Selector::Made(name, _) => link.name == *name && link.ours,
+    }
 }
 
 fn by_default<'a>(links: &'a [Link], leases: &BTreeMap<u32, Lease>, current: Option<u32>) -> Vec<&'a Link> {
-    let mut candidates: Vec<&Link> = links.iter().filter(|link| link.physical).collect();
+    let mut candidates: Vec<&Link> = links.iter().filter(|link| link.is_free()).collect();
     candidates.sort_by_key(|link| (Some(link.index) != current, link.index));
     let leased = |link: &&Link| leases.contains_key(&link.index);
     if let Some(granted) = candidates.iter().copied().find(|link| link.carrier && leased(link)) {
@@ -156,7 +215,10 @@ fn by_default<'a>(links: &'a [Link], leases: &BTreeMap<u32, Lease>, current: Opt
 fn by_dhcp(link: &Link) -> LinkConfig {
     LinkConfig {
         selector: Selector::Name(link.name.clone()),
+        label: None,
+        port: false,
         dhcp4: true,
+        accept_ra: None,
         addresses: Vec::new(),
         gateways: Vec::new(),
         routes: Vec::new(),

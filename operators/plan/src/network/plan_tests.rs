@@ -13,8 +13,13 @@ fn link(index: u32, name: &str, carrier: bool) -> Link {
         index,
         name: name.to_owned(),
         mac: Some([2, 0, 0, 0, 0, index as u8]),
+        permanent_mac: None,
+        driver: None,
         loopback: false,
         physical: true,
+        ours: false,
+        settings: None,
+        controller: None,
         up: true,
         carrier,
         mtu: 1500,
@@ -27,7 +32,17 @@ fn loopback() -> Link {
 }
 
 fn declared(selector: Selector) -> LinkConfig {
-    LinkConfig { selector, dhcp4: false, addresses: vec![], gateways: vec![], routes: vec![], mtu: None }
+    LinkConfig {
+        selector,
+        label: None,
+        port: false,
+        dhcp4: false,
+        accept_ra: None,
+        addresses: vec![],
+        gateways: vec![],
+        routes: vec![],
+        mtu: None,
+    }
 }
 
 fn net(text: &str) -> IpNet {
@@ -83,7 +98,9 @@ fn default_is_the_first_physical_link_with_a_carrier_and_a_lease() {
 #[test]
 fn declared_links_are_found_by_name_or_hardware_address() {
     let vlan = Link { physical: false, mac: Some(MAC), ..link(9, "eth0.5", true) };
-    let links = [vlan, Link { mac: Some(MAC), ..link(3, "eth0", false) }, link(4, "eth1", true)];
+    // A bond's member shows the bond's address.
+    let member = Link { mac: Some(MAC), permanent_mac: Some([2, 0, 0, 0, 0, 2]), ..link(2, "eth2", true) };
+    let links = [vlan, member, Link { mac: Some(MAC), ..link(3, "eth0", false) }, link(4, "eth1", true)];
     let config = |selectors: &[Selector]| Config {
         links: selectors.iter().cloned().map(declared).collect(),
         ..Config::default()
@@ -92,6 +109,25 @@ fn declared_links_are_found_by_name_or_hardware_address() {
     assert_eq!(selected_indices(&config(&[name("eth1"), Selector::Mac(MAC)]), &links, &[], None), [4, 3]);
     assert_eq!(selected_indices(&config(&[name("eth0"), Selector::Mac(MAC)]), &links, &[], None), [3], "not twice");
     assert!(selected_indices(&config(&[name("eth7")]), &links, &[], None).is_empty());
+}
+
+#[test]
+fn a_driver_means_what_nothing_else_means() {
+    let of = |driver: &str, link: Link| Link { driver: Some(driver.to_owned()), ..link };
+    let links = [
+        of("e1000e", link(2, "eth0", true)),
+        of("virtio_net", link(4, "eth2", true)),
+        of("virtio_net", link(3, "eth1", true)),
+        Link { physical: false, ..of("virtio_net", link(1, "vnet0", true)) },
+        of("virtio_net", link(5, "eth3", true)),
+    ];
+    let driver = |name: &str| declared(Selector::Driver(name.to_owned()));
+    let by_name = declared(Selector::Name("eth1".to_owned()));
+    let config = |links: &[LinkConfig]| Config { links: links.to_vec(), ..Config::default() };
+    let virtio = driver("virtio_net");
+    assert_eq!(selected_indices(&config(&[virtio.clone(), driver("e1000e")]), &links, &[], None), [3, 2]);
+    let all = [virtio.clone(), by_name, virtio.clone(), virtio];
+    assert_eq!(selected_indices(&config(&all), &links, &[], None), [4, 3, 5]);
 }
 
 #[test]
@@ -107,7 +143,12 @@ fn the_resource_becomes_the_configuration() {
         "hosts": [{ "address": "192.0.2.9", "names": ["nas"] }],
     }))
     .unwrap();
-    let by_name = LinkConfig { dhcp4: true, mtu: Some(1400), ..declared(Selector::Name("eth0".to_owned())) };
+    let by_name = LinkConfig {
+        label: Some("eth0".to_owned()),
+        dhcp4: true,
+        mtu: Some(1400),
+        ..declared(Selector::Name("eth0".to_owned()))
+    };
     let by_mac = LinkConfig {
         addresses: vec![net("192.0.2.7/24")],
         gateways: vec!["192.0.2.1".parse().unwrap()],
@@ -115,11 +156,13 @@ fn the_resource_becomes_the_configuration() {
             destination: net("198.51.100.0/24"),
             gateway: Some("192.0.2.2".parse().unwrap()),
             metric: None,
+            table: None,
         }],
         ..declared(Selector::Mac(MAC))
     };
     let expected = Config {
         links: vec![by_name, by_mac],
+        rules: vec![],
         nameservers: vec!["192.0.2.53".parse().unwrap()],
         search: vec!["example.org".to_owned()],
         hosts: vec![HostEntry { address: [192, 0, 2, 9].into(), names: vec!["nas".into()] }],
@@ -152,7 +195,10 @@ fn a_lease_becomes_address_and_routes() {
     assert_eq!(desired.links, BTreeMap::from([(2, Some(1400))]));
     assert_eq!(desired.addresses, [Address { index: 2, address: net("192.0.2.10/24") }]);
     let gateway = Some("192.0.2.1".parse().unwrap());
-    assert_eq!(desired.routes, [Route { destination: net("0.0.0.0/0"), gateway, index: 2, metric: LEASED_METRIC }]);
+    assert_eq!(
+        desired.routes,
+        [Route { destination: net("0.0.0.0/0"), gateway, index: 2, metric: LEASED_METRIC, table: MAIN_TABLE }]
+    );
 }
 
 #[test]
@@ -189,7 +235,7 @@ fn an_address_that_changes_leaves_before_the_new_one_comes() {
     let old = Address { index: 2, address: net("192.0.2.9/24") };
     let new = Address { index: 2, address: net("192.0.2.10/24") };
     let observed =
-        Observed { links: vec![link(2, "eth0", true)], addresses: vec![(old.clone(), true)], routes: vec![] };
+        Observed { links: vec![link(2, "eth0", true)], addresses: vec![(old.clone(), true)], ..Observed::default() };
     let desired = Desired { addresses: vec![new.clone()], ..Desired::default() };
     assert_eq!(plan(&desired, &observed), [Step::RemoveAddress(old), Step::AddAddress(new)]);
 }
@@ -207,7 +253,11 @@ fn addresses_of_the_default_link_come_first() {
             address(3, "192.0.2.3/24"),
             address(4, "10.244.0.1/24"),
         ],
-        routes: vec![(Route { destination: net("0.0.0.0/0"), gateway: None, index: 3, metric: 5 }, false)],
+        routes: vec![
+            (Route { destination: net("0.0.0.0/0"), gateway: None, index: 3, metric: 5, table: MAIN_TABLE }, false),
+            (Route { destination: net("0.0.0.0/0"), gateway: None, index: 2, metric: 1, table: 100 }, false),
+        ],
+        ..Observed::default()
     };
     let names = ["eth0", "eth1"].map(|name| declared(Selector::Name(name.to_owned())));
     let config = Config { links: names.to_vec(), ..Config::default() };
@@ -222,13 +272,14 @@ fn declared_routes_are_wanted_with_their_links_or_their_own_metric() {
         destination: net(destination),
         gateway: gateway.map(IpAddr::from),
         metric,
+        table: None,
     };
     let config = LinkConfig {
         addresses: vec![net("192.0.2.7/24")],
         routes: vec![
             route("198.51.100.0/24", Some([192, 0, 2, 2]), None),
             route("203.0.113.0/24", None, Some(7)),
-            route("10.9.0.0/16", Some([172, 16, 0, 1]), None),
+            RouteConfig { table: Some(100), ..route("10.9.0.0/16", Some([172, 16, 0, 1]), None) },
         ],
         ..declared(Selector::Name("eth0".to_owned()))
     };
@@ -239,10 +290,54 @@ fn declared_routes_are_wanted_with_their_links_or_their_own_metric() {
         "198.51.100.0/24 by 192.0.2.2 on link 3, metric 100",
         "203.0.113.0/24 on link 3, metric 7",
         // A gateway that no address of the link reaches gets a route of its own first.
-        "172.16.0.1/32 on link 3, metric 100",
-        "10.9.0.0/16 by 172.16.0.1 on link 3, metric 100",
+        "172.16.0.1/32 on link 3, metric 100, table 100",
+        "10.9.0.0/16 by 172.16.0.1 on link 3, metric 100, table 100",
     ];
     assert_eq!(shown, expected);
+}
+
+#[test]
+fn what_routers_advertise_counts_where_it_is_declared_to() {
+    let advertised = Address { index: 2, address: net("2001:db8::9/64") };
+    let links = [link(2, "eth0.5", true)];
+    let observed = Observed { links: links.to_vec(), advertised: vec![advertised], ..Observed::default() };
+    let tell = |accept_ra| {
+        let config = LinkConfig { accept_ra, ..declared(Selector::Name("eth0.5".to_owned())) };
+        let selected = [Selected { index: 2, config }];
+        let pairs = parameters(&selected, &links).into_iter().map(|(name, value)| format!("{name}={value}"));
+        (node_addresses(&observed, &selected).len(), pairs.collect::<Vec<_>>().join(" "))
+    };
+    let parameter = "net.ipv6.conf.eth0/5";
+    assert_eq!(tell(None), (0, String::new()));
+    assert_eq!(tell(Some(false)), (0, format!("{parameter}.accept_ra=0")));
+    assert_eq!(tell(Some(true)), (1, format!("{parameter}.accept_ra=2 {parameter}.autoconf=1")));
+}
+
+#[test]
+fn a_vlan_goes_up_after_its_parent() {
+    let settings = Settings::Vlan { parent: "eth0".to_owned(), id: 7, protocol: Default::default() };
+    let down = |link: Link| Link { up: false, mtu: 1400, ..link };
+    let vlan = Link { settings: Some(settings), ours: true, ..down(link(2, "v7", false)) };
+    let observed = Observed { links: vec![vlan, down(link(9, "eth0", false))], ..Observed::default() };
+    let desired = Desired { links: BTreeMap::from([(2, Some(1500)), (9, Some(1500))]), ..Desired::default() };
+    let expected = [Step::SetMtu(9, 1500), Step::SetUp(9), Step::SetMtu(2, 1500), Step::SetUp(2)];
+    assert_eq!(plan(&desired, &observed), expected);
+}
+
+#[test]
+fn rules_come_after_the_routes_that_they_lead_to_and_go_before_them() {
+    let rule = |table| Rule { ipv6: false, from: Some(net("192.0.2.0/24")), to: None, mark: None, table, priority: 9 };
+    let route = |table| Route { destination: net("0.0.0.0/0"), gateway: None, index: 2, metric: 1, table };
+    let observed = Observed {
+        links: vec![link(2, "eth0", true)],
+        routes: vec![(route(7), true)],
+        rules: vec![(rule(7), true), (rule(9), false)],
+        ..Observed::default()
+    };
+    let desired = Desired { routes: vec![route(8)], rules: vec![rule(8), rule(9)], ..Desired::default() };
+    let expected =
+        [Step::RemoveRule(rule(7)), Step::RemoveRoute(route(7)), Step::AddRoute(route(8)), Step::AddRule(rule(8))];
+    assert_eq!(plan(&desired, &observed), expected);
 }
 
 #[test]
@@ -261,6 +356,21 @@ fn what_is_waited_for_is_said_in_words() {
     assert_eq!(say(&config, &[link(2, "eth0", true)]), "an address by DHCP on eth0 (discovering)");
     let config = Config { links: vec![declared(Selector::Mac(MAC))], ..Config::default() };
     assert_eq!(say(&config, &[]), "the link with hardware address 02:00:00:00:00:01: there is none");
+
+    let network: MachineNetwork = serde_json::from_value(serde_json::json!({ "links": [
+        { "match": { "name": "eth0" } },
+        { "match": { "driver": "igb" }, "name": "spare" },
+        { "name": "v7", "vlan": { "parent": "spare", "id": 7 }, "dhcp4": false },
+        { "name": "br0", "bridge": { "ports": ["eth0"] }, "dhcp4": false },
+    ] }))
+    .unwrap();
+    let ours = |link: Link| Link { physical: false, ours: true, ..link };
+    let links = [link(2, "eth0", false), ours(link(3, "br0", true))];
+    let missing = "a link of the driver igb: there is no other; the link v7: it is made once spare is there";
+    assert_eq!(say(&(&network).into(), &links), missing, "and a port needs no carrier");
+    let taken = [link(2, "eth0", false), Link { ours: false, ..links[1].clone() }];
+    let name = "the link br0: another link, which is not Garboard's, has its name";
+    assert_eq!(say(&(&network).into(), &taken), format!("{missing}; {name}"));
 }
 
 /// Carries out steps as the kernel does, side effects left out.
@@ -277,6 +387,8 @@ fn carry_out(observed: &mut Observed, steps: &[Step]) {
             Step::RemoveAddress(address) => observed.addresses.retain(|(other, _)| other != address),
             Step::AddAddress(address) => observed.addresses.push((address.clone(), true)),
             Step::AddRoute(route) => observed.routes.push((route.clone(), true)),
+            Step::RemoveRule(rule) => observed.rules.retain(|(other, _)| other != rule),
+            Step::AddRule(rule) => observed.rules.push((rule.clone(), true)),
         }
     }
 }
@@ -296,7 +408,19 @@ fn routes() -> impl Strategy<Value = Route> {
             gateway: gateway.map(|last| IpAddr::from([192, 0, 2, last])),
             index,
             metric,
+            table: MAIN_TABLE,
         }
+    })
+}
+
+fn rules() -> impl Strategy<Value = Rule> {
+    (proptest::option::of(nets()), proptest::option::of(0..2_u32), 1..3_u32).prop_map(|(from, mark, table)| Rule {
+        ipv6: false,
+        from,
+        to: None,
+        mark: mark.map(|mark| (mark, u32::MAX)),
+        table,
+        priority: 7,
     })
 }
 
@@ -314,8 +438,15 @@ fn links() -> impl Strategy<Value = Vec<Link>> {
 fn observed() -> impl Strategy<Value = Observed> {
     let marked = |items| proptest::collection::vec((items, any::<bool>()), 0..6);
     let routes = proptest::collection::vec((routes(), any::<bool>()), 0..6);
-    (links(), marked(addresses()), routes)
-        .prop_map(|(links, addresses, routes)| Observed { links, addresses, routes })
+    let rules = proptest::collection::btree_map(rules(), any::<bool>(), 0..4);
+    (links(), marked(addresses()), routes, rules)
+        .prop_map(|(links, addresses, routes, rules)| Observed {
+            links,
+            addresses,
+            advertised: vec![],
+            routes,
+            rules: rules.into_iter().collect(),
+        })
         .prop_map(|mut observed| {
             // The kernel has each address and each route once.
             let mut seen = Vec::new();
@@ -338,10 +469,12 @@ fn desired() -> impl Strategy<Value = Desired> {
     let links = proptest::collection::btree_map(1..5_u32, proptest::option::of(600..20000_u32), 0..4);
     let addresses = proptest::collection::btree_set(addresses(), 0..5);
     let routes = proptest::collection::btree_set(routes(), 0..5);
-    (links, addresses, routes).prop_map(|(links, addresses, routes)| Desired {
+    let rules = proptest::collection::btree_set(rules(), 0..4);
+    (links, addresses, routes, rules).prop_map(|(links, addresses, routes, rules)| Desired {
         links,
         addresses: addresses.into_iter().collect(),
         routes: routes.into_iter().collect(),
+        rules: rules.into_iter().collect(),
     })
 }
 
@@ -360,7 +493,8 @@ proptest! {
                 Step::RemoveRoute(route) => prop_assert!(observed.routes.contains(&(route, true))),
                 Step::RemoveAddress(address) => prop_assert!(observed.addresses.contains(&(address, true))),
                 Step::SetUp(index) | Step::SetMtu(index, _) => prop_assert!(desired.links.contains_key(&index)),
-                Step::AddAddress(_) | Step::AddRoute(_) => {}
+                Step::RemoveRule(rule) => prop_assert!(observed.rules.contains(&(rule, true))),
+                Step::AddAddress(_) | Step::AddRoute(_) | Step::AddRule(_) => {}
             }
         }
     }

@@ -74,6 +74,15 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         link("match: {name: eth0}, addresses: [192.0.2.7/24, '2001:db8::7/64'], gateway: 192.0.2.1, mtu: 1400"),
         link("match: {mac: '52:54:00:12:34:56'}, dhcp4: true"),
         link("match: {name: eth0}, routes: [{to: 198.51.100.0/24, via: 192.0.2.1, metric: 50}, {to: '2001:db8::/64'}]"),
+        machine(
+            "{network: {links: [{match: {driver: igb}, name: left}, {match: {driver: igb}, name: right}, \
+             {match: {name: eth0}, acceptRA: true, routes: [{to: 0.0.0.0/0, via: 192.0.2.1, table: 4294967295}]}, \
+             {name: bond0, bond: {mode: 802.3ad, members: [left], miimon: 50, lacpRate: fast, transmitHashPolicy: layer3+4}}, \
+             {name: bond1, bond: {mode: active-backup, members: [right], primary: right}}, \
+             {name: v7, vlan: {parent: bond0, id: 7, protocol: 802.1ad}, mtu: 1400}, \
+             {name: br0, bridge: {ports: [v7], stp: true}}, {name: br1, bridge: {}}], \
+             rules: [{from: 192.0.2.0/24, table: 7, priority: 9}, {to: '2001:db8::/32', fwmark: 4294967295, fwmask: 255, table: 7, priority: 9}]}}",
+        ),
         machine(&format!(
             "{{role: Worker, join: {{endpoints: [{{host: kube.example.org, port: 443}}], caPin: '{PIN}'}}}}"
         )),
@@ -144,6 +153,29 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         (link("match: {name: a}, routes: [{to: 198.51.100.0/24, via: '2001:db8::1'}]"), "via"),
         (link("match: {name: a}, routes: [{to: everywhere}]"), "spec.network.links[0].routes[0].to"),
         (link("match: {name: a}, mtu: 70000"), "spec.network.links[0].mtu"),
+        (link("match: {name: a, driver: b}"), "spec.network.links[0].match"),
+        (link("match: {name: a}, bridge: {}, name: b"), "spec.network.links[0].match"),
+        (link("bridge: {}, vlan: {parent: a, id: 7}, name: b"), "spec.network.links[0].match"),
+        (link("bridge: {}"), "name"),
+        (link("name: v7, vlan: {parent: eth0, id: 7}"), "parent"),
+        (link("name: v7, vlan: {parent: eth0, id: 0}"), "spec.network.links[0].vlan.id"),
+        (link("name: br0, bridge: {ports: [eth0]}"), "ports"),
+        (link("name: b, bond: {mode: broadcast, members: [eth0]}"), "members"),
+        (link("name: b, bond: {mode: broadcast, members: []}"), "members"),
+        (link("match: {name: a}}, {name: b, bond: {mode: fast, members: [a]}"), "mode"),
+        (link("match: {name: a}}, {name: b, bond: {mode: broadcast, members: [a], lacpRate: slow}"), "lacpRate"),
+        (link("match: {name: a}}, {name: b, bond: {mode: broadcast, members: [a], primary: a}"), "primary"),
+        (link("match: {name: a}}, {name: b, bond: {mode: active-backup, members: [a], primary: b}"), "primary"),
+        (
+            link("match: {name: a}}, {name: b, bond: {mode: broadcast, members: [a], transmitHashPolicy: layer2}"),
+            "transmitHashPolicy",
+        ),
+        (link("match: {name: a}, routes: [{to: '::/0', table: 255}]"), "table"),
+        (machine("{network: {rules: [{table: 7, priority: 9}]}}"), "fwmark"),
+        (machine("{network: {rules: [{fwmark: 7, table: 0, priority: 9}]}}"), "spec.network.rules[0].table"),
+        (machine("{network: {rules: [{to: '::/0', fwmask: 7, table: 7, priority: 9}]}}"), "fwmask"),
+        (machine("{network: {rules: [{fwmark: 7, table: 7, priority: 32766}]}}"), "spec.network.rules[0].priority"),
+        (machine("{network: {rules: [{from: 10.0.0.0/8, to: '::/0', table: 7, priority: 9}]}}"), "to"),
         (machine("{}").replace("name: other", "name: a.b"), "metadata.name"),
         (cluster("{podCIDR: 10.244.0.0/99}"), "spec.podCIDR"),
         (cluster("{podCIDR: 10.244.7.0/16}"), "spec.podCIDR"),
