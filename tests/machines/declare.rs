@@ -127,7 +127,11 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
     wait::until("a warning of what a change disrupts", POD_LIMIT, || {
         let warned = cluster.kubectl(&dry).map_err(|error| error.to_string())?;
         let said = String::from_utf8_lossy(&warned.stderr).into_owned();
-        if said.contains("on each machine of the pool, kubelet restarts") { Ok(()) } else { Err(said) }
+        if said.contains("on each machine of the pool, when its rollout comes to it, kubelet restarts") {
+            Ok(())
+        } else {
+            Err(said)
+        }
     })?;
 
     // The Machine itself counts before all others, and what the Cluster says reaches it too.

@@ -34,7 +34,10 @@ pub use machine::{
     MachineNetwork, MachineRole, MachineSpec, MachineStatus, MachineTrial, PoolReference, Registry, ServiceSummary,
     Taint, TaintEffect, Versions,
 };
-pub use machine_pool::{MachinePool, MachinePoolSpec, MachinePoolStatus, MachineTemplate};
+pub use machine_pool::{
+    MachinePool, MachinePoolSpec, MachinePoolStatus, MachineTemplate, MaxUnavailable, Rollout, RolloutFailure,
+    RolloutStatus,
+};
 pub use refusal::{About, Refusals};
 pub use types::{Cidr, MacAddress, PublicKeyPin};
 

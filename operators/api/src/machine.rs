@@ -143,7 +143,7 @@ pub struct MachineStatus {
     /// What runs in which version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<Versions>,
-    /// The pool that the machine belongs to.
+    /// The pool that the machine follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolReference>,
     /// What the layers of configuration come to: the image's defaults, the Cluster's `machines`, the MachinePool's template and the
@@ -169,13 +169,13 @@ fn status_addresses_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schem
     schemars::json_schema!({ "type": "array", "items": { "type": "string", "maxLength": 45 } })
 }
 
-/// A machine's pool.
+/// A pool as it is at one of its generations.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolReference {
     /// Name of the MachinePool.
     pub name: String,
-    /// The generation of the MachinePool that the machine follows.
+    /// The generation of the MachinePool whose template that is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }

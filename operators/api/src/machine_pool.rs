@@ -1,5 +1,7 @@
 //! `MachinePool`: what the machines that a selector picks have in common.
 
+mod rollout;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
@@ -9,6 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::MachineSpec;
+
+pub use self::rollout::{MaxUnavailable, Rollout, RolloutFailure, RolloutStatus};
 
 /// What the machines of a pool have in common.
 #[allow(clippy::duplicated_attributes, reason = "columns have types, and several may be of one")]
@@ -33,6 +37,18 @@ use crate::machine::MachineSpec;
         description = "Machines that follow the newest template"
     ),
     printcolumn(name = "Ready", type_ = "integer", json_path = ".status.readyMachines"),
+    printcolumn(
+        name = "Rollout",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason",
+        description = "How far the newest template is"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].message",
+        priority = 1
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -43,6 +59,9 @@ pub struct MachinePoolSpec {
     /// What its machines are.
     #[serde(default)]
     pub template: MachineTemplate,
+    /// How changes of the template reach them.
+    #[serde(default)]
+    pub rollout: Rollout,
 }
 
 /// What the machines of a pool are.
@@ -64,19 +83,23 @@ pub struct MachinePoolStatus {
     /// The generation of the declaration that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What holds of the pool: Ready.
+    /// What holds of the pool: Ready, when every machine follows the newest template and is Ready. Its reason tells how the rollout is:
+    /// Updated, Updating, Paused, Stopped, NotReady, NoMachines or Invalid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// How many machines belong to it.
+    /// How many machines belong to it; those that are deleted do no more.
     #[serde(default)]
     pub machines: u32,
     /// How many of them follow the newest template.
     #[serde(default)]
     pub updated_machines: u32,
-    /// How many of them are Ready.
+    /// How many of them are Ready, and so are their nodes.
     #[serde(default)]
     pub ready_machines: u32,
+    /// How far the newest template has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
 }
 
 impl MachinePool {

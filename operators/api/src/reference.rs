@@ -106,6 +106,7 @@ fn type_words(schema: &JSONSchemaProps) -> String {
         Some("boolean") => "true or false",
         Some("integer") => "whole number",
         Some("number") => "number",
+        None if schema.x_kubernetes_int_or_string == Some(true) => "whole number or text",
         _ => "any",
     };
     match each(schema) {

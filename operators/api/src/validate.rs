@@ -82,7 +82,8 @@ pub fn machine_change(old: &MachineSpec, new: &MachineSpec) -> Vec<FieldError> {
 /// What is wrong with a MachinePool; empty when it is valid.
 pub fn machine_pool(pool: &MachinePool) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    let MachinePoolSpec { selector, template: MachineTemplate { spec } } = &pool.spec;
+    // How it is rolled out is of any form that the schema lets pass.
+    let MachinePoolSpec { selector, template: MachineTemplate { spec }, rollout: _ } = &pool.spec;
     if let Err(error) = pool.selector() {
         let shown = serde_json::to_value(selector).unwrap_or_default();
         errors.0.push(FieldError::new("spec.selector", &shown, error.to_string()));

@@ -142,7 +142,7 @@ fn reference<K: Kind>(object: &K) -> Option<ObjectReference> {
 }
 
 /// Records an event; says whether nothing is left to be done about it.
-async fn record(recorder: &Recorder, about: &ObjectReference, notable: &Notable) -> bool {
+pub(crate) async fn record(recorder: &Recorder, about: &ObjectReference, notable: &Notable) -> bool {
     let Notable { about: _, warning, reason, note } = notable;
     let event = Event {
         type_: if *warning { EventType::Warning } else { EventType::Normal },

@@ -80,7 +80,7 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
     declare(&context.declared, Some(configuration(&machine, pool.as_deref(), cluster.as_deref())));
     let in_force = context.in_force.borrow().clone();
     // What was declared just now is in force in a moment, and everything is looked at again then.
-    let Some(Configuration { machine: spec, sources, cluster }) = &in_force.configuration else {
+    let Some(Configuration { machine: spec, sources, cluster, pool }) = &in_force.configuration else {
         return Ok(Action::await_change());
     };
     let configured = configured(&machine, spec);
@@ -98,7 +98,7 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
     let labelled = label(&configured, &context).await;
     let tainted = taint(&configured, &context).await;
     let effective = Effective { spec: spec.clone(), sources: sources.clone() };
-    publish(&machine, effective, &in_force, &context, &observed).await?;
+    publish(&machine, effective, pool.clone(), &in_force, &context, &observed).await?;
     claimed?;
     labelled?;
     tainted?;
@@ -119,7 +119,8 @@ pub fn configured(machine: &Machine, spec: &MachineSpec) -> Machine {
 /// What the layers of a machine's configuration declare.
 pub fn configuration(machine: &Machine, pool: Option<&MachinePool>, cluster: Option<&Cluster>) -> Configuration {
     let Effective { spec, sources } = layers::merge(machine, pool, cluster);
-    Configuration { machine: spec, sources, cluster: cluster.map(|cluster| cluster.spec.clone()) }
+    let cluster = cluster.map(|cluster| cluster.spec.clone());
+    Configuration { machine: spec, sources, cluster, pool: pool.map(pool_reference) }
 }
 
 /// Tells a task what is declared for it, if that is new.
@@ -380,6 +381,7 @@ fn pool_reference(pool: &MachinePool) -> PoolReference {
 async fn publish(
     machine: &Machine,
     effective: Effective,
+    pool: Option<PoolReference>,
     in_force: &InForce,
     context: &Context,
     observed: &Observed,
@@ -395,9 +397,6 @@ async fn publish(
     // What was before this start of the machine says nothing about it.
     let same_run = former.boot_id.as_deref() == Some(context.info.boot_id.as_str());
     let before = former.phase.as_deref().filter(|_| same_run);
-    // A machine whose change has failed follows what it followed before.
-    let pool = context.pool.borrow().as_deref().map(pool_reference);
-    let pool = if in_force.follows() { pool } else { pool.and(former.pool) };
     let status = MachineStatus {
         observed_generation: machine.metadata.generation,
         phase: Some(plan::phase(&conditions, before, stopping).to_owned()),

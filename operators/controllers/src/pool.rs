@@ -1,4 +1,5 @@
-//! Follows the MachinePool that picks this machine. What it was last outlasts an outage in the ledger.
+//! Follows the MachinePool that picks this machine, as its rollout comes to the machine. What it was last outlasts an outage in the
+//! ledger.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use garboard_api::refusal::{self, About, Origin};
 use garboard_api::{Machine, MachinePool, Refusals, field_error, validate};
-use garboard_plan::layers;
+use garboard_plan::{layers, pool as plan};
 use garboard_runtime::applier::chain;
 use garboard_runtime::ledger::Ledger;
 use kube::runtime::reflector::store::Writer;
@@ -108,15 +109,20 @@ impl Publisher {
         }
     }
 
-    /// Takes the pool that picks the machine. When that cannot be said, or the pool is not valid, the one from before stays.
+    /// Takes the pool that picks the machine. When that cannot be said, the pool is not valid, or its rollout has not come to the
+    /// machine, the one from before stays.
     fn choose(&self, machine: &Machine, pools: &[Arc<MachinePool>]) {
         let problem = match layers::pool_of(machine, pools.iter().map(Arc::as_ref)) {
             Err(names) => Some(format!("more than one picks the machine: {}", names.join(", "))),
             Ok(Some(pool)) => {
                 let errors = validate::machine_pool(pool);
                 let name = pool.metadata.name.as_deref().unwrap_or_default();
+                let followed = self.pool.borrow().clone();
                 match errors.is_empty() {
-                    true => self.accept(Some(pool)).err(),
+                    true if plan::may_follow(followed.as_deref(), pool, machine.node_name()) => {
+                        self.accept(Some(pool)).err()
+                    }
+                    true => None,
                     false => Some(format!("{name}: {}", field_error::join(&errors))),
                 }
             }

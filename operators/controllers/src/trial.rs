@@ -67,11 +67,6 @@ pub struct InForce {
 }
 
 impl InForce {
-    /// Whether what is declared is in force; otherwise it has failed.
-    pub fn follows(&self) -> bool {
-        self.record.failed.is_none()
-    }
-
     /// For the status.
     pub fn status(&self) -> Option<TrialStatus> {
         plan::status(&self.record, &self.failing)
@@ -186,19 +181,32 @@ impl Trials {
 
     /// Does what is due, and returns when to look again.
     async fn look(&mut self, declared: Configuration, probes: &Probes, fresh: bool) -> Option<Duration> {
-        let wait = match self.record.due(&declared) {
+        let wait = self.step(&declared, probes, fresh).await;
+        self.publish(&declared);
+        wait.unwrap_or(Some(RETRY))
+    }
+
+    async fn step(
+        &mut self,
+        declared: &Configuration,
+        probes: &Probes,
+        fresh: bool,
+    ) -> Result<Option<Duration>, NotKept> {
+        let traced = self.record.traced(declared);
+        if traced != self.record {
+            self.keep(traced)?;
+        }
+        match self.record.due(declared) {
             Due::Nothing => Ok(None),
-            Due::Learn => self.learn(&declared, probes).await,
+            Due::Learn => self.learn(declared, probes).await,
             Due::Adopt => self.keep(self.record.adopted(declared.clone())).map(|()| Some(LEARN)),
             Due::Withdraw => {
                 info!("the change is taken back");
                 self.keep(self.record.withdrawn()).map(|()| Some(LEARN))
             }
-            Due::Begin => self.begin(&declared, probes, fresh).await.map(|()| Some(LOOK)),
-            Due::Prove => self.prove(&declared, probes).await,
-        };
-        self.publish(&declared);
-        wait.unwrap_or(Some(RETRY))
+            Due::Begin => self.begin(declared, probes, fresh).await.map(|()| Some(LOOK)),
+            Due::Prove => self.prove(declared, probes).await,
+        }
     }
 
     async fn learn(&mut self, declared: &Configuration, probes: &Probes) -> Result<Option<Duration>, NotKept> {

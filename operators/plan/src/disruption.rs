@@ -84,7 +84,10 @@ pub fn policies() -> Vec<Value> {
     let machines = |base: &'static str, whom: &'static str| MACHINE.iter().map(move |each| each.validation(base, whom));
     let kinds: [(&str, Vec<Value>); 3] = [
         ("machines", machines("spec", "").collect()),
-        ("machinepools", machines("spec.template.spec", "on each machine of the pool, ").collect()),
+        (
+            "machinepools",
+            machines("spec.template.spec", "on each machine of the pool, when its rollout comes to it, ").collect(),
+        ),
         (
             "clusters",
             CLUSTER

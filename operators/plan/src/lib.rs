@@ -18,6 +18,7 @@ pub mod pki;
 pub mod pool;
 pub mod removal;
 pub mod revocation;
+pub mod rollout;
 #[cfg(test)]
 mod testing;
 pub mod trial;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use garboard_api::ClusterSpec;
 use garboard_api::condition::{CHANGE_PROVED, Observation};
-use garboard_api::machine::{MachineSpec, TrialFailure, TrialState, TrialStatus};
+use garboard_api::machine::{MachineSpec, PoolReference, TrialFailure, TrialState, TrialStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,9 @@ pub struct Configuration {
     pub sources: BTreeMap<String, String>,
     /// The cluster, once it is declared.
     pub cluster: Option<ClusterSpec>,
+    /// The pool whose template is among the layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolReference>,
 }
 
 impl Configuration {
@@ -173,6 +176,28 @@ impl Record {
         }
     }
 
+    /// The same, with the origins of what is declared now wherever a machine is the same with it: what is no change is not told as one
+    /// later. A change of another layer than the pool's leaves the machine with the pool that it has, whatever becomes of it.
+    pub fn traced(&self, declared: &Configuration) -> Self {
+        let trace = |configuration: &mut Configuration| {
+            if configuration.is_same(declared) {
+                configuration.clone_from(declared);
+            }
+        };
+        let mut traced = self.clone();
+        let Self { good, proved: _, trial, failed } = &mut traced;
+        let tried = trial.as_mut().map(|trial| &mut trial.configuration);
+        let failed = failed.as_mut().map(|failed| &mut failed.configuration);
+        for tried in tried.into_iter().chain(failed) {
+            if let Some(good) = good.as_mut().filter(|good| tried.is_same(declared) && tried.pool == good.pool) {
+                good.pool.clone_from(&declared.pool);
+            }
+            trace(tried);
+        }
+        good.iter_mut().for_each(trace);
+        traced
+    }
+
     /// The declared configuration counts without a trial.
     pub fn adopted(&self, declared: Configuration) -> Self {
         Self { good: Some(declared), ..Self::default() }
@@ -302,6 +327,7 @@ pub fn passing(seen: &Seen) -> BTreeSet<String> {
 pub fn status(record: &Record, failing: &[TrialFailure]) -> Option<TrialStatus> {
     let empty = TrialStatus {
         state: TrialState::Proved,
+        pool: None,
         since: None,
         until: None,
         required: Vec::new(),
@@ -313,6 +339,7 @@ pub fn status(record: &Record, failing: &[TrialFailure]) -> Option<TrialStatus> 
     match record {
         Record { trial: Some(trial), .. } => Some(TrialStatus {
             state: TrialState::Running,
+            pool: trial.configuration.pool.clone(),
             since: time(trial.began),
             until: time(trial.until),
             required: names(&trial.required),
@@ -321,6 +348,7 @@ pub fn status(record: &Record, failing: &[TrialFailure]) -> Option<TrialStatus> 
         }),
         Record { failed: Some(failed), .. } => Some(TrialStatus {
             state: TrialState::Failed,
+            pool: failed.configuration.pool.clone(),
             since: time(failed.at),
             required: names(&failed.required),
             failing: failed.failing.clone(),
@@ -328,7 +356,9 @@ pub fn status(record: &Record, failing: &[TrialFailure]) -> Option<TrialStatus> 
             log: failed.log.clone(),
             ..empty
         }),
-        Record { good: Some(_), .. } => Some(TrialStatus { required: names(&record.proved), ..empty }),
+        Record { good: Some(good), .. } => {
+            Some(TrialStatus { pool: good.pool.clone(), required: names(&record.proved), ..empty })
+        }
         Record { good: None, .. } => None,
     }
 }

@@ -11,7 +11,7 @@ fn now(ms: u64) -> Now<'static> {
 fn configuration(number: u32) -> Configuration {
     let mut machine = MachineSpec { hostname: Some(format!("host-{number}")), ..MachineSpec::default() };
     machine.trial = MachineTrial { deadline_seconds: Some(60), probes: Vec::new() };
-    Configuration { machine, sources: BTreeMap::new(), cluster: None }
+    Configuration { machine, sources: BTreeMap::new(), cluster: None, pool: None }
 }
 
 fn names(names: &[&str]) -> BTreeSet<String> {
@@ -71,6 +71,43 @@ fn where_a_setting_comes_from_is_no_change_and_is_told_as_it_is_now() {
     let record = good();
     assert_eq!(record.due(&declared), Due::Nothing);
     assert_eq!(record.in_force(&declared).sources, declared.sources);
+}
+
+/// The same configuration, with the template of a pool among its layers.
+fn pooled(number: u32, generation: i64) -> Configuration {
+    let pool = PoolReference { name: "workers".to_owned(), observed_generation: Some(generation) };
+    Configuration { pool: Some(pool), ..configuration(number) }
+}
+
+#[test]
+fn the_pool_of_a_change_is_told_as_it_is_now() {
+    let good = Record::default().adopted(pooled(0, 1)).proved(names(&["default gateway"]));
+    let trial = good.begun(pooled(1, 2), names(&[]), now(0));
+    let failed = trial.failed("too late", Vec::new(), Vec::new(), now(60_000));
+    // The Machine itself was changed, and not its pool.
+    let own = good.begun(pooled(2, 1), names(&[]), now(0));
+    let own_failed = own.failed("too late", Vec::new(), Vec::new(), now(60_000));
+    let cases = [
+        ("nothing on trial", &good, pooled(0, 3), (3, 3)),
+        ("the change on trial", &trial, pooled(1, 3), (3, 3)),
+        ("the change that has failed", &failed, pooled(1, 3), (1, 3)),
+        ("another change", &failed, pooled(5, 3), (1, 2)),
+        ("a change of its own", &own, pooled(2, 3), (3, 3)),
+        ("a change of its own that has failed", &own_failed, pooled(2, 3), (3, 3)),
+    ];
+    for (what, record, declared, expected) in cases {
+        let traced = record.traced(&declared);
+        let generation = |pool: Option<&PoolReference>| pool.unwrap().observed_generation.unwrap();
+        let tried = status(&traced, &[]).unwrap().pool;
+        let found = (generation(traced.in_force(&declared).pool.as_ref()), generation(tried.as_ref()));
+        assert_eq!(found, expected, "{what}");
+        assert_eq!(traced.due(&declared), record.due(&declared), "{what}");
+        assert_eq!(traced.traced(&declared), traced, "{what}");
+    }
+    // What an agent wrote that knew of no pools.
+    let mut written = serde_json::to_value(configuration(0)).unwrap();
+    assert_eq!(written.as_object_mut().unwrap().remove("pool"), None);
+    assert_eq!(serde_json::from_value::<Configuration>(written).unwrap(), configuration(0));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::PoolReference;
 use crate::types::{HOST, LABEL};
 
 /// How changes of a machine's configuration prove themselves. What worked before a change (the default gateway, name servers, the API
@@ -61,6 +62,9 @@ pub struct TcpServer {
 pub struct TrialStatus {
     /// Whether it is still to prove itself, has, or has failed.
     pub state: TrialState,
+    /// The pool whose template is a part of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolReference>,
     /// When it began, or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Time>,

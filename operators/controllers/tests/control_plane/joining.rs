@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use garboard_api::machine::MachineRole::{self, ControlPlane, Worker};
 use garboard_api::manifest::JoinToken;
-use garboard_api::{Cluster, Machine, PublicKeyPin};
+use garboard_api::{Cluster, Machine, MachinePool, PublicKeyPin};
 use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::APISERVERS;
 use garboard_catalog::pki::Leaf;
@@ -193,6 +193,11 @@ async fn it_changes_its_own_machine_and_no_other(own: &Client, machine: &Machine
     let refused = machines.create(&PostParams::default(), &other).await.unwrap_err().to_string();
     assert!(refused.contains("a worker changes only what is its own"), "{refused}");
     assert!(machines.delete("node-2", &Default::default()).await.is_err());
+    // Pools tell it what to follow, and it does not tell them whom to name.
+    let pools = Api::<MachinePool>::all(own.clone());
+    pools.list(&ListParams::default()).await.unwrap();
+    let named = json!({ "status": { "rollout": { "generation": 1, "template": "", "machines": ["node-2"] } } });
+    assert!(pools.patch_status("workers", &PatchParams::default(), &Patch::Merge(&named)).await.is_err());
 }
 
 async fn it_touches_its_own_node_and_endpoint_and_no_other(client: &Client, own: &Client) {

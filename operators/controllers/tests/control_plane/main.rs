@@ -68,6 +68,7 @@ fn control_plane_works_with_the_catalogs_flags_and_certificates() {
         taints_of_the_machine_come_and_go(&world, &client).await;
         events_tell_what_happened(&world, &client).await;
         pools_are_counted(&world, &client).await;
+        pools_are_rolled_out_until_one_fails(&world, &client).await;
         joining::a_machine_joins_once_and_changes_only_what_is_its_own(&world, &client).await;
         the_cluster_operators_lead_one_at_a_time(&world, &client).await;
         pods_of_ordinary_namespaces_keep_to_the_baseline(&world, &client).await;
@@ -291,6 +292,77 @@ async fn pools_are_counted(world: &World, client: &kube::Client) {
     expect("no machine", (0, 0)).await;
     stop.cancel();
     duty.await.unwrap();
+}
+
+async fn pools_are_rolled_out_until_one_fails(world: &World, client: &kube::Client) {
+    let (machines, nodes) = (Api::<Machine>::all(client.clone()), Api::<Node>::all(client.clone()));
+    let pools = Api::<MachinePool>::all(client.clone());
+    let merge = PatchParams::default();
+    let other = serde_json::from_value(json!({ "metadata": { "name": "node-5" } })).unwrap();
+    nodes.create(&PostParams::default(), &other).await.unwrap();
+    machines.create(&PostParams::default(), &Machine::new("node-5", Default::default())).await.unwrap();
+    let generation = pools.get("workers").await.unwrap().metadata.generation.unwrap();
+    for name in ["node-1", "node-5"] {
+        let condition = json!({ "type": "Ready", "status": "True", "reason": "Test", "message": "" });
+        let ready = json!({ "status": { "conditions": [condition] } });
+        nodes.patch_status(name, &merge, &Patch::Merge(ready)).await.unwrap();
+        let mut condition = condition.clone();
+        condition["lastTransitionTime"] = json!("2026-01-01T00:00:00Z");
+        let follows = json!({ "name": "workers", "observedGeneration": generation });
+        let status = json!({ "status": { "pool": follows, "conditions": [condition] } });
+        machines.patch_status(name, &merge, &Patch::Merge(status)).await.unwrap();
+        let label = json!({ "metadata": { "labels": { "role": "worker" } } });
+        machines.patch(name, &merge, &Patch::Merge(label)).await.unwrap();
+    }
+
+    let stop = CancellationToken::new();
+    let duty = tokio::spawn(pools::run(world.client(Leaf::Operators), stop.clone()));
+    let expect = async |reason: &str| {
+        let found = || async {
+            let status = pools.get("workers").await.ok()?.status?;
+            status.conditions.iter().any(|ready| ready.reason == reason).then_some(status)
+        };
+        world.wait_for(&format!("the pool to be {reason}"), found).await
+    };
+    expect("Updated").await;
+    let change = |rollout: serde_json::Value, max_pods: u32| {
+        let template = json!({ "spec": { "kubelet": { "maxPods": max_pods } } });
+        Patch::Merge(json!({ "spec": { "rollout": rollout, "template": template } }))
+    };
+    let edited = pools.patch("workers", &merge, &change(json!({}), 50)).await.unwrap().metadata.generation;
+    let rollout = expect("Updating").await.rollout.unwrap();
+    assert_eq!((Some(rollout.generation), rollout.machines), (edited, vec!["node-1".to_owned()]));
+
+    let failing = json!([{ "probe": "service kubelet", "message": "unrecognized feature gate" }]);
+    let tried = json!({ "name": "workers", "observedGeneration": edited });
+    let failed = json!({ "status": { "trial": { "state": "Failed", "pool": tried, "failing": failing } } });
+    machines.patch_status("node-1", &merge, &Patch::Merge(failed)).await.unwrap();
+    let stopped = expect("Stopped").await;
+    let message = &stopped.conditions[0].message;
+    assert!(message.contains("node-1: service kubelet (unrecognized feature gate)"), "{message}");
+    assert_eq!(stopped.rollout.unwrap().machines, Vec::<String>::new());
+    let told = || async {
+        let found = world.kubectl(&["get", "events.events.k8s.io", "-A", "-o", "jsonpath={.items[*].reason}"]);
+        found.contains("RolloutStopped").then_some(())
+    };
+    world.wait_for("an event of the rollout", told).await;
+
+    // Another generation with the same template is no other rollout, and with another it is one.
+    pools.patch("workers", &merge, &change(json!({ "maxUnavailable": "50%" }), 50)).await.unwrap();
+    let still = || async {
+        let pool = pools.get("workers").await.ok()?;
+        let status = pool.status.filter(|status| status.observed_generation == pool.metadata.generation)?;
+        Some((Some(status.rollout?.generation), status.conditions[0].reason.clone()))
+    };
+    assert_eq!(world.wait_for("the new generation to be seen", still).await, (edited, "Stopped".to_owned()));
+    pools.patch("workers", &merge, &change(json!({}), 60)).await.unwrap();
+    assert_eq!(expect("Updating").await.rollout.unwrap().machines, ["node-1"]);
+
+    stop.cancel();
+    duty.await.unwrap();
+    machines.delete("node-5", &Default::default()).await.unwrap();
+    nodes.delete("node-5", &Default::default()).await.unwrap();
+    pools.delete("workers", &Default::default()).await.unwrap();
 }
 
 async fn events_tell_what_happened(world: &World, client: &kube::Client) {

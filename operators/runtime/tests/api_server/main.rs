@@ -39,6 +39,7 @@ async fn declarations_and_statuses_follow_the_api_server() {
     assert_eq!(definitions(&client).await, versions, "applying again changes nothing");
 
     the_api_server_refuses_what_local_manifests_refuse(&client).await;
+    the_api_server_refuses_pools_that_cannot_be_rolled_out(&client).await;
     people_are_shown_what_matters(&server);
     let folder = tempfile::tempdir().unwrap();
     let ledger = Ledger::new(folder.path());
@@ -96,6 +97,10 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         ),
         pool("{selector: {matchLabels: {role: worker}}, template: {spec: {kubelet: {maxPods: 50}}}}"),
         pool("{selector: {matchExpressions: [{key: role, operator: Exists}]}}"),
+        pool("{selector: {}, rollout: {maxUnavailable: 3, maxFailures: 2, paused: true}}"),
+        pool("{selector: {}, rollout: {maxUnavailable: 25%}}"),
+        // What is null is not given.
+        pool("{selector: {}, rollout: {maxUnavailable: null}}"),
         cluster("{}"),
         cluster("{machines: {kernel: {sysctls: {vm.swappiness: '10'}}}}"),
         cluster(
@@ -195,6 +200,20 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         let leaf = field.rsplit('.').next().unwrap();
         assert!(local.contains(leaf), "{bad}: {local}");
         assert!(remote.contains(leaf), "{bad}: {remote}");
+    }
+}
+
+/// Pools are declared to the API server alone.
+async fn the_api_server_refuses_pools_that_cannot_be_rolled_out(client: &Client) {
+    for (rollout, words) in [
+        ("{maxUnavailable: 0}", "a number of machines from 1"),
+        ("{maxUnavailable: 101%}", "a number of machines from 1"),
+        ("{maxUnavailable: some}", "a number of machines from 1"),
+        ("{maxFailures: 0}", "maxFailures"),
+    ] {
+        let bad = pool(&format!("{{selector: {{}}, rollout: {rollout}}}"));
+        let refused = create(client, &bad).await.expect_err(&bad).to_string();
+        assert!(refused.contains(words), "{bad}: {refused}");
     }
 }
 
