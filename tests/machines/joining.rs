@@ -10,6 +10,7 @@ use garboard_tests::wait;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use crate::rollout;
 use crate::scene::{POD_LIMIT, Scene, on_ready};
 
 /// The worker's name.
@@ -28,6 +29,7 @@ fn a_worker_joins_by_one_resource(scene: &mut Scene) -> Result<()> {
         ensure!(machine["status"]["role"] == "Worker", "{machine}");
         it_runs_what_a_worker_needs(scene)?;
         pods_reach_each_other_across_machines(scene)?;
+        rollout::a_pool_stops_at_a_change_that_fails(scene, ["node-1", WORKER])?;
         it_works_on_while_the_control_plane_is_away(scene, &mut worker)?;
         it_leaves_when_its_machine_is_deleted(scene, &mut worker)
     });

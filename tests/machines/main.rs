@@ -11,6 +11,7 @@ mod joining;
 mod power;
 mod ready;
 mod refusal;
+mod rollout;
 mod scene;
 mod security;
 mod sources;
