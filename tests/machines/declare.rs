@@ -160,6 +160,18 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
         let found = cluster.get(&node).map_err(|error| error.to_string())?;
         found.pointer("/spec/taints/0").map_or(Ok(()), |taint| Err(taint.to_string()))
     })?;
+
+    // A link that is made of another comes and goes with its declaration.
+    let made = r#"[{"match": {"name": "eth0"}}, {"name": "lan7", "vlan": {"parent": "eth0", "id": 7}, "addresses": ["192.168.77.2/24"]}]"#;
+    for (links, there) in [(made, true), ("null", false)] {
+        patch("machines.garboard.dev/node-1", &format!(r#"{{"spec": {{"network": {{"links": {links}}}}}}}"#))?;
+        wait::until(&format!("the VLAN's address: {there}"), POD_LIMIT, || {
+            let found = cluster.get(&machine).map_err(|error| error.to_string())?;
+            let addresses = found.pointer("/status/addresses").map(ToString::to_string).unwrap_or_default();
+            if addresses.contains("192.168.77.2") == there { Ok(()) } else { Err(addresses) }
+        })?;
+        cluster.wait_condition(&machine, "ChangeProved", READY_LIMIT)?;
+    }
     cluster.wait_for(&node, "/status/allocatable/pods", &json!("110"), READY_LIMIT)?;
 
     let unsafe_setting = r#"{"spec": {"kernel": {"sysctls": {"kernel.core_pattern": "|/bin/sh"}}}}"#;

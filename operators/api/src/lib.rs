@@ -47,6 +47,8 @@ pub const GROUP: &str = "garboard.dev";
 pub const VERSION: &str = "v1alpha1";
 /// `apiVersion` of every kind here.
 pub const API_VERSION: &str = "garboard.dev/v1alpha1";
+/// The finalizer that keeps a Machine until its machine has left.
+pub const REMOVAL_FINALIZER: &str = "garboard.dev/removal";
 /// Type of the Secret that holds a machine's own key.
 pub const IDENTITY_SECRET_TYPE: &str = "garboard.dev/machine-identity";
 /// Key of the PEM-encoded private key in that Secret.

@@ -91,6 +91,10 @@ impl Connect {
             let membership = self.membership.borrow().clone();
             if membership.counts(&machine) {
                 self.serve(outage, membership.others).await;
+                // From now on another API server is as good, and this machine may leave.
+                if !membership.others && self.membership.wait_for(|membership| membership.others).await.is_ok() {
+                    self.api.send_replace(Some(client(any(), Leaf::Agent, Outage::default())));
+                }
             } else {
                 self.follow(outage).await;
             }

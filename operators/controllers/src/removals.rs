@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
+use garboard_api::machine::MachineRole;
 use garboard_api::{EtcdMember, Machine, condition};
 use garboard_plan::removal::{self as plan, Observed, Step};
 use garboard_plan::revocation;
@@ -50,8 +51,15 @@ async fn reconcile(machine: Arc<Machine>, client: Arc<Client>) -> Result<Action,
 }
 
 async fn observe(machine: &Machine, client: &Client) -> Result<Observed, kube::Error> {
+    let name = machine.node_name();
+    let mut members = Vec::new();
+    if machine.role() == MachineRole::ControlPlane {
+        members = Api::<EtcdMember>::all(client.clone()).list(&ListParams::default()).await?.items;
+    }
     let mut observed = Observed {
         joins: machine.joins(),
+        member: members.iter().find(|member| member.name_any() == name).map(plan::member),
+        others: members.iter().any(|member| member.name_any() != name && plan::stays(member)),
         kept: machine.finalizers().iter().any(|finalizer| finalizer == plan::FINALIZER),
         deleted: machine.metadata.deletion_timestamp.as_ref().map(since),
         forced: machine.annotations().get(plan::FORCE).is_some_and(|value| value == "true"),
@@ -60,8 +68,6 @@ async fn observe(machine: &Machine, client: &Client) -> Result<Observed, kube::E
     if observed.deleted.is_none() {
         return Ok(observed);
     }
-    let name = machine.node_name();
-    observed.member = Api::<EtcdMember>::all(client.clone()).get_opt(name).await?.map(|member| plan::member(&member));
     observed.node = Api::<Node>::all(client.clone()).get_opt(name).await?.map(|node| plan::node(&node));
     if observed.node.is_some() {
         let there = ListParams::default().fields(&format!("spec.nodeName={name}"));

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use garboard_api::condition::{self, DRAINED, Observation};
-use garboard_api::{EtcdMember, EtcdRole};
+use garboard_api::{EtcdMember, EtcdRole, REMOVAL_FINALIZER};
 use k8s_openapi::api::core::v1::{self as core, Pod};
 
 /// What keeps a Machine until its machine has left.
-pub const FINALIZER: &str = "garboard.dev/removal";
+pub const FINALIZER: &str = REMOVAL_FINALIZER;
 /// The annotation by which somebody says that a machine will not answer any more, `true`.
 pub const FORCE: &str = "garboard.dev/force-removal";
 /// Time after which what does not go is told with the way out.
@@ -25,6 +25,8 @@ pub struct Observed {
     pub joins: bool,
     /// Its member of etcd, if it has one.
     pub member: Option<Member>,
+    /// Whether other machines have members that count and stay.
+    pub others: bool,
     /// Whether the finalizer is there.
     pub kept: bool,
     /// For how long its Machine has been deleted; none while it is not.
@@ -112,6 +114,12 @@ pub fn member(member: &EtcdMember) -> Member {
     }
 }
 
+/// Whether an EtcdMember is one that counts and is not to leave.
+pub fn stays(member: &EtcdMember) -> bool {
+    let role = member.status.as_ref().and_then(|status| status.role);
+    !member.spec.leave && role == Some(EtcdRole::Voter)
+}
+
 /// What a Node says of itself.
 pub fn node(node: &core::Node) -> Node {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
@@ -141,14 +149,22 @@ pub fn resident(pod: &Pod) -> Option<Resident> {
 
 /// What is due.
 pub fn plan(observed: &Observed) -> Plan {
-    let Observed { joins, member, kept, deleted, forced, node, pods } = observed;
+    let Observed { joins, member, others, kept, deleted, forced, node, pods } = observed;
     let Some(deleted) = deleted else {
-        // The machine that founds a cluster does not leave it.
-        let due = *joins && !kept;
-        return Plan { steps: due.then_some(Step::Keep).into_iter().collect(), condition: None };
+        // The machine that founded the cluster can leave it to others, and not otherwise.
+        let step = match (*joins || *others, kept) {
+            (true, false) => Some(Step::Keep),
+            (false, true) => Some(Step::Release),
+            _ => None,
+        };
+        return Plan { steps: step.into_iter().collect(), condition: None };
     };
     if !kept {
         return Plan::default();
+    }
+    if member.as_ref().is_some_and(|member| !member.left) && !others {
+        let message = "it is the last of the control plane: another has to join before it leaves";
+        return Plan { steps: vec![], condition: Some(Observation::new(DRAINED, false, "LastControlPlane", message)) };
     }
     let drained = pods.is_empty() || *forced;
     if let Some(member) = member.as_ref().filter(|member| !member.left)
@@ -242,6 +258,19 @@ mod tests {
             ("a new worker", Observed { kept: false, ..worker() }, vec![Step::Keep], None),
             ("one that stays", worker(), vec![], None),
             ("a founder", Observed { joins: false, kept: false, ..worker() }, vec![], None),
+            (
+                "a founder beside others",
+                Observed { joins: false, others: true, kept: false, ..worker() },
+                vec![Step::Keep],
+                None,
+            ),
+            ("a founder that is alone again", Observed { joins: false, ..worker() }, vec![Step::Release], None),
+            (
+                "the last of the control plane",
+                Observed { member: Some(Member::default()), pods: vec![], forced: true, ..deleted() },
+                vec![],
+                Some("LastControlPlane"),
+            ),
             ("one that is deleted", deleted(), vec![Step::Cordon, evict.clone()], Some("Draining")),
             (
                 "one that takes long",
@@ -269,19 +298,24 @@ mod tests {
             ),
             (
                 "one of the control plane, with pods",
-                Observed { member: Some(Member::default()), ..deleted() },
+                Observed { member: Some(Member::default()), others: true, ..deleted() },
                 vec![Step::Cordon, evict.clone()],
                 Some("Draining"),
             ),
             (
                 "one of the control plane",
-                Observed { member: Some(Member::default()), pods: vec![], ..deleted() },
+                Observed { member: Some(Member::default()), others: true, pods: vec![], ..deleted() },
                 vec![Step::LeaveEtcd],
                 Some("LeavingEtcd"),
             ),
             (
                 "one of the control plane that is given up and leaves",
-                Observed { member: Some(Member { leaves: true, ..Member::default() }), forced: true, ..deleted() },
+                Observed {
+                    member: Some(Member { leaves: true, ..Member::default() }),
+                    others: true,
+                    forced: true,
+                    ..deleted()
+                },
                 vec![],
                 Some("LeavingEtcd"),
             ),

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use garboard_api::field_error::FieldError;
 use garboard_api::machine::MachineStatus;
 use garboard_api::manifest::Manifests;
-use garboard_api::{About, Cluster, ClusterStatus, Machine, validate};
+use garboard_api::{About, Cluster, ClusterStatus, Machine, REMOVAL_FINALIZER, validate};
 use k8s_openapi::ClusterResourceScope;
 use kube::Resource;
 use serde::Serialize;
@@ -77,7 +77,12 @@ impl Kind for Machine {
     }
 
     fn ends_with_its_object(&self) -> bool {
-        self.joins() && self.metadata.uid.is_some()
+        // One that founded its cluster leaves it to others if it is let go; without them the Machine is made again.
+        let is_let_go = || {
+            let finalizers = self.metadata.finalizers.as_deref().unwrap_or_default();
+            self.metadata.deletion_timestamp.is_some() && finalizers.iter().any(|one| one == REMOVAL_FINALIZER)
+        };
+        self.metadata.uid.is_some() && (self.joins() || is_let_go())
     }
 
     fn of(manifests: &Manifests) -> Option<&Self> {

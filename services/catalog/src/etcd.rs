@@ -70,6 +70,9 @@ pub fn service(input: &CatalogInput, facts: &EtcdFacts) -> Result<ServiceSpec, C
         .flag("peer-trusted-ca-file", Leaf::EtcdPeer.ca_file())
         .flag("cipher-suites", comma(&tls::CIPHER_SUITES))
         .flag("tls-min-version", tls::ETCD_MIN_VERSION)
+        // Twice the default: a machine that is busy for a second has not failed, and each election stops all writes.
+        .flag("heartbeat-interval", 200)
+        .flag("election-timeout", 2000)
         // kube-apiserver speaks gRPC; the JSON gateway is a second door that nobody uses.
         .flag("enable-grpc-gateway", false)
         // Compaction leaves holes in the file that nothing else gives back.
