@@ -362,11 +362,14 @@ struct Accelerator {
     kernel_arguments: &'static [&'static str],
 }
 
-/// `image/boot` decides by a trial, so that both agree.
-fn accelerator() -> Accelerator {
+/// Whether this host emulates the processors of machines. `image/boot` decides by a trial, so that both agree.
+pub fn is_emulated() -> bool {
     let trial = Command::new(top().join("image/boot")).arg("accelerator").stdin(Stdio::null()).output();
-    let kvm = trial.is_ok_and(|trial| trial.status.success() && trial.stdout.starts_with(b"kvm"));
-    if kvm {
+    !trial.is_ok_and(|trial| trial.status.success() && trial.stdout.starts_with(b"kvm"))
+}
+
+fn accelerator() -> Accelerator {
+    if !is_emulated() {
         Accelerator { arguments: &["-machine", "q35,accel=kvm", "-cpu", "host"], kernel_arguments: &[] }
     } else {
         Accelerator {

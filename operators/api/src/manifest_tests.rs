@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::types::Token;
 
 const GOOD: &str = "\
 apiVersion: garboard.dev/v1alpha1
@@ -62,6 +63,30 @@ fn a_worker_is_read_with_its_token() {
     let join = manifests.machine.unwrap().spec.join.unwrap();
     assert_eq!(join.endpoints[0].to_string(), "192.0.2.10:6443");
     assert_eq!(manifests.join_token.unwrap().token, "abcdef.0123456789abcdef");
+}
+
+#[test]
+fn tokens_are_of_two_kinds() {
+    let seal = "0f".repeat(32);
+    let sealed = format!("abcdef.0123456789abcdef.{seal}");
+    let token = Token::parse(&sealed).unwrap();
+    assert_eq!((token.id, token.bearer, token.seal), ("abcdef", "abcdef.0123456789abcdef", Some(seal.as_str())));
+    assert!(!format!("{token:?}").contains("0123456789abcdef"), "a secret is shown");
+    assert_eq!(Token::parse("abcdef.0123456789abcdef").unwrap().seal, None);
+    for wrong in [
+        String::new(),
+        "abcdef".into(),
+        "abcdef.0123456789abcde".into(),
+        "ABCDEF.0123456789abcdef".into(),
+        "abcdefx.123456789abcdef".into(),
+        "abcdef.0123456789abcdef.".into(),
+        "abcdef.0123456789abcdef0".into(),
+        format!("abcdef.0123456789abcdef.{}", "0g".repeat(32)),
+        format!("{sealed}0"),
+        "äbcdef.0123456789abcdef".into(),
+    ] {
+        assert_eq!(Token::parse(&wrong), None, "{wrong}");
+    }
 }
 
 #[test]

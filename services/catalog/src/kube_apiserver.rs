@@ -49,6 +49,8 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     spec.requires.push(started(etcd::NAME)?);
     spec.readiness = Some(readiness(https(PORT, "/readyz", Leaf::Apiserver.ca_file(), None)));
     spec.liveness = Some(liveness(https(PORT, "/livez", Leaf::Apiserver.ca_file(), None)));
+    // Beside others it looks at each of its objects by way of the leader of etcd, and on a busy host that is slow.
+    spec.start_timeout_ms = 600_000;
     // Open requests are let finish.
     spec.stop = Stop { grace_ms: 30_000, ..Stop::default() };
     Ok(spec)
