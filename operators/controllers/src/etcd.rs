@@ -45,22 +45,22 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// What the catalog needs to know of it.
-    pub fn facts(&self, machine: &Machine) -> Option<EtcdFacts> {
+    /// What the catalog needs to know of it, and of whether the machine's own API server `serves`.
+    pub fn facts(&self, machine: &Machine, serves: bool) -> Option<EtcdFacts> {
         if machine.role() != MachineRole::ControlPlane || self.left {
             return None;
         }
-        let joined = self.initial_cluster.clone();
+        let Self { initial_cluster, votes, left: _, others } = self.clone();
         match machine.joins() {
-            true if joined.is_none() => None,
-            true => Some(EtcdFacts { initial_cluster: joined, votes: self.votes, others: self.others }),
-            false => Some(EtcdFacts { initial_cluster: None, votes: true, others: self.others }),
+            true if initial_cluster.is_none() => None,
+            true => Some(EtcdFacts { initial_cluster, votes, others, serves }),
+            false => Some(EtcdFacts { initial_cluster: None, votes: true, others, serves }),
         }
     }
 
     /// Whether the machine runs the whole control plane.
     pub fn counts(&self, machine: &Machine) -> bool {
-        self.facts(machine).is_some_and(|facts| facts.votes)
+        self.facts(machine, false).is_some_and(|facts| facts.votes)
     }
 }
 

@@ -96,21 +96,41 @@ enum NoAnswer {
 /// The client has gone.
 struct Gone;
 
-/// Relays a connection until either side ends it.
+/// Relays a connection until either side ends it, or its server is none any more.
 pub async fn relay(mut client: TcpStream, shared: &Shared, limits: &Limits) {
     // Neither matters to a connection that is broken already: the next read tells.
     let _ = client.set_nodelay(true);
     let mut said = Vec::new();
     let found = timeout(limits.hold, find(&mut client, &mut said, shared, limits)).await;
-    if let Ok(Ok(mut server)) = found {
+    if let Ok(Ok((server, mut stream))) = found {
         drop(said);
         // How a connection ends is the business of its two ends.
-        let _ = copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER).await;
+        tokio::select! {
+            _ = copy_bidirectional_with_sizes(&mut client, &mut stream, BUFFER, BUFFER) => {}
+            () = withdrawn(shared, server) => {}
+        }
+    }
+}
+
+/// Waits until a server is none any more: whoever goes on with it would wait for answers that do not come.
+async fn withdrawn(shared: &Shared, server: SocketAddr) {
+    loop {
+        // In this order: no change is missed.
+        let changed = shared.changed.notified();
+        if !shared.with(|servers| servers.has(server)) {
+            return;
+        }
+        changed.await;
     }
 }
 
 /// The first server that answers; the client has its first words already.
-async fn find(client: &mut TcpStream, said: &mut Vec<u8>, shared: &Shared, limits: &Limits) -> Result<TcpStream, Gone> {
+async fn find(
+    client: &mut TcpStream,
+    said: &mut Vec<u8>,
+    shared: &Shared,
+    limits: &Limits,
+) -> Result<(SocketAddr, TcpStream), Gone> {
     hear(client, said).await?;
     let mut pause = limits.pause.0;
     loop {
@@ -122,7 +142,7 @@ async fn find(client: &mut TcpStream, said: &mut Vec<u8>, shared: &Shared, limit
                 Ok((stream, answer)) => {
                     shared.note(server, &Ok(()));
                     client.write_all(&answer).await.map_err(|_| Gone)?;
-                    return Ok(stream);
+                    return Ok((server, stream));
                 }
                 Err(problem) => shared.note(server, &Err(problem)),
             }

@@ -147,6 +147,24 @@ fn bytes_go_both_ways_until_either_end_closes() {
 }
 
 #[test]
+fn a_connection_ends_with_its_server_being_none_any_more() {
+    run(async {
+        let ((first, first_address), (_second, second_address)) = (bound().await, bound().await);
+        let shared = shared(&[first_address, second_address]);
+        let (mut client, relay) = client(&shared, LIMITS).await;
+        client.write_all(b"hello\n").await.unwrap();
+        let (mut server, _) = first.accept().await.unwrap();
+        server.write_all(b"x").await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), b'x');
+        shared.set(&[second_address, first_address]);
+        assert!(timeout(LIMITS.answer, client.read_u8()).await.is_err(), "it ends although its server stays");
+        shared.set(&[second_address]);
+        assert!(client.read_u8().await.is_err());
+        relay.await.unwrap();
+    });
+}
+
+#[test]
 fn a_client_that_goes_or_waits_too_long_is_let_go() {
     run(async {
         let (_hangs, hanging) = bound().await;

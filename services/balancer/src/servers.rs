@@ -48,6 +48,11 @@ impl Servers {
         news
     }
 
+    /// Whether this is one of them.
+    pub fn has(&self, address: SocketAddr) -> bool {
+        self.find(address).is_some()
+    }
+
     fn find(&self, address: SocketAddr) -> Option<&Server> {
         self.0.iter().find(|server| server.address == address)
     }

@@ -53,6 +53,8 @@ pub struct EtcdFacts {
     pub votes: bool,
     /// Whether other machines have a part too.
     pub others: bool,
+    /// Whether the machine's own API server serves.
+    pub serves: bool,
 }
 
 /// Another node of the pod network.
@@ -92,9 +94,11 @@ impl CatalogInput {
         self.node.etcd.as_ref().is_some_and(|etcd| etcd.others)
     }
 
-    /// The API servers, the machine's own first.
+    /// The API servers, the machine's own first. Where there are others, one that does not serve is left out: it may take requests
+    /// and answer none.
     pub(crate) fn api_servers(&self) -> Vec<SocketAddr> {
-        let own = self.runs_control_plane().then(|| loopback(kube_apiserver::PORT));
+        let serves = self.node.etcd.as_ref().is_some_and(|etcd| etcd.votes && (etcd.serves || !etcd.others));
+        let own = serves.then(|| loopback(kube_apiserver::PORT));
         own.into_iter().chain(self.node.api_servers.iter().copied()).collect()
     }
 

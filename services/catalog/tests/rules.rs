@@ -90,7 +90,7 @@ fn a_machine_joins_the_control_plane_with_etcd_first() {
     let mut joiner = input();
     let url = |name: &str, address: &str| (name.to_owned(), format!("https://{address}:2380"));
     let members = BTreeMap::from([url("node-0", "192.0.2.9"), url("node-1", "192.0.2.10")]);
-    joiner.node.etcd = Some(EtcdFacts { initial_cluster: Some(members), votes: false, others: true });
+    joiner.node.etcd = Some(EtcdFacts { initial_cluster: Some(members), others: true, ..EtcdFacts::default() });
     let learner = by_name(&joiner);
     let worker: BTreeSet<_> = ["balancer", "bus", "cni", "containerd", "dns", "kube-proxy", "kubelet"].into();
     let beside: Vec<_> = learner.keys().filter(|name| !worker.contains(name.as_str())).collect();
@@ -107,6 +107,10 @@ fn a_machine_joins_the_control_plane_with_etcd_first() {
         assert!(same, "to count changes {name}");
     }
     assert_eq!(voter.len(), by_name(&input()).len());
+    let servers = |input: &CatalogInput| config(&by_name(input)["balancer"], "config.json")["servers"].clone();
+    assert_eq!(servers(&joiner), serde_json::json!(["192.0.2.11:6443"]), "its own does not serve yet");
+    joiner.node.etcd.as_mut().unwrap().serves = true;
+    assert_eq!(servers(&joiner), serde_json::json!(["127.0.0.1:6443", "192.0.2.11:6443"]));
     for name in ["kube-controller-manager", "kube-scheduler"] {
         assert_eq!(flag(&voter[name], "leader-elect"), Some("true"), "{name}");
         assert_eq!(flag(&by_name(&input())[name], "leader-elect"), Some("false"), "{name}");
