@@ -1,6 +1,6 @@
 //! Links, addresses, routes and rules of the machine: which links are made and configured, and what to change.
 //!
-//! [`made`] says which links are to be made, and [`plan_made`] what that takes. Once they are there, [`select`] picks the links to
+//! [`made()`] says which links are to be made, and [`plan_made`] what that takes. Once they are there, [`select`] picks the links to
 //! configure, [`desire`] says what they should have, given their leases, and [`plan`] compares that with what is. Links, addresses, routes
 //! and rules without Garboard's mark are never changed.
 

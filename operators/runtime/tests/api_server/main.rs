@@ -135,7 +135,6 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         (cluster("{machines: {role: Worker}}"), "role"),
         (machine("{role: Worker}"), "join"),
         (machine("{role: Queen}"), "role"),
-        (machine(&format!("{{join: {{endpoints: [{{host: a}}], caPin: '{PIN}'}}}}")), "join"),
         (machine(&format!("{{role: Worker, join: {{endpoints: [], caPin: '{PIN}'}}}}")), "endpoints"),
         (machine("{role: Worker, join: {endpoints: [{host: a}], caPin: 'md5:7'}}"), "caPin"),
         (cluster("{controlPlane: {apiServer: {extraArgs: {anonymous-auth: 'true'}}}}"), "extraArgs"),
