@@ -13,7 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::core::CustomResourceExt;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::types::{LABEL, REGISTRY, URL};
 
@@ -186,9 +188,23 @@ pub struct PoolReference {
 pub struct Effective {
     /// The settings that are in force, in the form of the Machine's spec.
     #[schemars(schema_with = "any_object_schema")]
+    #[serde(deserialize_with = "without_nulls")]
     pub spec: MachineSpec,
     /// Which layer set each of them, by the path of the field below `spec`: Image, Cluster, MachinePool/NAME or Machine.
     pub sources: BTreeMap<String, String>,
+}
+
+/// An API server keeps a part whose last field was withdrawn as null.
+fn without_nulls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MachineSpec, D::Error> {
+    fn prune(value: &mut Value) {
+        if let Value::Object(fields) = value {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(prune);
+        }
+    }
+    let mut value = Value::deserialize(deserializer)?;
+    prune(&mut value);
+    serde_json::from_value(value).map_err(D::Error::custom)
 }
 
 /// It repeats the Machine's spec, which has the documentation and the rules.

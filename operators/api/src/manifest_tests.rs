@@ -66,6 +66,15 @@ fn a_worker_is_read_with_its_token() {
 }
 
 #[test]
+fn what_the_api_server_made_of_withdrawn_settings_is_read() {
+    let effective: crate::Effective = serde_json::from_value(serde_json::json!({
+        "spec": { "network": null, "kubelet": { "maxPods": 7, "nodeLabels": null } }, "sources": {},
+    }))
+    .unwrap();
+    assert_eq!((effective.spec.kubelet.max_pods, effective.spec.network), (Some(7), Default::default()));
+}
+
+#[test]
 fn tokens_are_of_two_kinds() {
     let seal = "0f".repeat(32);
     let sealed = format!("abcdef.0123456789abcdef.{seal}");

@@ -45,6 +45,8 @@ pub struct Paths {
     pub identity: PathBuf,
     /// The token by which the machine joins a cluster, until it has.
     pub join_token: PathBuf,
+    /// What the machine has of the cluster's store.
+    pub etcd: PathBuf,
 }
 
 impl Default for Paths {
@@ -56,6 +58,7 @@ impl Default for Paths {
             status: "/run/garboard/status".into(),
             identity: crate::machine_api::IDENTITY_FILE.into(),
             join_token: "/state/join-token".into(),
+            etcd: garboard_catalog::etcd::DATA_DIR.into(),
         }
     }
 }

@@ -156,7 +156,7 @@ pub(crate) async fn record(recorder: &Recorder, about: &ObjectReference, notable
         Ok(Err(error)) => {
             debug!(error = chain(&error), reason, "event not recorded");
             // What it refuses for good is in the log and in the status still.
-            matches!(error, kube::Error::Api(status) if status.code < 500 && status.code != 429)
+            matches!(error, kube::Error::Api(status) if plan::is_refused(status.code))
         }
         Err(_) => false,
     }

@@ -1,7 +1,7 @@
-//! Leaves the cluster when somebody has deleted this machine's Machine: forgets its keys and all that it knew of the cluster, and powers
-//! off.
+//! Leaves the cluster when somebody has deleted this machine's Machine: forgets its keys, what it had of the cluster's store, and all that
+//! it knew of the cluster, and powers off.
 //!
-//! What is on DATA stays, and so does the machine's own key: with new manifests and another token it can join again.
+//! What pods left on DATA stays, and so does the machine's own key: with new manifests and another token it can join again.
 
 use std::fs;
 use std::io;
@@ -62,8 +62,8 @@ impl Leave {
 
     /// The ledger goes last: an interrupted removal is seen again and finished.
     fn forget(&self) -> io::Result<()> {
-        let Paths { pki_state, pki: _, ledger: _, status: _, identity: _, join_token } = &self.paths;
-        for path in [pki_state, join_token] {
+        let Paths { pki_state, pki: _, ledger: _, status: _, identity: _, join_token, etcd } = &self.paths;
+        for path in [pki_state, join_token, etcd] {
             remove(path)?;
         }
         self.ledger.forget()

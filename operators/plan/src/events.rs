@@ -133,6 +133,12 @@ fn refusals(before: &Refusals, after: &Refusals) -> Vec<Notable> {
     .collect()
 }
 
+/// Whether the API server's answer to an event, a status of HTTP, is a refusal for good. An API server that has just started knows nobody's
+/// rights yet.
+pub fn is_refused(code: u16) -> bool {
+    (400..500).contains(&code) && ![401, 403, 408, 429].contains(&code)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -148,6 +154,23 @@ mod tests {
 
     fn service(restarts: u32, crash_looping: bool, ready: bool) -> ServiceStatus {
         ServiceStatus { restarts, crash_looping, ..status("etcd", PublicState::Running { ready }) }
+    }
+
+    #[test]
+    fn an_api_server_that_starts_has_refused_nothing_for_good() {
+        for (code, refused) in [
+            (400, true),
+            (404, true),
+            (413, true),
+            (422, true),
+            (401, false),
+            (403, false),
+            (429, false),
+            (500, false),
+            (503, false),
+        ] {
+            assert_eq!(is_refused(code), refused, "{code}");
+        }
     }
 
     #[test]

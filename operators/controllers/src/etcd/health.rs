@@ -8,11 +8,13 @@ use garboard_catalog::etcd::NAME;
 use garboard_etcd_client::{EtcdError, Health};
 use garboard_runtime::applier::chain;
 use garboard_runtime::status::FIELD_MANAGER;
+use garboard_supervisor::status::ServiceStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use tracing::debug;
 
 use super::{Etcd, store};
@@ -21,43 +23,79 @@ use super::{Etcd, store};
 const LOOK: Duration = Duration::from_secs(60);
 const MEBIBYTE: i64 = 1 << 20;
 
+/// How the member is, as far as it is told: in the form of its status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    leader: bool,
+    version: String,
+    database_mebibytes: i64,
+    used_mebibytes: i64,
+    alarms: Vec<&'static str>,
+    /// What is wrong, in words.
+    #[serde(skip)]
+    problem: Option<String>,
+}
+
+impl Report {
+    fn new(serves: bool, answer: Result<Health, EtcdError>) -> Self {
+        let (health, silence) = match answer {
+            Ok(health) => (health, None),
+            Err(error) => (Health::default(), Some(chain(&error))),
+        };
+        let Health { leader, version, database_bytes, used_bytes, alarms, errors } = health;
+        let alarm = alarms.first().map(|alarm| format!("alarm {alarm}"));
+        let early = (!serves).then(|| "etcd does not serve".to_owned());
+        let problem = silence.or(alarm).or_else(|| errors.into_iter().next()).or(early);
+        let (database_mebibytes, used_mebibytes) = (mebibytes(database_bytes), mebibytes(used_bytes));
+        Self { leader, version, database_mebibytes, used_mebibytes, alarms, problem }
+    }
+
+    async fn tell(&self, api: &Api<EtcdMember>, name: &str) -> Result<(), kube::Error> {
+        let observation = match &self.problem {
+            None => Observation::new(condition::HEALTHY, true, "Serving", "it answers, and has no alarm"),
+            Some(problem) => Observation::new(condition::HEALTHY, false, "NotServing", problem),
+        };
+        let mut former = api.get(name).await?.status.unwrap_or_default().conditions;
+        former.retain(|found| found.type_ == condition::HEALTHY);
+        let mut status = json!(self);
+        status["conditions"] = json!(condition::merge(&former, [observation], None, &Time(Timestamp::now())));
+        let patch = json!({
+            "apiVersion": garboard_api::API_VERSION,
+            "kind": "EtcdMember",
+            "metadata": { "name": name },
+            "status": status,
+        });
+        api.patch_status(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)).await.map(drop)
+    }
+}
+
 impl Etcd {
+    /// Tells how the member is, whenever that changes, until nobody publishes any more what it depends on.
     pub(super) async fn report(&self, client: &Client, machine: &Machine) {
-        let api = Api::<EtcdMember>::all(client.clone());
-        let mut services = self.services.clone();
-        let mut declared = self.declared.subscribe();
-        let (mut told, mut served) = (Value::Null, None);
+        let (api, name) = (Api::<EtcdMember>::all(client.clone()), machine.node_name());
+        let (mut services, mut declared) = (self.services.clone(), self.declared.subscribe());
+        let is_declared =
+            |all: &Vec<EtcdMember>| all.iter().any(|member| member.metadata.name.as_deref() == Some(name));
+        let mut told = None;
         loop {
-            let name = machine.node_name();
-            let is_there =
-                declared.borrow_and_update().iter().any(|member| member.metadata.name.as_deref() == Some(name));
-            let serves = services
-                .borrow_and_update()
-                .iter()
-                .find(|service| service.name.to_string() == NAME)
-                .map(|service| service.ready);
-            if let (true, Some(serves)) = (is_there, serves) {
-                let status = status(serves, store::health().await);
-                if status != told {
-                    match tell(&api, name, &status).await {
-                        Ok(()) => told = status,
+            let (there, serves) = (is_declared(&declared.borrow_and_update()), serves(&services.borrow_and_update()));
+            if let (true, Some(serves)) = (there, serves) {
+                let report = Report::new(serves, store::health().await);
+                if told.as_ref() != Some(&report) {
+                    match report.tell(&api, name).await {
+                        Ok(()) => told = Some(report),
                         Err(error) => debug!(error = chain(&error), "cannot tell how etcd is"),
                     }
                 }
             }
-            served = serves.or(served);
             let change = async {
-                let differs = |now: Option<bool>| now != served;
+                // Cancel-safe: each arm only waits.
                 tokio::select! {
-                    found = services.wait_for(|services| {
-                        differs(services.iter().find(|service| service.name.to_string() == NAME).map(|service| service.ready))
-                    }) => found.is_ok(),
-                    found = declared.wait_for(|declared| {
-                        is_there != declared.iter().any(|member| member.metadata.name.as_deref() == Some(name))
-                    }) => found.is_ok(),
+                    found = services.wait_for(|now| self::serves(now) != serves) => found.is_ok(),
+                    found = declared.wait_for(|now| is_declared(now) != there) => found.is_ok(),
                 }
             };
-            // What changes so often that it is missed is seen at the next look.
             if tokio::time::timeout(LOOK, change).await == Ok(false) {
                 return;
             }
@@ -65,52 +103,12 @@ impl Etcd {
     }
 }
 
-/// The part of the status that the machine itself tells, without a time.
-fn status(serves: bool, health: Result<Health, EtcdError>) -> Value {
-    let (health, problem) = match health {
-        Ok(health) => (health, None),
-        Err(error) => (Health::default(), Some(chain(&error))),
-    };
-    let Health { leader, version, database_bytes, used_bytes, alarms, errors } = health;
-    let problem =
-        problem.or_else(|| alarms.first().map(|alarm| format!("alarm {alarm}"))).or_else(|| errors.first().cloned());
-    let healthy = serves && problem.is_none();
-    json!({
-        "leader": leader,
-        "version": Some(version).filter(|version| !version.is_empty()),
-        "databaseMebibytes": (database_bytes + MEBIBYTE - 1) / MEBIBYTE,
-        "usedMebibytes": (used_bytes + MEBIBYTE - 1) / MEBIBYTE,
-        "alarms": alarms,
-        "healthy": healthy,
-        "problem": problem.unwrap_or_else(|| if serves { String::new() } else { "etcd does not serve yet".to_owned() }),
-    })
+/// Whether etcd serves; none where it is not to run.
+fn serves(services: &[ServiceStatus]) -> Option<bool> {
+    services.iter().find(|service| service.name.to_string() == NAME).map(|service| service.ready)
 }
 
-async fn tell(api: &Api<EtcdMember>, name: &str, status: &Value) -> Result<(), kube::Error> {
-    let mut status = status.clone();
-    let healthy = status["healthy"] == json!(true);
-    let message = match status["problem"].as_str() {
-        Some(problem) if !healthy => problem.to_owned(),
-        _ => "it answers, and has no alarm".to_owned(),
-    };
-    let observation =
-        Observation::new(condition::HEALTHY, healthy, if healthy { "Serving" } else { "NotServing" }, message);
-    let former = api.get(name).await?.status.unwrap_or_default().conditions;
-    let former: Vec<_> = former.into_iter().filter(|found| found.type_ == condition::HEALTHY).collect();
-    if let Some(fields) = status.as_object_mut() {
-        fields.remove("healthy");
-        fields.remove("problem");
-        fields.retain(|_, value| !value.is_null());
-        fields.insert(
-            "conditions".into(),
-            json!(condition::merge(&former, [observation], None, &Time(Timestamp::now()))),
-        );
-    }
-    let patch = json!({
-        "apiVersion": garboard_api::API_VERSION,
-        "kind": "EtcdMember",
-        "metadata": { "name": name },
-        "status": status,
-    });
-    api.patch_status(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)).await.map(drop)
+/// Full MiB, and what is left.
+fn mebibytes(bytes: i64) -> i64 {
+    (bytes + MEBIBYTE - 1) / MEBIBYTE
 }

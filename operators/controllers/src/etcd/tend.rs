@@ -5,7 +5,7 @@ use std::time::Duration;
 use garboard_api::condition;
 use garboard_api::{EtcdMember, EtcdRole};
 use garboard_etcd_client::EtcdError;
-use garboard_plan::etcd::{self as plan, Declared, Member, Standing};
+use garboard_plan::etcd::{self as plan, Declared, Standing};
 use garboard_runtime::applier::chain;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -78,12 +78,7 @@ async fn round(api: &Api<EtcdMember>, all: &[EtcdMember]) -> Result<bool, TendEr
     for (declared, object) in declared.iter().filter_map(|declared| Some((declared, of(all, &declared.name)?))) {
         tell(api, object, &plan::standing(declared, &members, failed)).await?;
     }
-    Ok(next.is_some() || waits(&declared, &members))
-}
-
-/// Whether somebody is to become a member who is none.
-fn waits(declared: &[Declared], members: &[Member]) -> bool {
-    plan::next(declared, members).is_some()
+    Ok(next.is_some() || plan::next(&declared, &members).is_some())
 }
 
 fn of<'a>(all: &'a [EtcdMember], name: &str) -> Option<&'a EtcdMember> {
