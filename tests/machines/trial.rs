@@ -27,7 +27,11 @@ const CUT_OFF: &str = r#"{"spec": {"trial": {"deadlineSeconds": 30}, "network": 
 const BACK_LIMIT: Duration = Duration::from_secs(400);
 
 fn patch(scene: &Scene, patch: &str) -> Result<()> {
-    scene.cluster.kubectl_ok(&["patch", "machines.garboard.dev/node-1", "--type=merge", "-p", patch]).map(drop)
+    // With another address the API server is started again, also after what told that the machine has returned.
+    wait::until("the API server to take a change", POD_LIMIT, || {
+        let taken = scene.cluster.kubectl_ok(&["patch", &MACHINE.join("/"), "--type=merge", "-p", patch]);
+        taken.map(drop).map_err(|error| error.to_string())
+    })
 }
 
 /// Waits until the machine's latest change is in this state.
