@@ -369,14 +369,14 @@ pub fn is_emulated() -> bool {
 }
 
 fn accelerator() -> Accelerator {
-    if !is_emulated() {
-        Accelerator { arguments: &["-machine", "q35,accel=kvm", "-cpu", "host"], kernel_arguments: &[] }
-    } else {
+    if is_emulated() {
         Accelerator {
             arguments: &["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "Nehalem"],
             // An emulated processor has none of the faults that mitigations guard against.
             kernel_arguments: &["mitigations=off"],
         }
+    } else {
+        Accelerator { arguments: &["-machine", "q35,accel=kvm", "-cpu", "host"], kernel_arguments: &[] }
     }
 }
 

@@ -3,32 +3,18 @@
 #![cfg(feature = "netlink")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+mod support;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use garboard_sys::netlink::{
     Address, Bond, BondLacpRate, BondMode, BondXmitHashPolicy, Bridge, BridgePort, GROUP, Link, LinkKind, MAIN_TABLE,
-    MacAddress, Monitor, Netlink, PROTOCOL, Route, Rule, VethPair, Vlan, VlanProtocol, driver, solicit_routers,
+    Monitor, Netlink, PROTOCOL, Route, Rule, VethPair, Vlan, VlanProtocol, driver, solicit_routers,
 };
-use nix::sched::{CloneFlags, unshare};
+use support::{LIMIT, MAC, SILENCE, in_namespace};
 use tokio::time::timeout;
-
-const LIMIT: Duration = Duration::from_secs(10);
-const SILENCE: Duration = Duration::from_millis(100);
-const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 7]);
-
-/// Runs a test in a network namespace that ends with it.
-fn in_namespace(test: impl AsyncFnOnce(Netlink) + Send) {
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async { test(Netlink::open().unwrap()).await });
-        });
-    });
-}
 
 /// Makes a link, or says why the test is skipped.
 async fn add(netlink: &mut Netlink, name: &str, kind: &LinkKind) -> Option<Link> {

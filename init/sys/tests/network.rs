@@ -2,32 +2,20 @@
 #![cfg(feature = "netlink")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+mod support;
+
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 use garboard_sys::netlink::{
     Address, BridgePort, MAIN_TABLE, MacAddress, Monitor, Netlink, NetlinkError, PROTOCOL, Route, VethPair,
 };
 use nix::sched::{CloneFlags, unshare};
+use support::{LIMIT, MAC, SILENCE, in_namespace};
 use tokio::time::timeout;
 
-const LIMIT: Duration = Duration::from_secs(10);
-const SILENCE: Duration = Duration::from_millis(100);
-const MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 7]);
 const PEER_MAC: MacAddress = MacAddress([2, 0, 0, 0, 0, 8]);
-
-/// Runs a test in a network namespace that ends with it.
-fn in_namespace(test: impl AsyncFnOnce(Netlink) + Send) {
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async { test(Netlink::open().unwrap()).await });
-        });
-    });
-}
 
 fn namespace() -> OwnedFd {
     let open = || {

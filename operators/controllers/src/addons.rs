@@ -153,7 +153,8 @@ async fn apply(client: &Client, object: Value) -> Result<(), AddonsError> {
     Ok(())
 }
 
-fn api(client: &Client, key: &ObjectKey) -> Api<DynamicObject> {
+/// Where objects of a kind are, in the namespace of one of them.
+pub(crate) fn api(client: &Client, key: &ObjectKey) -> Api<DynamicObject> {
     let (group, version) = key.api_version.split_once('/').unwrap_or(("", &key.api_version));
     // The plural is right for every kind that is applied here.
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &key.kind));

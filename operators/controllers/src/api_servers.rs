@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::served::whenever_served;
+use crate::served::{first, whenever_served};
 
 /// Name of the ledger's file.
 const FILE: &str = "api-servers";
@@ -70,7 +70,7 @@ impl ApiServers {
 
     /// Begins with the declared endpoints of the cluster that the machine joins.
     async fn begin(&mut self) {
-        let Ok(machine) = self.machine.wait_for(Option::is_some).await.map(|machine| machine.clone()) else { return };
+        let machine = first(&mut self.machine).await;
         let Some(join) = machine.and_then(|machine| machine.spec.join.clone()) else { return };
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {

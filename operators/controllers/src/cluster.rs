@@ -18,6 +18,7 @@ use kube::{Api, Client};
 
 use crate::addons::{self, AddonsError};
 use crate::context::Context;
+use crate::services::readiness;
 
 /// Everything is looked at again after this time even if nothing seems to have changed.
 const RESYNC: Duration = Duration::from_secs(300);
@@ -111,12 +112,12 @@ async fn keep_objects(client: &Client, cluster: &Cluster, context: &Context) -> 
 
 /// Whether the API server serves on this machine.
 pub fn api_is_ready(services: &[ServiceStatus]) -> bool {
-    services.iter().any(|status| status.name.to_string() == kube_apiserver::NAME && status.ready)
+    readiness(services, kube_apiserver::NAME) == Some(true)
 }
 
 /// Whether cluster DNS serves on this machine.
 pub fn dns_is_ready(services: &[ServiceStatus]) -> bool {
-    services.iter().any(|status| status.name.to_string() == dns::NAME && status.ready)
+    readiness(services, dns::NAME) == Some(true)
 }
 
 /// This machine's node, once it is in the API.

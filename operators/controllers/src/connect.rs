@@ -27,6 +27,7 @@ use crate::addons::{self, AddonsError};
 use crate::etcd::Membership;
 use crate::pki::PkiStore;
 use crate::problems::Problems;
+use crate::served::first;
 
 /// First and longest wait between two tries: an API server that starts is waited for closely, one that is away is not.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
@@ -82,8 +83,7 @@ impl Connect {
     /// whoever uses the client: connections are made when they are needed.
     pub async fn run(mut self, stop: CancellationToken) {
         let connect = async {
-            let machine = self.machine.wait_for(Option::is_some).await.map(|machine| machine.clone());
-            let Ok(Some(machine)) = machine else { return };
+            let Some(machine) = first(&mut self.machine).await else { return };
             if self.joined.wait_for(|joined| *joined).await.is_err() {
                 return;
             }

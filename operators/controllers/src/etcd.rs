@@ -21,10 +21,11 @@ use kube::Client;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
-use crate::leader::Identity;
+use crate::leader::{ETCD, Identity, Standing, lead};
 use crate::network::NodeAddresses;
-use crate::served::whenever_served;
+use crate::served::{first, whenever_served};
 
 /// Name of the ledger's file.
 const FILE: &str = "etcd";
@@ -111,8 +112,7 @@ impl Etcd {
     /// Does all of it until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let work = async {
-            let machine = self.machine.wait_for(Option::is_some).await.map(|machine| machine.clone());
-            let Ok(Some(machine)) = machine else { return };
+            let Some(machine) = first(&mut self.machine).await else { return };
             if machine.role() != MachineRole::ControlPlane {
                 return std::future::pending().await;
             }
@@ -136,11 +136,9 @@ impl Etcd {
         }
         let identity = Identity::new(machine.node_name(), &self.boot_id);
         let tell = |standing| {
-            tracing::info!(%standing, "membership of etcd");
-            self.leads.send_replace(standing == crate::leader::Standing::Leads);
+            info!(%standing, "membership of etcd");
+            self.leads.send_replace(standing == Standing::Leads);
         };
-        let duties = |_| self.tend(client);
-        crate::leader::lead(client.clone(), crate::leader::ETCD, identity, tell, duties, CancellationToken::new())
-            .await;
+        lead(client.clone(), ETCD, identity, tell, |_| self.tend(client), CancellationToken::new()).await;
     }
 }

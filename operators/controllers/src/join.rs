@@ -34,6 +34,7 @@ use crate::connect;
 use crate::pki::{FileError, PkiError, PkiStore, files};
 use crate::problems::Problems;
 use crate::request::{self, RequestError};
+use crate::served::first;
 
 pub use discovery::DiscoveryError;
 pub use keys::KeysError;
@@ -120,11 +121,8 @@ impl Join {
     /// Joins, and waits for `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let work = async {
-            let machine = match self.machine.wait_for(Option::is_some).await {
-                Ok(machine) => machine.clone(),
-                Err(_) => return,
-            };
-            if let Some(machine) = machine.filter(|machine| machine.joins()) {
+            let Some(machine) = first(&mut self.machine).await else { return };
+            if machine.joins() {
                 self.join(&machine).await;
             }
             self.joined.send_replace(true);

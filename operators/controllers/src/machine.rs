@@ -125,7 +125,7 @@ pub fn configuration(machine: &Machine, pool: Option<&MachinePool>, cluster: Opt
 }
 
 /// Tells a task what is declared for it, if that is new.
-fn declare<T: PartialEq>(channel: &watch::Sender<T>, config: T) {
+pub(crate) fn declare<T: PartialEq>(channel: &watch::Sender<T>, config: T) {
     channel.send_if_modified(|current| {
         let differs = *current != config;
         *current = config;

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::served::whenever_served;
+use crate::served::{first, whenever_served};
 
 /// Name of the ledger's file.
 const FILE: &str = "peers";
@@ -55,8 +55,7 @@ impl PeerWatch {
     /// Follows them until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let work = async {
-            let machine = self.machine.wait_for(Option::is_some).await.map(|machine| machine.clone());
-            let Ok(Some(machine)) = machine else { return };
+            let Some(machine) = first(&mut self.machine).await else { return };
             whenever_served(self.api.clone(), |client| self.follow(client, machine.node_name())).await;
         };
         stop.run_until_cancelled(work).await;

@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
 use garboard_api::machine::MachineRole;
-use garboard_api::{EtcdMember, Machine, condition};
+use garboard_api::{EtcdMember, Machine, REMOVAL_FINALIZER, condition};
 use garboard_plan::removal::{self as plan, Observed, Step};
 use garboard_plan::revocation;
+use garboard_runtime::status;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -15,7 +16,7 @@ use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams};
 use kube::runtime::controller::{Action, Controller};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -60,7 +61,7 @@ async fn observe(machine: &Machine, client: &Client) -> Result<Observed, kube::E
         joins: machine.joins(),
         member: members.iter().find(|member| member.name_any() == name).map(plan::member),
         others: members.iter().any(|member| member.name_any() != name && plan::stays(member)),
-        kept: machine.finalizers().iter().any(|finalizer| finalizer == plan::FINALIZER),
+        kept: machine.finalizers().iter().any(|finalizer| finalizer == REMOVAL_FINALIZER),
         deleted: machine.metadata.deletion_timestamp.as_ref().map(since),
         forced: machine.annotations().get(plan::FORCE).is_some_and(|value| value == "true"),
         ..Observed::default()
@@ -87,7 +88,7 @@ async fn apply(step: &Step, machine: &Machine, client: &Client) -> Result<(), ku
     let nodes = || Api::<Node>::all(client.clone());
     match step {
         Step::Keep => {
-            let finalizers = machine.finalizers().iter().map(String::as_str).chain([plan::FINALIZER]);
+            let finalizers = machine.finalizers().iter().map(String::as_str).chain([REMOVAL_FINALIZER]);
             finalize(machine, finalizers.collect(), client).await
         }
         Step::Cordon => {
@@ -124,7 +125,7 @@ async fn apply(step: &Step, machine: &Machine, client: &Client) -> Result<(), ku
             Ok(())
         }
         Step::Release => {
-            let others = machine.finalizers().iter().map(String::as_str).filter(|other| *other != plan::FINALIZER);
+            let others = machine.finalizers().iter().map(String::as_str).filter(|other| *other != REMOVAL_FINALIZER);
             finalize(machine, others.collect(), client).await?;
             info!(machine = name, "the machine has left");
             Ok(())
@@ -160,13 +161,7 @@ async fn tell(observation: condition::Observation, machine: &Machine, client: &C
     if conditions == former {
         return Ok(());
     }
-    let status: Value = json!({
-        "apiVersion": garboard_api::API_VERSION,
-        "kind": "Machine",
-        "metadata": { "name": machine.node_name() },
-        "status": { "conditions": conditions },
-    });
-    let parameters = PatchParams::apply(FIELD_MANAGER).force();
     let machines = Api::<Machine>::all(client.clone());
-    there(machines.patch_status(machine.node_name(), &parameters, &Patch::Apply(&status)).await).map(drop)
+    let status = json!({ "conditions": conditions });
+    there(status::apply(&machines, machine.node_name(), FIELD_MANAGER, &status).await).map(drop)
 }

@@ -25,6 +25,7 @@ use tracing::{error, info, warn};
 
 use crate::pki::FileError;
 use crate::pki::files::{make_folder, replace};
+use crate::served::first;
 
 /// Name of the ledger's file.
 const FILE: &str = "removed-machines";
@@ -94,8 +95,8 @@ impl Revocations {
     /// Keeps them until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let work = async {
-            let role = self.machine.wait_for(Option::is_some).await.map(|machine| machine.as_ref().map(|m| m.role()));
-            if !matches!(role, Ok(Some(MachineRole::ControlPlane))) {
+            let role = first(&mut self.machine).await.map(|machine| machine.role());
+            if role != Some(MachineRole::ControlPlane) {
                 return std::future::pending().await;
             }
             loop {

@@ -1,4 +1,4 @@
-//! What follows the API server whenever there is one.
+//! What follows the API server whenever there is one, and what waits for what it is about.
 
 use kube::Client;
 use tokio::sync::watch;
@@ -22,4 +22,9 @@ pub(crate) async fn whenever_served<Follow: Future<Output = ()>>(
             Ok(()) = api.changed() => {}
         }
     }
+}
+
+/// The first value of a channel that begins with none; none when it ends without.
+pub(crate) async fn first<T: Clone>(channel: &mut watch::Receiver<Option<T>>) -> Option<T> {
+    channel.wait_for(Option::is_some).await.ok()?.clone()
 }

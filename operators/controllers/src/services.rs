@@ -15,6 +15,11 @@ use tracing::{info, warn};
 /// First and longest wait after the connection to PID 1 broke.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// Whether the service of a name serves; none where it is not to run.
+pub fn readiness(services: &[ServiceStatus], name: &str) -> Option<bool> {
+    services.iter().find(|status| status.name.to_string() == name).map(|status| status.ready)
+}
+
 /// The task that follows PID 1.
 #[derive(Debug)]
 pub struct Services {

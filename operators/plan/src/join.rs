@@ -176,34 +176,35 @@ pub fn token_secret(machine: &str, role: MachineRole, token: Token<'_>, expirati
     };
     let Token { id, bearer, seal: _ } = token;
     let secret = bearer.split_once('.').map_or("", |(_, secret)| secret);
-    json!({
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": { "name": token_secret_name(id), "namespace": "kube-system", "labels": addons::labels() },
-        "type": TOKEN_TYPE,
-        "stringData": {
-            "description": format!("lets the machine {machine} join, once"),
-            "token-id": id,
-            "token-secret": secret,
-            "expiration": expiration,
-            "usage-bootstrap-authentication": "true",
-            "auth-extra-groups": format!("{},{prefix}{machine}", identity::JOINERS_GROUP),
-        },
-    })
+    let data = json!({
+        "description": format!("lets the machine {machine} join, once"),
+        "token-id": id,
+        "token-secret": secret,
+        "expiration": expiration,
+        "usage-bootstrap-authentication": "true",
+        "auth-extra-groups": format!("{},{prefix}{machine}", identity::JOINERS_GROUP),
+    });
+    secret_that_ends(&token_secret_name(id), &data)
 }
 
 /// The Secret with the cluster's keys for the control-plane machine that a token is for. It lets nobody in, and goes at the same time.
 pub fn sealed_keys_secret(machine: &str, id: &str, expiration: &str, sealed: &str) -> Value {
+    let data = json!({
+        "description": format!("the cluster's keys for the machine {machine}, sealed"),
+        "expiration": expiration,
+        SEALED_KEYS: sealed,
+    });
+    secret_that_ends(&sealed_keys_name(id), &data)
+}
+
+/// A Secret that kube-controller-manager takes away when its time is over.
+fn secret_that_ends(name: &str, data: &Value) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": { "name": sealed_keys_name(id), "namespace": "kube-system", "labels": addons::labels() },
+        "metadata": { "name": name, "namespace": "kube-system", "labels": addons::labels() },
         "type": TOKEN_TYPE,
-        "stringData": {
-            "description": format!("the cluster's keys for the machine {machine}, sealed"),
-            "expiration": expiration,
-            SEALED_KEYS: sealed,
-        },
+        "stringData": data,
     })
 }
 

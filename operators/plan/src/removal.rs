@@ -8,11 +8,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use garboard_api::condition::{self, DRAINED, Observation};
-use garboard_api::{EtcdMember, EtcdRole, REMOVAL_FINALIZER};
+use garboard_api::{EtcdMember, EtcdRole};
 use k8s_openapi::api::core::v1::{self as core, Pod};
 
-/// What keeps a Machine until its machine has left.
-pub const FINALIZER: &str = REMOVAL_FINALIZER;
 /// The annotation by which somebody says that a machine will not answer any more, `true`.
 pub const FORCE: &str = "garboard.dev/force-removal";
 /// Time after which what does not go is told with the way out.

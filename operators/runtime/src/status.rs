@@ -4,14 +4,15 @@
 //! and the status subresource of its object once the API server has it. Both are written only when they change.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -84,6 +85,23 @@ pub enum StatusError {
 /// An object whose status was published: kind, name, and the UID that the API server gave it.
 type Published = (&'static str, String, Option<String>);
 
+/// Applies what `manager` owns of the status of an object.
+///
+/// # Errors
+/// The API server's answer.
+pub async fn apply<K>(api: &Api<K>, name: &str, manager: &str, status: &Value) -> Result<K, kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let body = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": { "name": name },
+        "status": status,
+    });
+    api.patch_status(name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await
+}
+
 /// Where statuses go.
 pub struct StatusSink {
     folder: PathBuf,
@@ -134,16 +152,7 @@ impl StatusSink {
         if self.applied.lock().unwrap_or_else(PoisonError::into_inner).get(&key) == Some(&value) {
             return Ok(());
         }
-        let body = json!({
-            "apiVersion": K::api_version(&()),
-            "kind": K::kind(&()),
-            "metadata": { "name": name },
-            "status": value,
-        });
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let api = Api::<K>::all(client);
-        let patch = Patch::Apply(&body);
-        let Ok(applied) = in_time(api.patch_status(&name, &parameters, &patch)).await else {
+        let Ok(applied) = in_time(apply(&Api::<K>::all(client), &name, FIELD_MANAGER, &value)).await else {
             return Err(StatusError::Timeout { kind, name });
         };
         match applied {

@@ -7,17 +7,16 @@ use garboard_api::{EtcdMember, Machine};
 use garboard_catalog::etcd::NAME;
 use garboard_etcd_client::{EtcdError, Health};
 use garboard_runtime::applier::chain;
-use garboard_runtime::status::FIELD_MANAGER;
-use garboard_supervisor::status::ServiceStatus;
+use garboard_runtime::status::{self, FIELD_MANAGER};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::json;
 use tracing::debug;
 
 use super::{Etcd, store};
+use crate::services::readiness;
 
 /// Sizes are told so often; a start or an end of etcd at once.
 const LOOK: Duration = Duration::from_secs(60);
@@ -60,13 +59,7 @@ impl Report {
         former.retain(|found| found.type_ == condition::HEALTHY);
         let mut status = json!(self);
         status["conditions"] = json!(condition::merge(&former, [observation], None, &Time(Timestamp::now())));
-        let patch = json!({
-            "apiVersion": garboard_api::API_VERSION,
-            "kind": "EtcdMember",
-            "metadata": { "name": name },
-            "status": status,
-        });
-        api.patch_status(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)).await.map(drop)
+        status::apply(api, name, FIELD_MANAGER, &status).await.map(drop)
     }
 }
 
@@ -79,7 +72,8 @@ impl Etcd {
             |all: &Vec<EtcdMember>| all.iter().any(|member| member.metadata.name.as_deref() == Some(name));
         let mut told = None;
         loop {
-            let (there, serves) = (is_declared(&declared.borrow_and_update()), serves(&services.borrow_and_update()));
+            let (there, serves) =
+                (is_declared(&declared.borrow_and_update()), readiness(&services.borrow_and_update(), NAME));
             if let (true, Some(serves)) = (there, serves) {
                 let report = Report::new(serves, store::health().await);
                 if told.as_ref() != Some(&report) {
@@ -92,7 +86,7 @@ impl Etcd {
             let change = async {
                 // Cancel-safe: each arm only waits.
                 tokio::select! {
-                    found = services.wait_for(|now| self::serves(now) != serves) => found.is_ok(),
+                    found = services.wait_for(|now| readiness(now, NAME) != serves) => found.is_ok(),
                     found = declared.wait_for(|now| is_declared(now) != there) => found.is_ok(),
                 }
             };
@@ -101,11 +95,6 @@ impl Etcd {
             }
         }
     }
-}
-
-/// Whether etcd serves; none where it is not to run.
-fn serves(services: &[ServiceStatus]) -> Option<bool> {
-    services.iter().find(|service| service.name.to_string() == NAME).map(|service| service.ready)
 }
 
 /// Full MiB, and what is left.

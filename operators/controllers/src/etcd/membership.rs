@@ -16,6 +16,7 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use super::{Etcd, FILE, Membership};
+use crate::machine::declare;
 
 impl Etcd {
     pub(super) async fn follow(&self, client: &Client, machine: &Machine) {
@@ -46,7 +47,7 @@ impl Etcd {
                 if let (Some(address), Some(uid)) = (address, uid) {
                     self.declare(&api, own, address, (machine.node_name(), &uid)).await;
                 }
-                self.declared.send_replace(all);
+                declare(&self.declared, all);
             }
         }
     }

@@ -7,9 +7,9 @@ use garboard_api::{EtcdMember, EtcdRole};
 use garboard_etcd_client::EtcdError;
 use garboard_plan::etcd::{self as plan, Declared, Standing};
 use garboard_runtime::applier::chain;
+use garboard_runtime::status;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -62,14 +62,15 @@ enum TendError {
 async fn round(api: &Api<EtcdMember>, all: &[EtcdMember]) -> Result<bool, TendError> {
     let mut declared: Vec<_> = all.iter().map(declaration).collect();
     declared.sort_by(|one, other| one.name.cmp(&other.name));
-    let mut members = store::members().await?;
+    let mut etcd = store::connect().await?;
+    let mut members = store::members(&mut etcd).await?;
     let next = plan::next(&declared, &members);
     let mut failed = None;
     if let Some((name, step)) = &next {
-        match store::apply(step).await {
+        match store::apply(&mut etcd, step).await {
             Ok(()) => {
                 info!(member = name, ?step, "membership of etcd changed");
-                members = store::members().await?;
+                members = store::members(&mut etcd).await?;
             }
             Err(error) => failed = Some((name.as_str(), chain(&error))),
         }
@@ -108,14 +109,8 @@ async fn tell(api: &Api<EtcdMember>, member: &EtcdMember, standing: &Standing) -
     {
         return Ok(());
     }
-    let name = member.name_any();
-    let patch = json!({
-        "apiVersion": garboard_api::API_VERSION,
-        "kind": "EtcdMember",
-        "metadata": { "name": name },
-        "status": { "id": id, "role": role, "initialCluster": initial_cluster, "conditions": conditions },
-    });
-    match api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch)).await {
+    let status = json!({ "id": id, "role": role, "initialCluster": initial_cluster, "conditions": conditions });
+    match status::apply(api, &member.name_any(), FIELD_MANAGER, &status).await {
         // Its machine has gone meanwhile.
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         other => other.map(drop),

@@ -4,12 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use garboard_api::machine::MachineRole;
 use garboard_api::types::Token;
+use garboard_plan::addons::ObjectKey;
 use garboard_plan::join as plan;
-use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
-use kube::{Api, Client, ResourceExt as _};
+use kube::api::{DynamicObject, PostParams};
+use kube::{Client, ResourceExt as _};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 use tracing::info;
@@ -66,28 +65,20 @@ pub async fn issue(
     let client = addons::administrator(pki, connect::local(), garboard_api_client::Outage::default(), now)?;
     if let Some(seal) = token.seal {
         let sealed = keys::seal(pki, machine, seal)?;
-        let secret =
-            create::<Secret>(&client, plan::sealed_keys_secret(machine, token.id, &expiration, &sealed)).await?;
+        let secret = create(&client, plan::sealed_keys_secret(machine, token.id, &expiration, &sealed)).await?;
         let [role, binding] = plan::sealed_keys_role(machine, token.id, &secret.uid().unwrap_or_default());
-        create::<Role>(&client, role).await?;
-        create::<RoleBinding>(&client, binding).await?;
+        create(&client, role).await?;
+        create(&client, binding).await?;
     }
-    create::<Secret>(&client, plan::token_secret(machine, role, token, &expiration)).await?;
+    create(&client, plan::token_secret(machine, role, token, &expiration)).await?;
     info!(machine, ?role, token = token.id, expiration, "token made");
     Ok((text, end))
 }
 
 /// Makes one of the cluster's own objects.
-async fn create<K>(client: &Client, object: Value) -> Result<K, TokenError>
-where
-    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + serde::Serialize
-        + serde::de::DeserializeOwned,
-{
-    let object: K = serde_json::from_value(object)?;
-    Ok(Api::<K>::namespaced(client.clone(), "kube-system").create(&PostParams::default(), &object).await?)
+async fn create(client: &Client, object: Value) -> Result<DynamicObject, TokenError> {
+    let api = addons::api(client, &ObjectKey::of(&object));
+    Ok(api.create(&PostParams::default(), &serde_json::from_value(object)?).await?)
 }
 
 /// 64 hexadecimal digits.

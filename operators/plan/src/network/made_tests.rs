@@ -7,22 +7,7 @@ use super::super::select;
 use super::*;
 
 fn link(index: u32, name: &str) -> Link {
-    Link {
-        index,
-        name: name.to_owned(),
-        mac: Some([2, 0, 0, 0, 0, index as u8]),
-        permanent_mac: None,
-        driver: None,
-        loopback: false,
-        physical: true,
-        ours: false,
-        settings: None,
-        controller: None,
-        up: true,
-        carrier: true,
-        mtu: 1500,
-        max_mtu: None,
-    }
+    Link { max_mtu: None, ..super::super::tests::link(index, name, true) }
 }
 
 fn config(links: serde_json::Value) -> Config {

@@ -8,7 +8,7 @@ use super::*;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-fn link(index: u32, name: &str, carrier: bool) -> Link {
+pub(super) fn link(index: u32, name: &str, carrier: bool) -> Link {
     Link {
         index,
         name: name.to_owned(),
