@@ -11,22 +11,28 @@ mod tend;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use garboard_api::machine::MachineRole;
 use garboard_api::{EtcdMember, Machine};
 use garboard_catalog::EtcdFacts;
+use garboard_catalog::etcd::NAME;
 use garboard_runtime::ledger::Ledger;
 use garboard_supervisor::status::ServiceStatus;
 use kube::Client;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::leader::{ETCD, Identity, Standing, lead};
 use crate::network::NodeAddresses;
 use crate::served::{first, whenever_served};
+use crate::services::readiness;
 
+/// Time that others have to take the lease from a machine that could not make use of it: more than they let pass between two looks.
+const AWAY: Duration = Duration::from_secs(10);
 /// Name of the ledger's file.
 const FILE: &str = "etcd";
 
@@ -125,7 +131,8 @@ impl Etcd {
         stop.run_until_cancelled(work).await;
     }
 
-    /// Waits until it is for this machine to change the membership, and does so whenever it leads.
+    /// Waits until it is for this machine to change the membership, and does so whenever it leads. One whose etcd does not serve, as after
+    /// it has taken out itself, leaves that to others.
     async fn lead(&self, client: &Client, machine: &Machine) {
         let (mut declared, mut membership) = (self.declared.subscribe(), self.membership.subscribe());
         // Alone there is nothing to change.
@@ -134,11 +141,16 @@ impl Etcd {
         {
             return;
         }
-        let identity = Identity::new(machine.node_name(), &self.boot_id);
         let tell = |standing| {
             info!(%standing, "membership of etcd");
             self.leads.send_replace(standing == Standing::Leads);
         };
-        lead(client.clone(), ETCD, identity, tell, |_| self.tend(client), CancellationToken::new()).await;
+        let mut services = self.services.clone();
+        while services.wait_for(|services| readiness(services, NAME) == Some(true)).await.is_ok() {
+            let identity = Identity::new(machine.node_name(), &self.boot_id);
+            lead(client.clone(), ETCD, identity, tell, |_| self.tend(client), CancellationToken::new()).await;
+            self.leads.send_replace(false);
+            sleep(AWAY).await;
+        }
     }
 }

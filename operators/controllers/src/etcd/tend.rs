@@ -25,7 +25,7 @@ const RETRY: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(60);
 
 impl Etcd {
-    /// Never ends by itself.
+    /// Ends when the machine's own etcd does not answer: whoever leads then must be another.
     pub(super) async fn tend(&self, client: &Client) {
         let api = Api::<EtcdMember>::all(client.clone());
         let mut declared = self.declared.subscribe();
@@ -36,6 +36,10 @@ impl Etcd {
                 Ok(true) => sleep(RETRY).await,
                 // What was told about a member changes it, and is looked at once more.
                 Ok(false) => drop(timeout(LOOK, declared.changed()).await),
+                Err(TendError::Store(error)) => {
+                    warn!(error = chain(&error), "another machine is to tend the membership of etcd");
+                    return;
+                }
                 Err(error) => {
                     let error = chain(&error);
                     if error != told {
