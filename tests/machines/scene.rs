@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use garboard_tests::cluster::{Cluster, READY_LIMIT};
@@ -150,7 +150,7 @@ static SHARED: OnceLock<Mutex<Option<Scene>>> = OnceLock::new();
 
 /// A scenario that starts from the Ready machine; what it changes is undone before the next one.
 pub fn on_ready(name: &'static str, scenario: fn(&mut Scene) -> Result<()>) -> Trial {
-    Trial::test(name, move || {
+    timed(name, move || {
         let mut shared = SHARED
             .get_or_init(|| Mutex::new(None))
             .lock()
@@ -173,11 +173,21 @@ pub fn on_ready(name: &'static str, scenario: fn(&mut Scene) -> Result<()>) -> T
 
 /// A scenario that makes machines of its own; the shared one is ended to give it the memory and the processors.
 pub fn cold(name: &'static str, scenario: fn() -> Result<()>) -> Trial {
-    Trial::test(name, move || {
+    timed(name, move || {
         if let Some(shared) = SHARED.get() {
             shared.lock().map_err(|_| Failed::from("an earlier scenario broke off"))?.take();
         }
         scenario().map_err(failed)
+    })
+}
+
+/// A trial that tells how long it took: the whole run has a limit, and somebody looks for what to shorten.
+fn timed(name: &'static str, scenario: impl FnOnce() -> Result<(), Failed> + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        let start = Instant::now();
+        let outcome = scenario();
+        eprint!("({} s) ", start.elapsed().as_secs());
+        outcome
     })
 }
 
