@@ -14,13 +14,15 @@ use garboard_api::{Cluster, Machine, Refusals};
 use garboard_control::Client as Control;
 use garboard_controllers::api_servers::ApiServers;
 use garboard_controllers::certificates::{Certificates, Due};
+use garboard_controllers::claim::Claims;
 use garboard_controllers::connect::Connect;
 use garboard_controllers::context::{Context, Paths, Published};
+use garboard_controllers::declare::{self, Declarations};
 use garboard_controllers::etcd::Etcd;
 use garboard_controllers::join::Join;
 use garboard_controllers::kernel::{Kernel, KernelPaths};
 use garboard_controllers::leave::Leave;
-use garboard_controllers::machine_api::{self, View};
+use garboard_controllers::machine_api::{self, Admission, View};
 use garboard_controllers::network::{Network, NetworkConfig, NetworkPaths};
 use garboard_controllers::node::NodeWatch;
 use garboard_controllers::peers::PeerWatch;
@@ -31,7 +33,7 @@ use garboard_controllers::problems::Problems;
 use garboard_controllers::revocations::Revocations;
 use garboard_controllers::services::Services;
 use garboard_controllers::trial::{self, Trials};
-use garboard_controllers::{cluster, console, declare, events, machine, preload, release};
+use garboard_controllers::{cluster, console, events, machine, preload, release};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::Source;
@@ -79,8 +81,12 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         Source::start(ledger.clone(), manifests.cluster.as_ref(), refusals.clone(), api_seen.clone())
             .with_context(|| start("Cluster"))?;
 
+    let (is_machine, is_cluster) = (machine.current().is_some(), cluster.current().is_some());
+    // Where something was to say what the machine should be, that is to be mended and not a stranger to be asked.
+    let waits = !is_machine && !is_cluster && errors.is_empty();
+    let (claims, claimants) = Claims::new(&paths.claimant, waits, !is_cluster);
     let joins = machine.current().is_some_and(|machine| machine.joins());
-    let declared = [(machine.current().is_some(), "Machine"), (cluster.current().is_some() || joins, "Cluster")];
+    let declared = [(is_machine, "Machine"), (is_cluster || joins, "Cluster")];
     for (_, kind) in declared.iter().filter(|(declared, _)| !declared) {
         warn!(kind, "not declared: give the machine its manifests");
         notify::tell(NotifyState::Status(&format!("no {kind} is declared")));
@@ -167,6 +173,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         pool: pool.clone(),
         declared,
         in_force: in_force.clone(),
+        claimants: claimants.clone(),
         refusals: refusals_seen.clone(),
         network_config,
         network: addresses.clone(),
@@ -262,11 +269,12 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (view, view_seen) = watch::channel(View::default());
     tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems_seen, stop.clone()));
     let (declares, declared) = mpsc::channel(DECLARES);
-    tasks.spawn("declare", declare::run(declared, machine, cluster, stop.clone()));
+    let declarations = Declarations { machine, cluster, claims, join_token: paths.join_token.clone() };
+    tasks.spawn("declare", declarations.run(declared, stop.clone()));
     let service = machine_api::Service::new(control, view_seen.clone(), pki, declares, decisions, identity.pin());
-    let api_stop = stop.clone();
+    let (admission, api_stop) = (Admission { view: view_seen, claimants }, stop.clone());
     tasks.spawn("machine API", async move {
-        if let Err(error) = machine_api::run(&identity, service, view_seen, api_stop).await {
+        if let Err(error) = machine_api::run(&identity, service, admission, api_stop).await {
             error!(error = applier::chain(&error), "machine API");
         }
     });

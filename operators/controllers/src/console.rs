@@ -13,6 +13,7 @@ use garboard_plan::machine::phase;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::claim::Claimants;
 use crate::context::Context;
 use crate::problems;
 
@@ -29,6 +30,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut phases = context.phase.clone();
     let mut machine = context.machine.object.clone();
     let mut cluster = context.cluster.object.clone();
+    let mut claimants = context.claimants.clone();
     let mut published = context.published.subscribe();
     let mut shown = String::new();
     let mut failing = false;
@@ -62,6 +64,7 @@ pub async fn run(context: Arc<Context>, stop: CancellationToken) {
             changed = phases.changed() => changed,
             changed = machine.changed() => changed,
             changed = cluster.changed() => changed,
+            Ok(()) = claimants.changed() => Ok(()),
             changed = published.changed() => changed,
         };
         if changed.is_err() {
@@ -89,6 +92,11 @@ fn view(context: &Context) -> View {
         (Some(machine), None) if machine.joins() => {
             waiting.push("the cluster that the machine joins".to_owned());
         }
+        _ if *context.claimants.borrow() == Claimants::Anybody => waiting.push(
+            "somebody to say what it should be: with `garboardctl new` (a new cluster) or `garboardctl join`, each with the address and the \
+             key above, and then `garboardctl claim`"
+                .to_owned(),
+        ),
         _ => waiting.push("a Machine and a Cluster to be declared (garboardctl new makes them)".to_owned()),
     }
     let declared = machine.as_ref().zip(cluster.as_ref());

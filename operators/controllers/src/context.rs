@@ -23,6 +23,7 @@ use kube::Client;
 use tokio::sync::{mpsc, watch};
 
 use crate::certificates::{Due, Outcome};
+use crate::claim::Claimants;
 use crate::etcd::Membership;
 use crate::network::{NetworkConfig, NodeAddresses};
 use crate::node::NodeView;
@@ -45,6 +46,8 @@ pub struct Paths {
     pub identity: PathBuf,
     /// The token by which the machine joins a cluster, until it has.
     pub join_token: PathBuf,
+    /// By whom the machine was claimed.
+    pub claimant: PathBuf,
     /// What the machine has of the cluster's store.
     pub etcd: PathBuf,
 }
@@ -58,6 +61,7 @@ impl Default for Paths {
             status: "/run/garboard/status".into(),
             identity: crate::machine_api::IDENTITY_FILE.into(),
             join_token: "/state/join-token".into(),
+            claimant: "/state/claimant".into(),
             etcd: garboard_catalog::etcd::DATA_DIR.into(),
         }
     }
@@ -89,6 +93,8 @@ pub struct Context {
     pub declared: watch::Sender<Option<Configuration>>,
     /// What of that is in force.
     pub in_force: watch::Receiver<InForce>,
+    /// Who may claim the machine.
+    pub claimants: watch::Receiver<Claimants>,
     /// Declarations that were refused.
     pub refusals: watch::Receiver<Refusals>,
     /// What the network should be: written by the machine's reconciler.

@@ -1,7 +1,10 @@
 //! Connects the machine API with what is declared: shows it, and takes what is handed over.
 
+use std::path::PathBuf;
+
 use garboard_api::manifest::Manifests;
 use garboard_api::{Cluster, Machine, Refusals, refusal};
+use garboard_machine_api::Pin;
 use garboard_machine_api::proto::AppliedObject;
 use garboard_runtime::applier::chain;
 use garboard_runtime::kind::Kind;
@@ -9,7 +12,9 @@ use garboard_runtime::source::Declared;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::claim::{ClaimError, Claims};
 use crate::context::Published;
+use crate::join::keep_token;
 use crate::machine_api::{Declare, View};
 use crate::problems::{self, Listed};
 
@@ -36,41 +41,73 @@ pub async fn keep_view(
     }
 }
 
-/// Declares what is handed over by the machine API, until `stop`.
-pub async fn run(
-    mut declares: mpsc::Receiver<Declare>,
-    machine: Declared<Machine>,
-    cluster: Declared<Cluster>,
-    stop: CancellationToken,
-) {
-    loop {
-        let Declare { manifests, dry_run, reply } = tokio::select! {
-            () = stop.cancelled() => return,
-            declare = declares.recv() => match declare {
-                Some(declare) => declare,
-                None => return stop.cancelled().await,
-            },
-        };
-        // Whatever is wrong with either is found before anything is changed.
-        let mut outcome = submit(&manifests, &cluster, &machine, true).await;
-        if outcome.is_ok() && !dry_run {
-            outcome = submit(&manifests, &cluster, &machine, false).await;
-        }
-        // Whoever asked may be gone.
-        let _ = reply.send(outcome);
-    }
+/// Takes what is handed over by the machine API.
+#[derive(Debug)]
+pub struct Declarations {
+    /// What the machine should be.
+    pub machine: Declared<Machine>,
+    /// The cluster.
+    pub cluster: Declared<Cluster>,
+    /// Who may claim the machine.
+    pub claims: Claims,
+    /// Where the token with which it joins is kept.
+    pub join_token: PathBuf,
 }
 
-async fn submit(
-    manifests: &Manifests,
-    cluster: &Declared<Cluster>,
-    machine: &Declared<Machine>,
-    dry_run: bool,
-) -> Result<Vec<AppliedObject>, String> {
-    let mut applied = Vec::new();
-    submit_one(manifests.cluster.as_ref(), cluster, dry_run, &mut applied).await?;
-    submit_one(manifests.machine.as_ref(), machine, dry_run, &mut applied).await?;
-    Ok(applied)
+impl Declarations {
+    /// Declares one after the other, until `stop`.
+    pub async fn run(self, mut declares: mpsc::Receiver<Declare>, stop: CancellationToken) {
+        loop {
+            let Declare { manifests, claimant, dry_run, reply } = tokio::select! {
+                () = stop.cancelled() => return,
+                declare = declares.recv() => match declare {
+                    Some(declare) => declare,
+                    None => return stop.cancelled().await,
+                },
+            };
+            let outcome = match claimant {
+                Some(by) => self.claim(&manifests, by, dry_run).await,
+                None => self.declare(&manifests, dry_run).await,
+            };
+            // Whoever asked may be gone.
+            let _ = reply.send(outcome);
+        }
+    }
+
+    async fn declare(&self, manifests: &Manifests, dry_run: bool) -> Result<Vec<AppliedObject>, String> {
+        // Whatever is wrong with either is found before anything is changed.
+        let outcome = self.submit(manifests, true).await?;
+        if dry_run { Ok(outcome) } else { self.submit(manifests, false).await }
+    }
+
+    /// Declares for who claims the machine; the token counts only with the Machine that it is for.
+    async fn claim(&self, manifests: &Manifests, by: Pin, dry_run: bool) -> Result<Vec<AppliedObject>, String> {
+        if self.cluster.current().is_some() {
+            return Err(ClaimError::NotWaiting.to_string());
+        }
+        self.claims.admit(by).map_err(|error| chain(&error))?;
+        let outcome = self.submit(manifests, true).await?;
+        if dry_run {
+            return Ok(outcome);
+        }
+        let former = self.claims.take(by).map_err(|error| chain(&error))?;
+        let kept = manifests.join_token.as_ref().map_or(Ok(()), |token| keep_token(&self.join_token, token));
+        let outcome = match kept {
+            Ok(()) => self.submit(manifests, false).await,
+            Err(error) => Err(chain(&error)),
+        };
+        if outcome.is_err() {
+            self.claims.give_back(former);
+        }
+        outcome
+    }
+
+    async fn submit(&self, manifests: &Manifests, dry_run: bool) -> Result<Vec<AppliedObject>, String> {
+        let mut applied = Vec::new();
+        submit_one(manifests.cluster.as_ref(), &self.cluster, dry_run, &mut applied).await?;
+        submit_one(manifests.machine.as_ref(), &self.machine, dry_run, &mut applied).await?;
+        Ok(applied)
+    }
 }
 
 async fn submit_one<K: Kind>(

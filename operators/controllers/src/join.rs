@@ -108,12 +108,12 @@ impl Join {
         given: Option<&JoinToken>,
         problems: Problems,
     ) -> (Self, watch::Receiver<bool>) {
-        let token = TokenFile(token_file.to_owned());
         if let Some(given) = given
-            && let Err(error) = token.keep(given)
+            && let Err(error) = keep_token(token_file, given)
         {
             problems.set(PART, Some(chain(&error)));
         }
+        let token = TokenFile(token_file.to_owned());
         let (joined, receiver) = watch::channel(false);
         (Self { machine, pki, token, problems, joined }, receiver)
     }
@@ -207,13 +207,13 @@ impl Join {
     }
 }
 
-impl TokenFile {
-    /// Keeps a token that was given; it lies in a file that only root reads.
-    fn keep(&self, given: &JoinToken) -> Result<(), FileError> {
-        files::replace(&self.0, &given.token, users::ROOT, 0o600)?;
-        files::sync_folder(self.0.parent().unwrap_or(Path::new("/")))
-    }
+/// Keeps a token that was given, in a file that only root reads; the next try to join uses it.
+pub(crate) fn keep_token(file: &Path, given: &JoinToken) -> Result<(), FileError> {
+    files::replace(file, &given.token, users::ROOT, 0o600)?;
+    files::sync_folder(file.parent().unwrap_or(Path::new("/")))
+}
 
+impl TokenFile {
     fn read(&self) -> Result<Option<String>, FileError> {
         files::read(&self.0)
     }

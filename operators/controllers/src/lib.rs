@@ -3,6 +3,7 @@
 pub mod addons;
 pub mod api_servers;
 pub mod certificates;
+pub mod claim;
 pub mod cluster;
 pub mod connect;
 pub mod console;

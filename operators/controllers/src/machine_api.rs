@@ -3,7 +3,7 @@
 //! | task | input | output |
 //! |---|---|---|
 //! | [`identity`] | the key file, the manifests' key, whether anything is declared | the machine's identity |
-//! | [`run`] | the agent's view | the API on port 7443, from when it is known who may use it |
+//! | [`run`] | the agent's view, who may claim the machine | the API on port 7443, from when it is known who may use it |
 //! | [`View`] | | what the agent publishes of itself for `Status` and for the access list |
 //! | [`Declare`] | | what the agent is asked to declare |
 
@@ -21,6 +21,8 @@ use garboard_machine_api::{Access, AccessList, DEFAULT_PORT, Identity, Pin, Role
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+
+use crate::claim::Claimants;
 
 pub use service::Service;
 
@@ -43,6 +45,8 @@ pub struct View {
 pub struct Declare {
     /// What to declare: valid by itself.
     pub manifests: Manifests,
+    /// The key of who claims the machine with it; none when it comes from somebody who may declare at any time.
+    pub claimant: Option<Pin>,
     /// Whether only to say what would happen.
     pub dry_run: bool,
     /// What was done with each object, or why nothing was done.
@@ -86,42 +90,49 @@ pub fn identity(
 
 /// Serves the machine API until `stop`.
 ///
-/// It listens from when a cluster is declared, because only that says who may use it; then on all addresses that the
-/// machine has or gets. A changed access list counts at once, also for open connections.
+/// It listens from when a cluster is declared, because that says who may use it, or while the machine can be claimed; then on all addresses
+/// that the machine has or gets. A changed access list counts at once, also for open connections.
 ///
 /// # Errors
 /// When the port is taken or the identity unusable.
 pub async fn run(
     identity: &Identity,
     service: Service,
-    view: watch::Receiver<View>,
+    admission: Admission,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    run_on(DEFAULT_PORT, identity, service, view, stop).await
+    run_on(DEFAULT_PORT, identity, service, admission, stop).await
 }
 
 async fn run_on(
     port: u16,
     identity: &Identity,
     service: Service,
-    mut view: watch::Receiver<View>,
+    mut admission: Admission,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let known = |view: &View| view.cluster.as_ref().map(|cluster| access_list(&cluster.spec));
+    let first = async {
+        loop {
+            match admission.access_list() {
+                Some(list) => break Some(list),
+                None => admission.changed().await?,
+            }
+        }
+    };
     let first = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        first = view.wait_for(|view| view.cluster.is_some()) => match first {
-            Ok(view) => known(&view).unwrap_or_default(),
-            // The agent has ended before there was a cluster.
-            Err(_) => return Ok(()),
+        first = first => match first {
+            Some(first) => first,
+            // The agent has ended before anybody could use it.
+            None => return Ok(()),
         },
     };
     let (access, watched) = watch::channel(first);
     let listener = listen(port)?;
     info!(port, fingerprint = %identity.pin(), "the machine API listens");
     let follow = async {
-        while view.changed().await.is_ok() {
-            let list = known(&view.borrow_and_update()).unwrap_or_default();
+        while admission.changed().await.is_some() {
+            let list = admission.access_list().unwrap_or_default();
             access.send_if_modified(|current| {
                 let changed = *current != list;
                 if changed {
@@ -134,14 +145,52 @@ async fn run_on(
         std::future::pending().await
     };
     tokio::select! {
-        // Cancel-safe: what the access list should be is in the view.
+        // Cancel-safe: what the access list should be is in the channels.
         () = follow => Ok(()),
         served = serve(listener, identity, watched, Limits::default(), service, stop.cancelled()) => served,
     }
 }
 
-/// Who may use the machine API.
-fn access_list(spec: &ClusterSpec) -> AccessList {
+/// What says who may use the machine API.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// What is declared.
+    pub view: watch::Receiver<View>,
+    /// Who may claim the machine.
+    pub claimants: watch::Receiver<Claimants>,
+}
+
+impl Admission {
+    /// Who may use it now; none while nobody is known.
+    fn access_list(&mut self) -> Option<AccessList> {
+        let claimants = *self.claimants.borrow_and_update();
+        match (&self.view.borrow_and_update().cluster, claimants) {
+            (None, Claimants::Nobody) => None,
+            (None, Claimants::Anybody) => Some(AccessList::of_claimants()),
+            (None, Claimants::Only(by)) => Some([(by, Access::claimant())].into_iter().collect()),
+            (Some(cluster), Claimants::Only(by)) => {
+                let known: Vec<_> = entries(&cluster.spec).collect();
+                // The answer to the claim still has to reach who made it.
+                let claimant = known.iter().all(|(pin, _)| *pin != by).then(|| (by, Access::claimant()));
+                Some(known.into_iter().chain(claimant).collect())
+            }
+            (Some(cluster), _) => Some(entries(&cluster.spec).collect()),
+        }
+    }
+
+    /// Waits for a change; none when the agent has ended.
+    async fn changed(&mut self) -> Option<()> {
+        let Self { view, claimants } = self;
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            changed = view.changed() => changed.ok(),
+            Ok(()) = claimants.changed() => Some(()),
+        }
+    }
+}
+
+/// Who may use the machine API by what is declared.
+fn entries(spec: &ClusterSpec) -> impl Iterator<Item = (Pin, Access)> {
     let entry = |access: &garboard_api::Access| {
         let garboard_api::Access { name, role, public_key } = access;
         match public_key.to_string().parse::<Pin>() {
@@ -152,7 +201,7 @@ fn access_list(spec: &ClusterSpec) -> AccessList {
             }
         }
     };
-    spec.access.iter().filter_map(entry).collect()
+    spec.access.iter().filter_map(entry)
 }
 
 fn role_of(role: garboard_api::Role) -> Role {

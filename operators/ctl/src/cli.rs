@@ -19,6 +19,8 @@ Examples:
   garboardctl logs kubelet -f          Follow the log of a service
   garboardctl dmesg                    The kernel's log
   garboardctl join node-2 --at HOST    Make the manifests of a machine that joins
+  garboardctl claim -f node-2.yaml -m node-2
+                                       Give them to a machine that waits
 
 The machine and you know each other by keys: config.yaml names the fingerprint of the machine's key, and spec.access \
 of the Cluster names the fingerprint of yours. There is no password, no certificate authority, and nothing expires.
@@ -83,6 +85,7 @@ pub enum Command {
     Logs(Logs),
     Dmesg(Dmesg),
     Apply(Apply),
+    Claim(Claim),
     Join(Join),
     Trial(Trial),
     Reboot(Reboot),
@@ -100,7 +103,8 @@ pub enum Command {
 ///   admin.key      your key: whoever has it is admin, so it stays with you
 ///   config.yaml    where the machine is, its fingerprint, and which key is yours
 ///
-/// Nothing that exists is overwritten.
+/// Nothing that exists is overwritten. For a machine that waits without manifests, give the key that its console shows: then it keeps
+/// that key, and takes the manifests by `garboardctl claim`.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_help = NEW_EXAMPLES)]
 pub struct New {
@@ -115,6 +119,9 @@ pub struct New {
     /// Where you will reach the Kubernetes API [default: the machine's host, port 6443]
     #[arg(long, value_name = "HOST[:PORT]")]
     pub api_endpoint: Option<String>,
+    /// The key that the console of a waiting machine shows
+    #[arg(long, value_name = "sha256:HEX")]
+    pub key: Option<Pin>,
 }
 
 const NEW_EXAMPLES: &str = "\
@@ -122,7 +129,10 @@ Examples:
   A virtual machine whose ports are forwarded to 127.0.0.1:
     garboardctl new lab
   A machine in a rack:
-    garboardctl new rack1 --name rack1 --endpoint 192.0.2.10";
+    garboardctl new rack1 --name rack1 --endpoint 192.0.2.10
+  One that waits:
+    garboardctl new rack1 --name rack1 --endpoint 192.0.2.10 --key sha256:...
+    garboardctl --config rack1 claim -f rack1/cluster.yaml -f rack1/machine.yaml";
 
 /// Fetch credentials for kubectl
 ///
@@ -222,13 +232,41 @@ pub struct Apply {
     pub output: OutputArgs,
 }
 
+/// Tell a machine that waits what it should be
+///
+/// A machine that was started without manifests waits for the first who claims it, and its console shows where it is and its key. `new` and
+/// `join` with that key make manifests for it. Until it belongs to a cluster, only who has claimed it may claim it again, as with another
+/// token.
+#[derive(Debug, Args)]
+#[command(after_help = CLAIM_EXAMPLES)]
+pub struct Claim {
+    /// The manifests (YAML, one or more documents); may be given several times
+    #[arg(short, long = "file", value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Only find out whether the machine would accept it
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+const CLAIM_EXAMPLES: &str = "\
+Examples:
+  The first machine of a cluster:
+    garboardctl new lab --endpoint 192.0.2.10 --key sha256:...
+    garboardctl --config lab claim -f lab/cluster.yaml -f lab/machine.yaml
+  Another one:
+    garboardctl join node-2 --at 192.0.2.12 --key sha256:...
+    garboardctl -m node-2 claim -f node-2.yaml";
+
 /// Let another machine join the cluster: make its manifests, with a one-time token
 ///
 /// Writes into the folder of config.yaml:
 ///   NAME.yaml    the Machine, its own key, and the token with which it joins
 /// and adds the machine to config.yaml.
 ///
-/// Give NAME.yaml to the machine as the manifests of the first one: on a config drive, by fw_cfg or SMBIOS. The token lets this one machine
+/// For a machine that waits without manifests, give the key that its console shows; it keeps that key, and takes NAME.yaml by
+/// `garboardctl -m NAME claim -f NAME.yaml`. Otherwise give NAME.yaml to the machine as the manifests of the first one: on a config drive, by fw_cfg or SMBIOS. The token lets this one machine
 /// in, once, within its time. Run the command again for a machine that has not joined in time: it renews the token in NAME.yaml.
 /// The token of a control-plane machine opens the cluster's own keys: whoever has it has the cluster.
 /// Needs the role admin, at a control-plane machine: the first of config.yaml unless another is named.
@@ -240,6 +278,9 @@ pub struct Join {
     /// Where you will reach the new machine; the port is 7443 unless given
     #[arg(long, value_name = "HOST[:PORT]")]
     pub at: Option<Endpoint>,
+    /// The key that the console of the new machine shows, if it waits
+    #[arg(long, value_name = "sha256:HEX")]
+    pub key: Option<Pin>,
     /// Let it run a part of the control plane; else it is a worker
     #[arg(long)]
     pub control_plane: bool,
@@ -252,6 +293,7 @@ const JOIN_EXAMPLES: &str = "\
 Examples:
   garboardctl join node-2 --at 192.0.2.12
   garboardctl join node-3 --at 192.0.2.13 --control-plane
+  garboardctl join node-4 --at 192.0.2.14 --key sha256:...
   garboardctl join node-2                     The token has expired: make another";
 
 /// Decide about the change of the machine's configuration that is on trial

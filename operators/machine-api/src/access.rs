@@ -13,27 +13,43 @@ pub struct Access {
     pub role: Role,
 }
 
+impl Access {
+    /// Somebody who may tell a machine what it should be that nobody has told yet.
+    pub fn claimant() -> Self {
+        Self { name: Role::Claimant.to_string(), role: Role::Claimant }
+    }
+}
+
 /// The keys that may connect. An empty list lets nobody in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AccessList(BTreeMap<Pin, Access>);
+pub struct AccessList {
+    known: BTreeMap<Pin, Access>,
+    /// Who all others are, when they are let in.
+    others: Option<Access>,
+}
 
 impl AccessList {
+    /// Lets every key in as a claimant.
+    pub fn of_claimants() -> Self {
+        Self { known: BTreeMap::new(), others: Some(Access::claimant()) }
+    }
+
     /// Who has the key with this pin.
     pub fn get(&self, pin: &Pin) -> Option<&Access> {
-        self.0.get(pin)
+        self.known.get(pin).or(self.others.as_ref())
     }
 }
 
 impl FromIterator<(Pin, Access)> for AccessList {
     /// Of two entries for one key the one with the lesser role counts, so that a slip never gives more.
     fn from_iter<I: IntoIterator<Item = (Pin, Access)>>(entries: I) -> Self {
-        let mut list = BTreeMap::<Pin, Access>::new();
+        let mut known = BTreeMap::<Pin, Access>::new();
         for (pin, access) in entries {
-            if list.get(&pin).is_none_or(|known| access.role < known.role) {
-                list.insert(pin, access);
+            if known.get(&pin).is_none_or(|known| access.role < known.role) {
+                known.insert(pin, access);
             }
         }
-        Self(list)
+        Self { known, others: None }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Roles, and the one table of what each may call.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    /// May tell a machine what it should be that nobody has told yet.
+    Claimant,
     /// May look.
     Reader,
     /// May also restart services and the machine.
@@ -17,15 +18,11 @@ pub enum Role {
     Admin,
 }
 
-/// A text that is no [`Role`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a role is reader, operator or admin")]
-pub struct InvalidRole;
-
 impl Role {
     /// The name in manifests and messages.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Claimant => "claimant",
             Self::Reader => "reader",
             Self::Operator => "operator",
             Self::Admin => "admin",
@@ -36,14 +33,6 @@ impl Role {
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Role {
-    type Err = InvalidRole;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Reader, Self::Operator, Self::Admin].into_iter().find(|role| role.as_str() == text).ok_or(InvalidRole)
     }
 }
 
@@ -68,7 +57,8 @@ const fn audited(rpc: &'static str, role: Role) -> Rule {
 
 /// Every RPC. What is not in it cannot be called.
 pub const RULES: &[Rule] = &[
-    reads("Version"),
+    // What a claimant learns of the machine: that it answers, and its version.
+    Rule { rpc: "Version", role: Role::Claimant, audited: false },
     reads("Status"),
     reads("Services"),
     reads("Logs"),
@@ -78,6 +68,7 @@ pub const RULES: &[Rule] = &[
     audited("Reboot", Role::Operator),
     audited("Shutdown", Role::Operator),
     audited("ApplyManifest", Role::Admin),
+    audited("Claim", Role::Claimant),
     audited("TrialDecide", Role::Admin),
     audited("JoinToken", Role::Admin),
 ];
@@ -119,11 +110,9 @@ mod tests {
     }
 
     #[test]
-    fn roles_are_ordered_and_read_back() {
-        assert!(Role::Reader < Role::Operator && Role::Operator < Role::Admin);
-        for role in [Role::Reader, Role::Operator, Role::Admin] {
-            assert_eq!(role.to_string().parse(), Ok(role));
-        }
-        assert_eq!("Admin".parse::<Role>(), Err(InvalidRole));
+    fn roles_are_ordered_and_a_claimant_sees_nothing() {
+        assert!(Role::Claimant < Role::Reader && Role::Reader < Role::Operator && Role::Operator < Role::Admin);
+        let open: Vec<_> = RULES.iter().filter(|rule| rule.role == Role::Claimant).map(|rule| rule.rpc).collect();
+        assert_eq!(open, ["Version", "Claim"]);
     }
 }

@@ -11,11 +11,11 @@ use tonic::{Request, Response, Status, async_trait};
 
 use crate::proto::machine_server::Machine;
 use crate::proto::{
-    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, JoinTokenRequest, JoinTokenResponse, KubeconfigRequest,
-    KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest, RebootResponse, Service,
-    ServiceRestartRequest, ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest,
-    ShutdownResponse, StatusRequest, StatusResponse, TrialDecideRequest, TrialDecideResponse, VersionRequest,
-    VersionResponse,
+    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, ClaimRequest, ClaimResponse, JoinTokenRequest,
+    JoinTokenResponse, KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest,
+    RebootResponse, Service, ServiceRestartRequest, ServiceRestartResponse, ServicesRequest, ServicesResponse,
+    ShutdownRequest, ShutdownResponse, StatusRequest, StatusResponse, TrialDecideRequest, TrialDecideResponse,
+    VersionRequest, VersionResponse,
 };
 use crate::server::{Caller, Limits, ServeError, serve};
 use crate::{Access, AccessList, Endpoint, Identity, Role};
@@ -33,9 +33,9 @@ pub struct State {
     pub lines: Vec<LogLine>,
     /// The answer to `Kubeconfig`; without one it is "not yet".
     pub kubeconfig: Option<KubeconfigResponse>,
-    /// The answer to `ApplyManifest`.
+    /// The answer to `ApplyManifest` and `Claim`.
     pub applied: Vec<AppliedObject>,
-    /// Why `ApplyManifest` is refused; empty when it is not.
+    /// Why these are refused; empty when they are not.
     pub refusal: String,
     /// The calls that change something, as `CALLER RPC ARGUMENTS`.
     pub calls: Vec<String>,
@@ -55,6 +55,14 @@ impl Memory {
         let caller = Caller::of(request)?;
         self.state().calls.push(format!("{} {what}", caller.name));
         Ok(())
+    }
+
+    fn declared(&self) -> Result<Vec<AppliedObject>, Status> {
+        let state = self.state();
+        match state.refusal.as_str() {
+            "" => Ok(state.applied.clone()),
+            refusal => Err(Status::invalid_argument(refusal)),
+        }
     }
 
     fn known(&self, service: &str) -> Result<(), Status> {
@@ -147,11 +155,13 @@ impl Machine for Memory {
     ) -> Result<Response<ApplyManifestResponse>, Status> {
         let ApplyManifestRequest { manifest, dry_run } = request.get_ref();
         self.called(&request, &format!("ApplyManifest {} bytes dry_run={dry_run}", manifest.len()))?;
-        let state = self.state();
-        match state.refusal.as_str() {
-            "" => Ok(Response::new(ApplyManifestResponse { objects: state.applied.clone() })),
-            refusal => Err(Status::invalid_argument(refusal)),
-        }
+        Ok(Response::new(ApplyManifestResponse { objects: self.declared()? }))
+    }
+
+    async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimResponse>, Status> {
+        let ClaimRequest { manifest, dry_run } = request.get_ref();
+        self.called(&request, &format!("Claim {} bytes dry_run={dry_run}", manifest.len()))?;
+        Ok(Response::new(ClaimResponse { objects: self.declared()? }))
     }
 }
 

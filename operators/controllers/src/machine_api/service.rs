@@ -5,15 +5,16 @@ use std::time::{Duration, SystemTime};
 
 use futures::stream::{BoxStream, StreamExt};
 use garboard_api::machine::MachineRole;
-use garboard_api::{manifest, types};
+use garboard_api::manifest::{self, Manifests};
+use garboard_api::types;
 use garboard_control::{Client, LogSource, MachinePhase, ShutdownKind};
 use garboard_machine_api::proto::machine_server::Machine;
 use garboard_machine_api::proto::{
-    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, JoinTokenRequest, JoinTokenResponse, KubeconfigRequest,
-    KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest, RebootResponse, ServiceRestartRequest,
-    ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest,
-    StatusResponse, TrialAbort, TrialConfirm, TrialDecideRequest, TrialDecideResponse, TrialExtend, VersionRequest,
-    VersionResponse, trial_decide_request,
+    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, ClaimRequest, ClaimResponse, JoinTokenRequest,
+    JoinTokenResponse, KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest,
+    RebootResponse, ServiceRestartRequest, ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest,
+    ShutdownResponse, StatusRequest, StatusResponse, TrialAbort, TrialConfirm, TrialDecideRequest, TrialDecideResponse,
+    TrialExtend, VersionRequest, VersionResponse, trial_decide_request,
 };
 use garboard_machine_api::server::Caller;
 use garboard_machine_api::{Identity, Pin, Role};
@@ -70,6 +71,26 @@ impl Service {
         own: Pin,
     ) -> Self {
         Self { control, view, pki, declare, decide, own }
+    }
+
+    /// Reads manifests, and says what becomes of the machine's key in them.
+    fn read(&self, manifest: &str) -> Result<(Manifests, Option<AppliedObject>), Status> {
+        let manifests = manifest::parse(manifest).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let own = manifests.identity.as_ref().map(|identity| own_key(identity, self.own)).transpose()?;
+        Ok((manifests, own))
+    }
+
+    async fn declare(
+        &self,
+        manifests: Manifests,
+        own: Option<AppliedObject>,
+        claimant: Option<Pin>,
+        dry_run: bool,
+    ) -> Result<Vec<AppliedObject>, Status> {
+        let outcome = ask_agent(&self.declare, |reply| Declare { manifests, claimant, dry_run, reply }).await?;
+        let mut objects = outcome.map_err(Status::invalid_argument)?;
+        objects.extend(own);
+        Ok(objects)
     }
 
     fn view(&self) -> View {
@@ -150,6 +171,7 @@ impl Machine for Service {
         let group = match caller.role {
             Role::Admin => "garboard:admins",
             Role::Operator | Role::Reader => "garboard:readers",
+            Role::Claimant => return Err(Status::permission_denied("who claims a machine is nobody in its cluster")),
         };
         info!(caller = %caller.name, group, "a client certificate is signed on request");
         let pki = self.pki.clone();
@@ -239,8 +261,7 @@ impl Machine for Service {
     ) -> Result<Response<ApplyManifestResponse>, Status> {
         let caller = Caller::of(&request)?;
         let ApplyManifestRequest { manifest, dry_run } = request.get_ref();
-        let manifests = manifest::parse(manifest).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let own = manifests.identity.as_ref().map(|identity| own_key(identity, self.own)).transpose()?;
+        let (manifests, own) = self.read(manifest)?;
         let names = [("Machine", manifests.machine.is_some()), ("Cluster", manifests.cluster.is_some())];
         let kinds: Vec<_> = names.into_iter().filter(|(_, declared)| *declared).map(|(kind, _)| kind).collect();
         if kinds.is_empty() {
@@ -250,10 +271,25 @@ impl Machine for Service {
             };
         }
         info!(caller = %caller.name, ?kinds, dry_run, "objects are declared on request");
-        let outcome = ask_agent(&self.declare, |reply| Declare { manifests, dry_run: *dry_run, reply }).await?;
-        let mut objects = outcome.map_err(Status::invalid_argument)?;
-        objects.extend(own);
+        let objects = self.declare(manifests, own, None, *dry_run).await?;
         Ok(Response::new(ApplyManifestResponse { objects }))
+    }
+
+    async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let ClaimRequest { manifest, dry_run } = request.get_ref();
+        let (manifests, own) = self.read(manifest)?;
+        let machine = manifests.machine.as_ref();
+        let machine = machine.ok_or_else(|| Status::invalid_argument("the manifest has no Machine"))?;
+        if manifests.cluster.is_none() && !machine.joins() {
+            return Err(Status::invalid_argument(
+                "the manifest has neither the Cluster that the machine founds, nor does the Machine join one: add the Cluster, or spec.join",
+            ));
+        }
+        let by = Pin::of_public_key(&caller.public_key);
+        info!(address = %caller.address, fingerprint = %by, dry_run, "the machine is claimed");
+        let objects = self.declare(manifests, own, Some(by), *dry_run).await?;
+        Ok(Response::new(ClaimResponse { objects }))
     }
 }
 

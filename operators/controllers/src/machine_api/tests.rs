@@ -16,6 +16,7 @@ use garboard_supervisor::status::{PublicState, ServiceStatus};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::claim::Claims;
 use crate::pki::PkiStore;
 use garboard_plan::pki::Desired;
 
@@ -218,8 +219,8 @@ async fn manifests_are_validated_before_the_agent_sees_them() {
         assert!(matches!(error, ClientError::Invalid { .. }) && error.to_string().contains(named), "{error}");
     }
     let agent = tokio::spawn(async move {
-        let Declare { manifests, dry_run, reply } = scene.declared.recv().await.unwrap();
-        assert!(manifests.machine.is_some() && dry_run);
+        let Declare { manifests, claimant, dry_run, reply } = scene.declared.recv().await.unwrap();
+        assert!(manifests.machine.is_some() && claimant.is_none() && dry_run);
         let object = AppliedObject { kind: "Machine".into(), name: "a".into(), outcome: "created".into() };
         reply.send(Ok(vec![object])).unwrap();
         scene.declared.recv().await.unwrap().reply.send(Err("podCIDR cannot be changed".into())).unwrap();
@@ -249,13 +250,15 @@ async fn the_port_opens_when_a_cluster_says_who_may_connect_and_follows_its_chan
     let machine = Identity::generate().unwrap();
     let control = garboard_control::Client::at(&socket).unwrap();
     let service = Service::new(control, watched.clone(), pki, declare, mpsc::channel(1).0, machine.pin());
+    let (_claims, claimants) = Claims::new(&directory.path().join("claimant"), false, true);
+    let admission = Admission { view: watched, claimants };
     let (pin, stop) = (machine.pin(), CancellationToken::new());
     // A port that was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let endpoint = format!("127.0.0.1:{port}").parse().unwrap();
     let running = tokio::spawn({
         let stop = stop.clone();
-        async move { run_on(port, &machine, service, watched, stop).await }
+        async move { run_on(port, &machine, service, admission, stop).await }
     });
     let person = Identity::generate().unwrap();
     let refused = Client::connect(&endpoint, pin, &person).await;

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use garboard_api::{JOIN_SECRET_TYPE, MachineRole};
+use garboard_machine_api::Endpoint;
 use garboard_machine_api::proto::JoinTokenResponse;
-use garboard_machine_api::{Endpoint, Identity};
 
-use super::new::{fill, is_label, key_lines};
+use super::new::{fill, give_to_waiting, is_label, key_document};
 use crate::cli::{Join, Target};
 use crate::config::{self, Contact, Found, Machine};
 use crate::files;
@@ -19,7 +19,7 @@ const TOKEN: &str = include_str!("join/token.yaml");
 /// What lies between the documents of a file.
 const SEPARATOR: &str = "\n---\n";
 
-pub async fn run(target: &Target, Join { name, at, control_plane, valid }: &Join) -> anyhow::Result<()> {
+pub async fn run(target: &Target, Join { name, at, key, control_plane, valid }: &Join) -> anyhow::Result<()> {
     if !is_label(name) {
         bail!("{name:?}: a machine's name has lower-case letters, digits and hyphens, and starts with a letter");
     }
@@ -40,7 +40,7 @@ pub async fn run(target: &Target, Join { name, at, control_plane, valid }: &Join
         bail!("{}: the Machine is a worker: remove the file to make another", path.display());
     }
     // Whatever is wrong here is found before there is a token.
-    let identity = Identity::generate()?;
+    let (secret, pin) = key_document(name, *key)?;
     let config = match (found.config.machines.iter().any(|machine| machine.name == *name), &former, at) {
         (true, Some(_), _) => None,
         (true, None, _) => {
@@ -49,7 +49,7 @@ pub async fn run(target: &Target, Join { name, at, control_plane, valid }: &Join
         (false, _, None) => bail!("say with --at HOST where you will reach the machine"),
         (false, _, Some(endpoint)) => {
             // The key of manifests that are there already is in them.
-            let fingerprint = former.is_none().then(|| identity.pin());
+            let fingerprint = (former.is_none() || key.is_some()).then_some(pin);
             Some(found.with_machine(&Machine { name: name.clone(), endpoint: endpoint.clone(), fingerprint })?)
         }
     };
@@ -57,14 +57,14 @@ pub async fn run(target: &Target, Join { name, at, control_plane, valid }: &Join
     let answer = Contact::of_cluster(target)?.connect().await?.join_token(name, controls, *valid).await?;
     let text = match &former {
         Some(former) => renewed(former, name, &answer).with_context(|| format!("renew {}", path.display()))?,
-        None => manifests(name, role, &identity, &answer)?,
+        None => manifests(name, role, &secret, &answer)?,
     };
     replace(&path, &text, 0o600)?;
     if let Some(config) = config {
         replace(&found.folder().join(config::FILE), &config, 0o644)?;
     }
     let until = time(answer.not_after_unix_ms).unwrap_or_default();
-    print(&next_steps(&path, name, &until))
+    print(&next_steps(&path, name, &until, key.is_some()))
 }
 
 /// What the machine of manifests is for.
@@ -74,7 +74,7 @@ fn role_of(manifests: &str) -> anyhow::Result<MachineRole> {
 }
 
 /// The manifests of a machine that joins.
-fn manifests(name: &str, role: MachineRole, identity: &Identity, answer: &JoinTokenResponse) -> anyhow::Result<String> {
+fn manifests(name: &str, role: MachineRole, secret: &str, answer: &JoinTokenResponse) -> anyhow::Result<String> {
     let endpoint: Endpoint = answer.endpoint.parse().context("the machine says where its cluster is")?;
     let machine = fill(
         MACHINE,
@@ -85,7 +85,7 @@ fn manifests(name: &str, role: MachineRole, identity: &Identity, answer: &JoinTo
             ("@HOST@", &format!("{:?}", endpoint.host())),
             ("@PORT@", &endpoint.port().to_string()),
             ("@CA_PIN@", &answer.ca_pin),
-            ("@MACHINE_KEY@\n", &key_lines(identity)),
+            ("@IDENTITY@", secret),
         ],
     );
     checked(format!("{}{SEPARATOR}{}", machine.trim_end(), token(name, answer)))
@@ -111,19 +111,31 @@ fn replace(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {
     files::replace(path, content, mode).with_context(|| format!("write {}", path.display()))
 }
 
-fn next_steps(path: &Path, name: &str, until: &str) -> String {
+fn next_steps(path: &Path, name: &str, until: &str, waits: bool) -> String {
     let path = path.display();
+    let (own_key, give) = match waits {
+        true => ("", give_to_waiting(&format!("-m {name}"), &format!("-f {path}"))),
+        false => (" its own key,", attach(&path.to_string())),
+    };
     format!(
         "\
-Made {path}: the Machine {name}, its own key, and a token with which it can join until {until}.
+Made {path}: the Machine {name},{own_key} and a token with which it can join until {until}.
 
 Next:
  1. Look through {path}.
- 2. Give it to the machine at its first boot, as cluster.yaml and machine.yaml to the first one: on a stick or disk with a file system
-    labelled GARBOARD, by QEMU's -fw_cfg name=opt/dev.garboard/manifests,file={path}, or by SMBIOS.
- 3. Start the machine, then:
+{give}
       kubectl get machines,nodes --watch
 "
+    )
+}
+
+/// How a machine gets its manifests at its first boot.
+fn attach(path: &str) -> String {
+    format!(
+        "\
+ 2. Give it to the machine at its first boot, as cluster.yaml and machine.yaml to the first one: on a stick or disk with a file system
+    labelled GARBOARD, by QEMU's -fw_cfg name=opt/dev.garboard/manifests,file={path}, or by SMBIOS.
+ 3. Start the machine, then:"
     )
 }
 
@@ -142,8 +154,8 @@ mod tests {
 
     #[test]
     fn a_token_is_renewed_and_the_rest_stays() {
-        let identity = Identity::generate().unwrap();
-        let first = manifests("node-2", MachineRole::Worker, &identity, &answer("abcdef.0123456789abcdef")).unwrap();
+        let (secret, _) = key_document("node-2", None).unwrap();
+        let first = manifests("node-2", MachineRole::Worker, &secret, &answer("abcdef.0123456789abcdef")).unwrap();
         let edited = first.replace("network: {}", "network: {nameservers: [192.0.2.1]}");
         let second = renewed(&edited, "node-2", &answer("bcdefg.0123456789abcdef")).unwrap();
         let parse = |text: &str| garboard_api::manifest::parse(text).unwrap();
@@ -151,8 +163,7 @@ mod tests {
         assert_eq!(second.join_token.as_ref().unwrap().token, "bcdefg.0123456789abcdef");
         assert_eq!((&first.machine, &first.identity), (&second.machine, &second.identity));
         assert_eq!(role_of(&edited).unwrap(), MachineRole::Worker);
-        let other =
-            manifests("node-3", MachineRole::ControlPlane, &identity, &answer("abcdef.0123456789abcdef")).unwrap();
+        let other = manifests("node-3", MachineRole::ControlPlane, "", &answer("abcdef.0123456789abcdef")).unwrap();
         assert_eq!(role_of(&other).unwrap(), MachineRole::ControlPlane);
         assert_eq!(first.machine.unwrap().spec.join.unwrap().endpoints[0].to_string(), "[fd00::10]:6443");
     }

@@ -1,6 +1,7 @@
 //! One file per command, or per group of commands that share what they do.
 
 mod apply;
+mod claim;
 mod join;
 mod kubeconfig;
 mod logs;
@@ -33,6 +34,7 @@ pub async fn run(Cli { target, command }: Cli) -> anyhow::Result<()> {
         Command::Logs(arguments) => logs::run(&Contact::find(&target)?, &arguments.service, &arguments.lines).await,
         Command::Dmesg(arguments) => logs::run(&Contact::find(&target)?, logs::KERNEL, &arguments.lines).await,
         Command::Apply(arguments) => apply::run(&Contact::find(&target)?, &arguments).await,
+        Command::Claim(arguments) => claim::run(&Contact::find(&target)?, &arguments).await,
         Command::Join(arguments) => join::run(&target, &arguments).await,
         Command::Trial(arguments) => trial::run(&Contact::find(&target)?, &arguments.command).await,
         Command::Reboot(arguments) => power::reboot(&Contact::find(&target)?, &arguments).await,

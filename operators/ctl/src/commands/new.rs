@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use garboard_machine_api::{Endpoint, Identity};
+use garboard_machine_api::{Endpoint, Identity, Pin};
 
 use crate::cli::New;
 use crate::config;
@@ -15,6 +15,7 @@ use crate::output::print;
 
 const CLUSTER: &str = include_str!("new/cluster.yaml");
 const MACHINE: &str = include_str!("new/machine.yaml");
+const IDENTITY: &str = include_str!("new/identity.yaml");
 const CONFIG: &str = include_str!("new/config.yaml");
 
 /// The Kubernetes API's port.
@@ -38,11 +39,12 @@ pub fn run(arguments: &New) -> anyhow::Result<()> {
     print(&next_steps(arguments))
 }
 
-fn make(New { dir, name, endpoint, api_endpoint }: &New) -> anyhow::Result<Files> {
+fn make(New { dir, name, endpoint, api_endpoint, key }: &New) -> anyhow::Result<Files> {
     if !is_label(name) {
         bail!("--name {name:?}: a machine's name has lower-case letters, digits and hyphens, and starts with a letter");
     }
-    let (admin, machine) = (Identity::generate()?, Identity::generate()?);
+    let admin = Identity::generate()?;
+    let (secret, machine_pin) = key_document(name, *key)?;
     let api = match api_endpoint {
         Some(text) => Endpoint::with_default_port(text, API_PORT)?,
         None => Endpoint::with_default_port(&bracketed(endpoint.host()), API_PORT)?,
@@ -52,10 +54,9 @@ fn make(New { dir, name, endpoint, api_endpoint }: &New) -> anyhow::Result<Files
         true => "  # certSANs: [api.example.org, 192.0.2.10]\n".to_owned(),
         false => format!("  certSANs: [{:?}]\n", api.host()),
     };
-    let key = key_lines(&machine);
     let files = Files {
         cluster: fill(CLUSTER, &[("@SANS@", &sans), ("@ADMIN_PIN@", &admin.pin().to_string())]),
-        machine: fill(MACHINE, &[("@NAME@", name), ("@MACHINE_KEY@\n", &key)]),
+        machine: fill(MACHINE, &[("@NAME@", name), ("@IDENTITY@", &secret)]),
         config: fill(
             CONFIG,
             &[
@@ -63,7 +64,7 @@ fn make(New { dir, name, endpoint, api_endpoint }: &New) -> anyhow::Result<Files
                 ("@API@", &quoted(&api)),
                 ("@NAME@", name),
                 ("@ENDPOINT@", &quoted(endpoint)),
-                ("@MACHINE_PIN@", &machine.pin().to_string()),
+                ("@MACHINE_PIN@", &machine_pin.to_string()),
             ],
         ),
         key: admin.pem(),
@@ -73,9 +74,14 @@ fn make(New { dir, name, endpoint, api_endpoint }: &New) -> anyhow::Result<Files
     Ok(files)
 }
 
-/// A key as the lines of a block in a Secret.
-pub fn key_lines(identity: &Identity) -> String {
-    identity.pem().lines().map(|line| format!("    {line}\n")).collect()
+/// The document with a machine's own key, nothing if it has one (`key`) already; and the key's fingerprint.
+pub fn key_document(name: &str, key: Option<Pin>) -> anyhow::Result<(String, Pin)> {
+    if let Some(key) = key {
+        return Ok((String::new(), key));
+    }
+    let identity = Identity::generate()?;
+    let lines: String = identity.pem().lines().map(|line| format!("    {line}\n")).collect();
+    Ok((fill(IDENTITY, &[("@NAME@", name), ("@MACHINE_KEY@\n", &lines)]), identity.pin()))
 }
 
 /// A DNS label: what the name of a machine must be, and a text that means the same in YAML.
@@ -139,18 +145,44 @@ fn write(folder: &Path, files: &Files) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn next_steps(New { dir, name, endpoint, .. }: &New) -> String {
+fn next_steps(New { dir, name, endpoint, api_endpoint: _, key }: &New) -> String {
     let dir = dir.display();
+    let (and_key, give) = match key {
+        Some(_) => {
+            ("", give_to_waiting(&format!("--config {dir}"), &format!("-f {dir}/cluster.yaml -f {dir}/machine.yaml")))
+        }
+        None => (", and the machine's own key", attach(&dir.to_string())),
+    };
     format!(
         "\
 Made in {dir}:
   cluster.yaml   the Cluster: networks, and who may do what
-  machine.yaml   the Machine {name}, and the machine's own key
+  machine.yaml   the Machine {name}{and_key}
   admin.key      your key: keep it to yourself
   config.yaml    where garboardctl finds the machine ({endpoint}), and how it knows it
 
 Next:
  1. Look through cluster.yaml and machine.yaml.
+{give}
+      garboardctl --config {dir} kubeconfig --wait 600
+      kubectl get nodes
+"
+    )
+}
+
+/// How a machine that waits gets its manifests.
+pub fn give_to_waiting(target: &str, files: &str) -> String {
+    format!(
+        " 2. Give it to the machine that waits:
+      garboardctl {target} claim {files}
+ 3. Then:"
+    )
+}
+
+/// How a machine gets its manifests at its first boot.
+fn attach(dir: &str) -> String {
+    format!(
+        "\
  2. Attach both to the machine's first boot, in one of these ways:
       QEMU          cat {dir}/cluster.yaml <(echo ---) {dir}/machine.yaml > {dir}/manifests.yaml
                     qemu-system-x86_64 ... -fw_cfg name=opt/dev.garboard/manifests,file={dir}/manifests.yaml \\
@@ -158,10 +190,7 @@ Next:
       config drive  a stick or disk with a file system labelled GARBOARD, and both files in its top folder:
                     mkfs.vfat -n GARBOARD -C {dir}/config.img 1440
                     mcopy -i {dir}/config.img {dir}/cluster.yaml {dir}/machine.yaml ::
- 3. Start the machine, then:
-      garboardctl --config {dir} kubeconfig --wait 600
-      kubectl get nodes
-"
+ 3. Start the machine, then:"
     )
 }
 
@@ -175,6 +204,7 @@ mod tests {
             name: name.into(),
             endpoint: endpoint.parse().unwrap(),
             api_endpoint: api_endpoint.map(str::to_owned),
+            key: None,
         }
     }
 

@@ -19,9 +19,9 @@ use tonic::transport::{Channel, Endpoint as ChannelSettings};
 use crate::proto::machine_client::MachineClient;
 use crate::proto::trial_decide_request::Decision;
 use crate::proto::{
-    AppliedObject, ApplyManifestRequest, JoinTokenRequest, JoinTokenResponse, KubeconfigRequest, KubeconfigResponse,
-    LogLine, LogsRequest, RebootRequest, Service, ServiceRestartRequest, ServicesRequest, ShutdownRequest,
-    StatusRequest, StatusResponse, TrialDecideRequest, VersionRequest, VersionResponse,
+    AppliedObject, ApplyManifestRequest, ClaimRequest, JoinTokenRequest, JoinTokenResponse, KubeconfigRequest,
+    KubeconfigResponse, LogLine, LogsRequest, RebootRequest, Service, ServiceRestartRequest, ServicesRequest,
+    ShutdownRequest, StatusRequest, StatusResponse, TrialDecideRequest, VersionRequest, VersionResponse,
 };
 use crate::tls::PinMismatch;
 use crate::{Endpoint, Identity, Pin};
@@ -189,6 +189,15 @@ impl Client {
     /// When the manifest is not valid (then nothing of it is applied), the machine refuses or the connection is lost.
     pub async fn apply_manifest(&mut self, manifest: String, dry_run: bool) -> Result<Vec<AppliedObject>, ClientError> {
         let answer = self.calls.apply_manifest(ApplyManifestRequest { manifest, dry_run }).await;
+        answer.map(|answer| answer.into_inner().objects).map_err(|status| error::of(status, &self.endpoint))
+    }
+
+    /// Tells a machine that waits what it should be, or with `dry_run` finds out whether it would accept that.
+    ///
+    /// # Errors
+    /// When the manifest is not valid or another was faster (then nothing changes), or the connection is lost.
+    pub async fn claim(&mut self, manifest: String, dry_run: bool) -> Result<Vec<AppliedObject>, ClientError> {
+        let answer = self.calls.claim(ClaimRequest { manifest, dry_run }).await;
         answer.map(|answer| answer.into_inner().objects).map_err(|status| error::of(status, &self.endpoint))
     }
 }

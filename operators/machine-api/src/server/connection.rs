@@ -41,7 +41,7 @@ impl Caller {
 pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Caller,
-    /// Ends when the caller's entry in the access list is no longer what it was.
+    /// Ends when the caller's entry in the access list is no longer what it was, or gone.
     withdrawn: Pinned<Box<dyn Future<Output = ()> + Send>>,
     _place: OwnedSemaphorePermit,
 }
@@ -63,8 +63,10 @@ impl Connection {
     }
 }
 
+/// A claimant that has become somebody is let be, so that its claim is answered.
 async fn changed(mut access: watch::Receiver<AccessList>, pin: Pin, entry: Access) {
-    if access.wait_for(|list| list.get(&pin) != Some(&entry)).await.is_err() {
+    let holds = |now: &Access| entry.role == Role::Claimant || *now == entry;
+    if access.wait_for(|list| !list.get(&pin).is_some_and(holds)).await.is_err() {
         // Nobody can change the list any more.
         std::future::pending().await
     }
