@@ -33,7 +33,7 @@ use garboard_controllers::problems::Problems;
 use garboard_controllers::revocations::Revocations;
 use garboard_controllers::services::Services;
 use garboard_controllers::trial::{self, Trials};
-use garboard_controllers::{cluster, console, events, machine, preload, release};
+use garboard_controllers::{announce, cluster, console, events, handover, machine, preload, release};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::Source;
@@ -70,6 +70,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let was_declared = ledger.holds::<Machine>() || ledger.holds::<Cluster>();
     let identity = machine_api::identity(&paths.identity, manifests.identity.as_ref(), was_declared)
         .context("read the machine's key")?;
+    let identity = Arc::new(identity);
     let refused = errors.iter().map(|error| (Origin::Text(error.origin.clone()), error.problem.to_string())).collect();
     let (refusals, refusals_seen) = watch::channel::<Refusals>(refused);
     let (api, api_seen) = watch::channel(None);
@@ -266,6 +267,9 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     );
 
     tasks.spawn("console", console::run(context.clone(), stop.clone()));
+    tasks.spawn("handover", handover::run(context.clone(), identity.clone(), stop.clone()));
+    let version = context.info.version.clone();
+    tasks.spawn("announce", announce::run(identity.pin(), version, claimants.clone(), stop.clone()));
     let (view, view_seen) = watch::channel(View::default());
     tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems_seen, stop.clone()));
     let (declares, declared) = mpsc::channel(DECLARES);

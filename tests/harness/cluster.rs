@@ -23,11 +23,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes manifests and an admin key in `directory` with `garboardctl new`.
+    /// Makes manifests and an admin key in `directory` with `garboardctl new`, for a machine that waits and has this `key`, or for one that
+    /// is given its key with them.
     ///
     /// # Errors
     /// What `garboardctl` says.
-    pub fn new(image: &Image, directory: &Path, ports: Ports) -> Result<Self> {
+    pub fn new(image: &Image, directory: &Path, ports: Ports, key: Option<&str>) -> Result<Self> {
         let cluster = Self::of_kubeconfig(image, directory);
         let output = Command::new(&image.garboardctl)
             .arg("new")
@@ -35,6 +36,7 @@ impl Cluster {
             .args(["--name", "node-1"])
             .args(["--endpoint", &format!("127.0.0.1:{}", ports.machine)])
             .args(["--api-endpoint", &format!("127.0.0.1:{}", ports.api)])
+            .args(key.map(|key| format!("--key={key}")))
             .stdin(Stdio::null())
             .output()
             .context("run garboardctl new")?;
@@ -92,6 +94,17 @@ impl Cluster {
         let changed = text.replacen(from, to, 1);
         ensure!(changed != text, "{name} has no {from:?}:\n{text}");
         fs::write(&file, changed).with_context(|| format!("write {name}"))
+    }
+
+    /// Tells `garboardctl` of another machine.
+    ///
+    /// # Errors
+    /// When config.yaml cannot be read or written.
+    pub fn know(&self, name: &str, ports: Ports, key: &str) -> Result<()> {
+        let file = self.directory.join("config.yaml");
+        let text = fs::read_to_string(&file).context("read config.yaml")?;
+        let entry = format!("- name: {name}\n  endpoint: \"127.0.0.1:{}\"\n  fingerprint: {key}\n", ports.machine);
+        fs::write(&file, text + &entry).context("write config.yaml")
     }
 
     /// Runs `garboardctl` in this cluster's context.

@@ -25,7 +25,7 @@ impl Fresh {
     pub fn new(image: &Image, hardware: Hardware) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("garboard-").tempdir().context("make a folder")?;
         let ports = Ports::free()?;
-        let cluster = Cluster::new(image, &directory.path().join("cluster"), ports)?;
+        let cluster = Cluster::new(image, &directory.path().join("cluster"), ports, None)?;
         let mut machine = Machine::create(image, &directory.path().join("machine"), hardware, ports)?;
         machine.set_manifests(Some(cluster.manifests()));
         Ok(Self { machine, cluster, directory })

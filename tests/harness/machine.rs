@@ -1,7 +1,7 @@
 //! One machine in QEMU.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -143,7 +143,12 @@ impl Machine {
     /// Connects the machine to a network that it shares, from its next start on, as the one with this number, from 1, there. Its own ports lead
     /// nowhere then: those of the network count.
     pub fn connect(&mut self, lan: &Lan, number: u8) {
-        self.link = Some(Link { netdev: lan.netdev("n0", number), mac: format!("52:54:00:12:34:{number:02x}") });
+        self.link = Some(Link { netdev: lan.netdev("n0", number), mac: Self::mac_address(number) });
+    }
+
+    /// The hardware address of the machine with this number on a shared network.
+    pub fn mac_address(number: u8) -> String {
+        format!("52:54:00:12:34:{number:02x}")
     }
 
     /// Gives QEMU these arguments too, from the next start on.
@@ -273,6 +278,25 @@ impl Machine {
         wait::until(&format!("{text:?} on the console"), limit, || {
             let console = self.console();
             if console.contains(text) { Ok(()) } else { Err(tail(&console, 12)) }
+        })
+    }
+
+    /// What the screen of a machine that waits shows of it: its address, and its key.
+    ///
+    /// # Errors
+    /// When it does not within `limit`; with the console's end.
+    pub fn wait_waiting(&self, limit: Duration) -> Result<(Ipv4Addr, String)> {
+        self.wait_console("garboardctl claim", limit)?;
+        wait::until("an address on the console", limit, || {
+            let console = self.console();
+            let last = |label: &str| {
+                let found = console.lines().rev().find_map(|line| line.trim().strip_prefix(label));
+                // A line ends with a control sequence.
+                found.and_then(|rest| rest.split([' ', ',', '\x1b']).find(|word| !word.is_empty())).map(str::to_owned)
+            };
+            let address = last("address ").and_then(|address| address.parse().ok());
+            let key = last("key ").filter(|key| key.len() == "sha256:".len() + 64);
+            address.zip(key).ok_or_else(|| tail(&console, 12))
         })
     }
 

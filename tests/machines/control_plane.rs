@@ -56,8 +56,15 @@ fn grow(scene: &Scene, count: usize) -> Result<Vec<Machine>> {
     let mut machines = Vec::new();
     for (name, place) in OTHERS.into_iter().zip(scene.places).take(count) {
         let hardware = Hardware { memory_mib: 2560, ..Hardware::default() };
-        let machine = scene.join(name, place, hardware, &["--control-plane"])?;
+        let machine = scene.start_waiting(name, place, hardware)?;
         let joined = || {
+            let (host, key) = machine.wait_waiting(READY_LIMIT)?;
+            if name == OTHERS[0] {
+                scene.claim(name, place, &key, &["--control-plane"])?;
+            } else {
+                scene.declare_waiting(name, place, "ControlPlane", &json!({ "host": host, "fingerprint": key }))?;
+                scene.cluster.know(name, place.ports, &key)?;
+            }
             scene.cluster.wait_for(&["etcdmember", name], "/status/role", &json!("Voter"), READY_LIMIT)?;
             scene.cluster.wait_condition(&["etcdmember", name], "Healthy", READY_LIMIT)?;
             scene.cluster.wait_condition(&["machine", name], "Ready", READY_LIMIT * 2)?;

@@ -1,7 +1,8 @@
 //! What a machine is told after its image was written: manifests that come late, and changes over the machine API.
 
 use anyhow::{Context, Result, ensure};
-use garboard_tests::cluster::READY_LIMIT;
+use garboard_tests::cluster::{Cluster, READY_LIMIT};
+use garboard_tests::image::Image;
 use garboard_tests::machine::Hardware;
 use garboard_tests::wait;
 use libtest_mimic::Trial;
@@ -12,7 +13,7 @@ use crate::scene::{POD_LIMIT, Scene, cold, on_ready};
 
 pub fn scenarios() -> Vec<Trial> {
     vec![
-        cold("declare::a_machine_without_manifests_waits_and_takes_them_later", without_manifests_it_waits),
+        cold("declare::a_machine_without_manifests_waits_for_the_first_who_claims_it", without_manifests_it_waits),
         on_ready("declare::the_machine_api_takes_what_new_wrote_and_its_changes", the_machine_api_takes_changes),
         on_ready("declare::layers_are_merged_and_drift_is_repaired", layers_are_merged),
     ]
@@ -22,16 +23,24 @@ fn without_manifests_it_waits() -> Result<()> {
     let mut scene = Scene::new(Hardware::default())?;
     scene.machine.set_manifests(None);
     scene.machine.start()?;
-    for shown in ["a Machine and a Cluster to be declared", "sha256:"] {
-        scene.machine.wait_console(shown, EARLY_LIMIT)?;
-    }
-    let answer = scene.cluster.garboardctl(&["status"])?;
-    ensure!(!answer.status.success(), "a machine that knows nobody answers: {answer:?}");
-
-    scene.machine.cut_power()?;
-    scene.machine.set_manifests(Some(scene.cluster.manifests()));
-    // By the key of the manifests: the one that the machine has made for itself is of no more use.
-    scene.boot()
+    let (_, key) = scene.machine.wait_waiting(EARLY_LIMIT)?;
+    let ports = scene.machine.ports();
+    let [owner, stranger] = ["owner", "stranger"]
+        .map(|name| Cluster::new(&Image::latest()?, &scene.folder().join(name), ports, Some(&key)));
+    let (owner, stranger) = (owner?, stranger?);
+    let manifests = |cluster: &Cluster| cluster.manifests().to_string_lossy().into_owned();
+    let refused = |cluster: &Cluster, arguments: &[&str], why: &str| -> Result<()> {
+        let answer = cluster.garboardctl(arguments)?;
+        let said = String::from_utf8_lossy(&answer.stderr).into_owned();
+        ensure!(!answer.status.success() && said.contains(why), "{arguments:?} is not refused with {why:?}: {said}");
+        Ok(())
+    };
+    refused(&stranger, &["status"], "the role claimant")?;
+    stranger.garboardctl_ok(&["claim", "--dry-run", "-f", &manifests(&stranger)])?;
+    owner.garboardctl_ok(&["claim", "-f", &manifests(&owner)])?;
+    refused(&stranger, &["claim", "-f", &manifests(&stranger)], "the machine does not wait")?;
+    scene.cluster = owner;
+    scene.wait_ready()
 }
 
 fn the_machine_api_takes_changes(scene: &mut Scene) -> Result<()> {

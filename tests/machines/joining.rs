@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use garboard_tests::cluster::{READY_LIMIT, sample_pod};
+use garboard_tests::lan::Lan;
 use garboard_tests::machine::{Hardware, Machine};
 use garboard_tests::wait;
 use libtest_mimic::Trial;
@@ -29,6 +30,7 @@ fn a_worker_joins_by_one_resource(scene: &mut Scene) -> Result<()> {
         ensure!(machine["status"]["role"] == "Worker", "{machine}");
         it_runs_what_a_worker_needs(scene)?;
         pods_reach_each_other_across_machines(scene)?;
+        one_that_does_not_wait_is_not_told(scene)?;
         rollout::a_pool_stops_at_a_change_that_fails(scene, ["node-1", WORKER])?;
         it_works_on_while_the_control_plane_is_away(scene, &mut worker)?;
         it_leaves_when_its_machine_is_deleted(scene, &mut worker)
@@ -37,16 +39,33 @@ fn a_worker_joins_by_one_resource(scene: &mut Scene) -> Result<()> {
     outcome
 }
 
-/// Starts a worker, and waits until it belongs to the cluster.
+/// Declares a worker by the hardware address that it will have, starts it without anything, and waits until it belongs to the cluster.
 fn join(scene: &Scene) -> Result<Machine> {
+    let place = scene.places[0];
+    scene.declare_waiting(WORKER, place, "Worker", &json!({ "macAddress": place.mac_address() }))?;
+    let told = ["machine", WORKER];
+    scene.cluster.wait_for(&told, "/status/conditions/0/reason", &json!("NotFound"), POD_LIMIT)?;
     let hardware = Hardware { memory_mib: 2048, ..Hardware::default() };
-    let worker = scene.join(WORKER, scene.places[0], hardware, &[])?;
+    let worker = scene.start_waiting(WORKER, place, hardware)?;
     let ready = || {
+        let (_, key) = worker.wait_waiting(READY_LIMIT)?;
+        scene.cluster.know(WORKER, place.ports, &key)?;
+        scene.cluster.wait_condition(&told, "HandedOver", READY_LIMIT)?;
         scene.cluster.wait_condition(&["machine", WORKER], "Ready", READY_LIMIT)?;
         scene.cluster.wait_condition(&["node", WORKER], "Ready", READY_LIMIT)
     };
     ready().with_context(|| format!("the worker's console ends with:\n{}", worker.console_end()))?;
     Ok(worker)
+}
+
+/// It is said why, and what is declared can be withdrawn.
+fn one_that_does_not_wait_is_not_told(scene: &Scene) -> Result<()> {
+    let fingerprint = &scene.cluster.get(&["machine", "node-1"])?["status"]["fingerprint"];
+    let ghost = "ghost";
+    let waiting = json!({ "host": Lan::FIRST, "fingerprint": fingerprint });
+    scene.declare_waiting(ghost, scene.places[1], "Worker", &waiting)?;
+    scene.cluster.wait_for(&["machine", ghost], "/status/conditions/0/reason", &json!("NotWaiting"), POD_LIMIT)?;
+    scene.cluster.kubectl_ok(&["delete", "machine", ghost, &format!("--timeout={}s", POD_LIMIT.as_secs())]).map(drop)
 }
 
 fn it_runs_what_a_worker_needs(scene: &Scene) -> Result<()> {
@@ -139,5 +158,5 @@ fn it_leaves_when_its_machine_is_deleted(scene: &Scene, worker: &mut Machine) ->
         ensure!(found.is_empty(), "{found} is still there");
     }
     worker.start()?;
-    worker.wait_console("garboardctl join node-2", READY_LIMIT)
+    worker.wait_waiting(READY_LIMIT).map(drop)
 }

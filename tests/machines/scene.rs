@@ -12,7 +12,7 @@ use garboard_tests::image::Image;
 use garboard_tests::lan::{Forward, Lan};
 use garboard_tests::machine::{Hardware, Machine, Ports};
 use libtest_mimic::{Failed, Trial};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Longest time for a pod to do what it is meant to: three times what is usual under emulation.
@@ -33,9 +33,25 @@ pub struct Place {
 }
 
 impl Place {
-    /// The place with a number, from 2 to 8.
+    /// The place with a number, from 2 to 8, and the address that DHCP gives to the machine there, if those before it have asked.
     fn new(number: u8) -> Result<Self> {
-        Ok(Self { number, address: Ipv4Addr::new(10, 0, 2, 20 + number), ports: Ports::free()? })
+        Ok(Self { number, address: Ipv4Addr::new(10, 0, 2, 14 + number), ports: Ports::free()? })
+    }
+}
+
+impl Place {
+    /// The hardware address of a machine there.
+    pub fn mac_address(self) -> String {
+        Machine::mac_address(self.number)
+    }
+
+    /// The network of a Machine there.
+    fn network(self) -> Value {
+        json!({ "links": [{
+            "match": { "name": "eth0" },
+            "addresses": [format!("{}/{}", self.address, Lan::PREFIX)],
+            "gateway": Lan::ROUTER,
+        }] })
     }
 }
 
@@ -112,24 +128,48 @@ impl Scene {
             .with_context(|| self.account())
     }
 
-    /// Makes the manifests with which a machine joins at a place, and starts it with them.
+    /// Starts a machine at a place that has no manifests, and so waits.
     ///
     /// # Errors
-    /// When `garboardctl join` refuses, or the machine does not start.
-    pub fn join(&self, name: &str, place: Place, hardware: Hardware, more: &[&str]) -> Result<Machine> {
-        let at = format!("127.0.0.1:{}", place.ports.machine);
-        self.cluster.garboardctl_ok(&[&["-m", "node-1", "join", name, "--at", &at], more].concat())?;
-        let file = format!("{name}.yaml");
-        let network = json!({ "links": [{
-            "match": { "name": "eth0" },
-            "addresses": [format!("{}/{}", place.address, Lan::PREFIX)],
-            "gateway": Lan::ROUTER,
-        }] });
-        self.cluster.edit(&file, "network: {}", &format!("network: {network}"))?;
-        let mut machine = Machine::create(&Image::latest()?, &self.folder().join(name), hardware, Ports::free()?)?;
-        machine.set_manifests(Some(self.cluster.directory().join(&file)));
-        machine.connect(self.lan()?, place.number);
+    /// When it does not start.
+    pub fn start_waiting(&self, name: &str, place: Place, hardware: Hardware) -> Result<Machine> {
+        let mut machine = self.another(name, place, hardware)?;
         machine.start()?;
+        Ok(machine)
+    }
+
+    /// Declares the machine that is to be at a place, and that waits: `waiting` is what is known of it.
+    ///
+    /// # Errors
+    /// What `kubectl` says.
+    pub fn declare_waiting(&self, name: &str, place: Place, role: &str, waiting: &Value) -> Result<()> {
+        let machine = json!({
+            "apiVersion": "garboard.dev/v1alpha1",
+            "kind": "Machine",
+            "metadata": { "name": name },
+            "spec": { "role": role, "join": { "waiting": waiting }, "network": place.network() },
+        });
+        self.cluster.apply(&machine.to_string()).map(drop)
+    }
+
+    /// Makes the manifests with which a machine that waits at a place, with this key, joins; and claims it with them.
+    ///
+    /// # Errors
+    /// When `garboardctl` refuses.
+    pub fn claim(&self, name: &str, place: Place, key: &str, more: &[&str]) -> Result<()> {
+        let (at, key) = (format!("127.0.0.1:{}", place.ports.machine), format!("--key={key}"));
+        self.cluster.garboardctl_ok(&[&["-m", "node-1", "join", name, "--at", &at, &key], more].concat())?;
+        let file = format!("{name}.yaml");
+        self.cluster.edit(&file, "network: {}", &format!("network: {}", place.network()))?;
+        let file = self.cluster.directory().join(file).to_string_lossy().into_owned();
+        self.cluster.garboardctl_ok(&["-m", name, "claim", "-f", &file]).map(drop)
+    }
+
+    /// A machine at a place, without manifests.
+    fn another(&self, name: &str, place: Place, hardware: Hardware) -> Result<Machine> {
+        let mut machine = Machine::create(&Image::latest()?, &self.folder().join(name), hardware, Ports::free()?)?;
+        machine.set_manifests(None);
+        machine.connect(self.lan()?, place.number);
         Ok(machine)
     }
 

@@ -16,6 +16,8 @@ pub const CERTIFICATES_READY: &str = "CertificatesReady";
 pub const SERVICES_READY: &str = "ServicesReady";
 /// The latest change of the configuration has proved itself.
 pub const CHANGE_PROVED: &str = "ChangeProved";
+/// The machine that waits has been told what it should be.
+pub const HANDED_OVER: &str = "HandedOver";
 /// Its pods have gone, so that a machine whose Machine is deleted can leave.
 pub const DRAINED: &str = "Drained";
 /// The cluster's store has taken the member.

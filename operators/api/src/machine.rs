@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::types::{LABEL, REGISTRY, URL};
 
-pub use self::join::{MachineJoin, MachineRole};
+pub use self::join::{MachineJoin, MachineRole, WaitingMachine};
 pub(crate) use self::kernel::KEPT_SYSCTLS;
 pub use self::kernel::MachineKernel;
 pub(crate) use self::kubelet::{EVICTION_SIGNALS, RESERVABLE};
@@ -122,12 +122,12 @@ pub struct MachineStatus {
     /// The generation of the declaration that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What the machine is doing, in one word: Starting, Running, Degraded or Stopping. For people; programs use the
-    /// conditions.
+    /// What the machine is doing, in one word: Starting, Running, Degraded or Stopping; before it has joined, Waiting until it is found
+    /// and told what it should be, and then Joining. For people; programs use the conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// What holds of the machine: Ready, Accepted, NetworkReady, KernelReady, CertificatesReady,
-    /// ServicesReady, ChangeProved; and Drained while it leaves because it was deleted.
+    /// ServicesReady, ChangeProved; HandedOver of one that waited without manifests; and Drained while it leaves because it was deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -270,6 +270,11 @@ impl Machine {
     /// Whether it joins a cluster that is there, instead of founding one.
     pub fn joins(&self) -> bool {
         self.spec.join.is_some()
+    }
+
+    /// What the machine tells of itself; none before it was ever there, when others may have told of it.
+    pub fn own_status(&self) -> Option<&MachineStatus> {
+        self.status.as_ref().filter(|status| status.fingerprint.is_some())
     }
 
     /// Name of its custom resource definition.

@@ -226,6 +226,8 @@ pub(crate) const HOST: &str = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z
 /// Pattern of a DNS name that may begin with a wildcard, or an address.
 pub(crate) const WILDCARD_HOST: &str =
     r"^((\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*|[0-9a-fA-F:.]+)$";
+/// A UUID as the kernel shows it.
+pub(crate) const UUID: &str = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$";
 /// [`HOST`] in words.
 pub(crate) const HOST_WORDS: &str = "a DNS name or an IP address";
 /// Pattern of the name of an interface.
@@ -263,6 +265,7 @@ pub(crate) fn pattern_words(pattern: &str) -> Option<&'static str> {
         INTERFACE => Some("the name of an interface: no blank, slash or colon"),
         REGISTRY => Some("a registry's name, such as docker.io or registry.example:5000"),
         HTTPS_URL => Some("an https URL, such as https://issuer.example"),
+        UUID => Some("a UUID in lower case, such as 4c4c4544-0042-3510-8051-b4c04f333632"),
         URL => Some("where it is, such as https://mirror.example"),
         QUANTITY => Some("an amount, such as 500m, 2 or 1Gi"),
         QUANTITY_OR_PERCENT => Some("an amount, such as 100Mi, or a part in percent, such as 5%"),

@@ -16,7 +16,7 @@ use crate::machine::{
     self, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineRole, MachineSpec, Registry, Taint, TrialProbe,
 };
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
-use crate::types::{self, Cidr};
+use crate::types::{self, Cidr, PublicKeyPin};
 
 /// Collects what is wrong.
 #[derive(Default)]
@@ -52,8 +52,10 @@ fn check_join(errors: &mut Errors, spec: &MachineSpec) {
                 "the cluster that the worker joins: `garboardctl join` writes it",
             );
         }
-        (_, Some(MachineJoin { endpoints, ca_pin: _ })) => {
+        // What the cluster fills in is there when a machine sees it.
+        (_, Some(MachineJoin { endpoints, ca_pin, waiting: _ })) => {
             errors.require(!endpoints.is_empty(), "spec.join.endpoints", Vec::<Value>::new(), "at least one");
+            errors.require(ca_pin.is_some(), "spec.join.caPin", Value::Null, PublicKeyPin::ALLOWED);
             for (index, Endpoint { host, port: _ }) in endpoints.iter().enumerate() {
                 let field = format!("spec.join.endpoints[{index}].host");
                 errors.require(is_host(host), field, host.as_str(), types::HOST_WORDS);

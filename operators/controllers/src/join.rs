@@ -53,6 +53,9 @@ pub enum JoinError {
     /// There is no token to show.
     #[error("there is no token: give the machine the manifests that `garboardctl join {0}` makes")]
     NoToken(String),
+    /// It is not said by what the cluster is known.
+    #[error("spec.join.caPin is not there")]
+    NoPin,
     /// The token could not be read.
     #[error(transparent)]
     Token(#[from] FileError),
@@ -198,7 +201,8 @@ impl Join {
         if let Ok(known) = self.pki.authority_certificate(Authority::Kubernetes) {
             return Ok(known);
         }
-        let found = discovery::authority(balancer::PORT, join.ca_pin).await.map_err(|source| {
+        let pin = join.ca_pin.ok_or(JoinError::NoPin)?;
+        let found = discovery::authority(balancer::PORT, pin).await.map_err(|source| {
             let endpoints: Vec<_> = join.endpoints.iter().map(ToString::to_string).collect();
             JoinError::Discovery { endpoints: endpoints.join(", "), source }
         })?;

@@ -1,6 +1,7 @@
 //! The reconcilers of the node agent and of the cluster operators, and the tasks that they look at.
 
 pub mod addons;
+pub mod announce;
 pub mod api_servers;
 pub mod certificates;
 pub mod claim;
@@ -14,6 +15,7 @@ mod duty;
 pub mod etcd;
 pub mod events;
 pub mod firmware;
+pub mod handover;
 pub mod hostname;
 pub mod images;
 pub mod join;

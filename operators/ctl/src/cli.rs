@@ -19,6 +19,7 @@ Examples:
   garboardctl logs kubelet -f          Follow the log of a service
   garboardctl dmesg                    The kernel's log
   garboardctl join node-2 --at HOST    Make the manifests of a machine that joins
+  garboardctl machines --waiting       Find machines that wait to be told what they should be
   garboardctl claim -f node-2.yaml -m node-2
                                        Give them to a machine that waits
 
@@ -85,6 +86,7 @@ pub enum Command {
     Logs(Logs),
     Dmesg(Dmesg),
     Apply(Apply),
+    Machines(Machines),
     Claim(Claim),
     Join(Join),
     Trial(Trial),
@@ -231,6 +233,29 @@ pub struct Apply {
     #[command(flatten)]
     pub output: OutputArgs,
 }
+
+/// List your machines, or find those that wait to be claimed
+///
+/// Without --waiting, the machines of config.yaml are asked as whom they know you and what they run. With it, machines that were started
+/// without manifests are looked for on the networks that this computer is on: each announces itself by multicast DNS, with the key that its
+/// console shows. What they say of their hardware is not proved by anything.
+#[derive(Debug, Args)]
+#[command(after_help = MACHINES_EXAMPLES)]
+pub struct Machines {
+    /// Find machines that wait
+    #[arg(long)]
+    pub waiting: bool,
+    /// How long to look for them
+    #[arg(long, default_value_t = 3, value_name = "SECONDS", requires = "waiting", value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub seconds: u64,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+const MACHINES_EXAMPLES: &str = "\
+Examples:
+  garboardctl machines
+  garboardctl machines --waiting -o wide";
 
 /// Tell a machine that waits what it should be
 ///

@@ -12,6 +12,7 @@
 //! | [`access`] | pins with names and roles | who a proven key is |
 //! | [`server`] | a listener, an identity, an access list, an implementation | the served API |
 //! | [`client`] | an endpoint, the machine's pin, an identity | typed calls and typed errors |
+//! | [`waiting`] | links | machines that wait to be claimed, found by multicast DNS |
 //! | [`proto`] | | messages and the [`proto::machine_server::Machine`] trait to implement |
 
 pub mod access;
@@ -24,6 +25,7 @@ pub mod server;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod tls;
+pub mod waiting;
 
 pub use access::{Access, AccessList};
 pub use endpoint::{DEFAULT_PORT, Endpoint};

@@ -20,6 +20,11 @@ pub struct Pin([u8; 32]);
 pub struct InvalidPin;
 
 impl Pin {
+    /// The pin with this digest.
+    pub const fn of_digest(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
     /// The pin of a DER-encoded `SubjectPublicKeyInfo`.
     pub fn of_public_key(spki: &[u8]) -> Self {
         let mut bytes = [0; 32];

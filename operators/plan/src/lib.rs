@@ -7,6 +7,7 @@ pub mod csr;
 pub mod disruption;
 pub mod etcd;
 pub mod events;
+pub mod handover;
 pub mod join;
 pub mod kernel;
 pub mod layers;

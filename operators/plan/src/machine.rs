@@ -10,6 +10,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 /// Phases of a machine.
 pub mod phase {
+    /// It is to be found and told what it should be.
+    pub const WAITING: &str = "Waiting";
+    /// It was told, and is to join.
+    pub const JOINING: &str = "Joining";
     /// It has not served since it was started.
     pub const STARTING: &str = "Starting";
     /// It serves.

@@ -30,6 +30,7 @@ fn machine(name: &str, generation: i64, ready: bool) -> Machine {
     machine.metadata.labels = Some(BTreeMap::from([("role".into(), "worker".into())]));
     let observation = Observation::new(condition::READY, ready, "Reason", "message");
     machine.status = Some(MachineStatus {
+        fingerprint: Some("sha256:0".to_owned()),
         pool: Some(reference(generation)),
         conditions: condition::merge(&[], [observation], None, &now()),
         ..MachineStatus::default()

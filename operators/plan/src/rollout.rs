@@ -52,7 +52,7 @@ pub struct Plan<'a> {
 impl<'a> Member<'a> {
     /// A machine, and whether its node is Ready: a machine that is gone says nothing of it.
     pub fn new(machine: &'a Machine, node_ready: bool) -> Self {
-        Self { machine, status: machine.status.as_ref(), node_ready }
+        Self { machine, status: machine.own_status(), node_ready }
     }
 
     /// Its name.

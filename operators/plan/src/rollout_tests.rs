@@ -95,6 +95,7 @@ impl Agent {
     fn tell(&mut self) {
         let observation = Observation::new(READY, self.serves, "Reason", "message");
         self.machine.status = Some(MachineStatus {
+            fingerprint: Some("sha256:0".to_owned()),
             pool: self.record.in_force(&configuration(&self.followed)).pool.clone(),
             trial: trial::status(&self.record, &[]),
             conditions: condition::merge(&[], [observation], None, &Time(Timestamp::UNIX_EPOCH)),

@@ -5,6 +5,7 @@ mod claim;
 mod join;
 mod kubeconfig;
 mod logs;
+mod machines;
 mod new;
 mod power;
 mod service;
@@ -34,6 +35,7 @@ pub async fn run(Cli { target, command }: Cli) -> anyhow::Result<()> {
         Command::Logs(arguments) => logs::run(&Contact::find(&target)?, &arguments.service, &arguments.lines).await,
         Command::Dmesg(arguments) => logs::run(&Contact::find(&target)?, logs::KERNEL, &arguments.lines).await,
         Command::Apply(arguments) => apply::run(&Contact::find(&target)?, &arguments).await,
+        Command::Machines(arguments) => machines::run(&target, &arguments).await,
         Command::Claim(arguments) => claim::run(&Contact::find(&target)?, &arguments).await,
         Command::Join(arguments) => join::run(&target, &arguments).await,
         Command::Trial(arguments) => trial::run(&Contact::find(&target)?, &arguments.command).await,

@@ -1,0 +1,345 @@
+//! Hands Machines to machines that wait without manifests: one of the cluster's duties, done by the node agent that speaks for the cluster,
+//! because a token for a control-plane machine seals the cluster's keys, which only those agents have. What is due is
+//! [`plan::handover`](garboard_plan::handover).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::join_all;
+use garboard_api::condition::{self, Observation};
+use garboard_api::machine::WaitingMachine;
+use garboard_api::types::PublicKeyPin;
+use garboard_api::{Cluster, Endpoint as ApiEndpoint, Machine};
+use garboard_machine_api::client::{Client as MachineClient, ClientError};
+use garboard_machine_api::endpoint::InvalidEndpoint;
+use garboard_machine_api::waiting::{Browser, Found, MulticastError};
+use garboard_machine_api::{DEFAULT_PORT, Endpoint, Identity, Pin};
+use garboard_plan::handover::{self as plan, Announced, Due};
+use garboard_plan::machine::phase;
+use garboard_plan::pki::Authority;
+use garboard_runtime::applier::chain;
+use garboard_runtime::status;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::json;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::context::Context;
+use crate::join::{TokenError, issue_token};
+use crate::served::whenever_served;
+
+/// The name under which the handing over owns its condition.
+const FIELD_MANAGER: &str = "garboard-handover";
+/// How soon machines that could not be told are tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// A machine was not told what it should be.
+#[derive(Debug, thiserror::Error)]
+enum HandOverError {
+    /// Nobody announces himself as it.
+    #[error("no machine that waits and is this one is on the links of the control plane")]
+    NotFound,
+    /// Several do.
+    #[error("several machines say that they are this one: {0}")]
+    Ambiguous(String),
+    /// Nothing can be found.
+    #[error(transparent)]
+    Multicast(#[from] MulticastError),
+    /// Where it should be is no such thing.
+    #[error(transparent)]
+    Endpoint(#[from] InvalidEndpoint),
+    /// It is not there, or does not take it.
+    #[error(transparent)]
+    Machine(#[from] ClientError),
+    /// There is no token.
+    #[error("cannot make a token")]
+    Token(#[from] TokenError),
+    /// The Machine could not be changed.
+    #[error("cannot say in the Machine where the cluster is")]
+    Api(#[from] kube::Error),
+}
+
+impl HandOverError {
+    /// The reason in the condition.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound | Self::Multicast(_) => "NotFound",
+            Self::Ambiguous(_) => "Ambiguous",
+            Self::Machine(ClientError::UnknownKey { .. }) => "NotWaiting",
+            Self::Machine(ClientError::OtherMachine { .. }) => "OtherMachine",
+            Self::Machine(ClientError::Invalid { .. }) => "Refused",
+            Self::Endpoint(_) | Self::Machine(_) => "Unreachable",
+            Self::Token(_) | Self::Api(_) => "NotPossible",
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Machine(ClientError::UnknownKey { endpoint, .. }) => {
+                format!(
+                    "the machine at {endpoint} does not wait: it belongs to a cluster, has manifests, or was claimed by somebody else"
+                )
+            }
+            other => chain(other),
+        }
+    }
+}
+
+/// Hands Machines over while this machine speaks for the cluster, until `stop`. The machines that wait see this machine's `identity`.
+pub async fn run(context: Arc<Context>, identity: Arc<Identity>, stop: CancellationToken) {
+    let work = whenever_served(context.api.clone(), async |client| {
+        loop {
+            speaks(&context, true).await;
+            tokio::select! {
+                () = follow(&context, &identity, &client) => {}
+                // What was begun is found out by who speaks next.
+                () = speaks(&context, false) => {}
+            }
+        }
+    });
+    stop.run_until_cancelled(work).await;
+}
+
+/// Waits until this machine speaks for the cluster, or does no longer.
+async fn speaks(context: &Context, wanted: bool) {
+    let (mut membership, mut leads, mut machine) =
+        (context.membership.clone(), context.leads.clone(), context.machine.object.clone());
+    while context.speaks_for_cluster() != wanted {
+        // Cancel-safe: each arm only waits.
+        tokio::select! {
+            Ok(()) = membership.changed() => {}
+            Ok(()) = leads.changed() => {}
+            Ok(()) = machine.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
+}
+
+/// Never ends by itself.
+async fn follow(context: &Context, identity: &Identity, client: &Client) {
+    let api = Api::<Machine>::all(client.clone());
+    let watch = watcher::watcher(api.clone(), watcher::Config::default());
+    let mut watch = pin!(garboard_api_client::uninterrupted("machine", watch));
+    let mut waiting = BTreeMap::<String, Machine>::new();
+    let (mut browser, mut again) = (None, Instant::now());
+    loop {
+        if !waiting.values().any(is_looked_for) {
+            browser = None;
+        } else if browser.is_none() {
+            browser = look(context);
+        }
+        // Cancel-safe: an event is kept before anything is awaited.
+        tokio::select! {
+            Some(event) = watch.next() => {
+                if !keep(&mut waiting, event) {
+                    continue;
+                }
+            }
+            () = changed(&mut browser) => {}
+            () = sleep_until(again), if !waiting.is_empty() => {}
+        }
+        let attempt = |machine| attempt(context, identity, &api, machine, browser.as_ref());
+        join_all(waiting.values().map(attempt)).await;
+        again = Instant::now() + RETRY;
+    }
+}
+
+/// Keeps the Machines whose machines wait; says whether there is news of one.
+fn keep(waiting: &mut BTreeMap<String, Machine>, event: Event<Machine>) -> bool {
+    let mut put = |machine: Machine| {
+        let (name, generation) = (machine.name_any(), machine.metadata.generation);
+        if !plan::waits(&machine) {
+            waiting.remove(&name);
+            return false;
+        }
+        waiting.insert(name, machine).is_none_or(|former| former.metadata.generation != generation)
+    };
+    match event {
+        Event::Apply(machine) => put(machine),
+        Event::InitApply(machine) => {
+            put(machine);
+            false
+        }
+        Event::Delete(machine) => {
+            waiting.remove(&machine.name_any());
+            false
+        }
+        Event::Init => {
+            waiting.clear();
+            false
+        }
+        Event::InitDone => !waiting.is_empty(),
+    }
+}
+
+/// Whether it is not said where the machine is.
+fn is_looked_for(machine: &Machine) -> bool {
+    waiting_of(machine).is_some_and(|waiting| waiting.host.is_none())
+}
+
+fn waiting_of(machine: &Machine) -> Option<&WaitingMachine> {
+    machine.spec.join.as_ref()?.waiting.as_ref()
+}
+
+/// Looks on the machine's own link alone: pods, which are on others, must not be able to pose as machines.
+fn look(context: &Context) -> Option<Browser> {
+    let link = context.network.borrow().link.clone()?;
+    Browser::start(Some(&[link]))
+        .inspect_err(|error| warn!(error = chain(error), "machines that wait are not found"))
+        .ok()
+}
+
+/// Waits until other machines are found.
+async fn changed(browser: &mut Option<Browser>) {
+    match browser {
+        Some(looking) => {
+            if let Err(error) = looking.changed().await {
+                warn!(error = chain(&error), "machines that wait are not found any more");
+                *browser = None;
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn attempt(
+    context: &Context,
+    identity: &Identity,
+    api: &Api<Machine>,
+    machine: &Machine,
+    browser: Option<&Browser>,
+) {
+    let observation = match hand_over(context, identity, api, machine, browser).await {
+        Ok(None) => return,
+        Ok(Some(told)) => told,
+        Err(error) => plan::not_told(error.reason(), error.message()),
+    };
+    if let Err(error) = tell(context, api, machine, observation).await {
+        warn!(error = chain(&error), machine = machine.name_any(), "cannot tell whether a machine was told");
+    }
+}
+
+/// Does what is due; none if there is nothing to tell of it.
+async fn hand_over(
+    context: &Context,
+    identity: &Identity,
+    api: &Api<Machine>,
+    machine: &Machine,
+    browser: Option<&Browser>,
+) -> Result<Option<Observation>, HandOverError> {
+    let (own, cluster) = (context.machine.current(), context.cluster.current());
+    let address = context.network.borrow().primary();
+    let endpoint = own.zip(cluster.clone()).and_then(|(own, cluster)| cluster.endpoint_of(&own, address));
+    let ca_pin = context.pki.authority_pin(Authority::Kubernetes).ok().flatten();
+    let (Some(cluster), Some(endpoint), Some(ca_pin)) = (cluster, endpoint, ca_pin) else { return Ok(None) };
+    let name = machine.name_any();
+    match plan::due(machine, &endpoint, ca_pin, context.now()) {
+        Due::Nothing => Ok(None),
+        Due::Complete(patch) => {
+            // It is handed over when this comes back.
+            api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+            Ok(None)
+        }
+        Due::HandOver => {
+            let Some(waiting) = waiting_of(machine) else { return Ok(None) };
+            let (at, key) = target(context, &cluster, waiting, browser)?;
+            let mut client = MachineClient::connect(&at, key, identity).await?;
+            // A token is made only for one that would take it.
+            client.claim(plan::manifests(machine, None), true).await?;
+            let (token, _) = issue_token(&context.pki, &name, machine.role(), plan::LIFETIME, context.now()).await?;
+            client.claim(plan::manifests(machine, Some(&token)), false).await?;
+            info!(machine = name, %at, fingerprint = %key, "handed over");
+            Ok(Some(plan::told(&key.to_string(), &at.to_string())))
+        }
+    }
+}
+
+/// Where the machine is, and its key.
+fn target(
+    context: &Context,
+    cluster: &Cluster,
+    waiting: &WaitingMachine,
+    browser: Option<&Browser>,
+) -> Result<(Endpoint, Pin), HandOverError> {
+    if let (Some(host), Some(fingerprint)) = (&waiting.host, waiting.fingerprint) {
+        let at = ApiEndpoint { host: host.clone(), port: waiting.port.unwrap_or(DEFAULT_PORT) };
+        return Ok((at.to_string().parse()?, pin_of(fingerprint)));
+    }
+    let mut candidates = BTreeMap::new();
+    for found in browser.iter().flat_map(|browser| browser.found()) {
+        if plan::is_meant(waiting, &announced(found))
+            && let Some(address) = found.addresses.iter().find(|address| may_be(context, cluster, **address))
+            && found.port == DEFAULT_PORT
+        {
+            candidates.insert(found.announcement.pin, *address);
+        }
+    }
+    match (candidates.pop_first(), candidates.is_empty()) {
+        (Some((pin, address)), true) => {
+            let at = ApiEndpoint { host: address.to_string(), port: DEFAULT_PORT };
+            Ok((at.to_string().parse()?, pin))
+        }
+        (Some((first, _)), false) => {
+            let all: Vec<_> = [first].iter().chain(candidates.keys()).map(Pin::to_string).collect();
+            Err(HandOverError::Ambiguous(all.join(", ")))
+        }
+        (None, _) => Err(HandOverError::NotFound),
+    }
+}
+
+/// Whether a machine that waits may have this address: none that pods or other machines of the cluster have.
+fn may_be(context: &Context, cluster: &Cluster, address: IpAddr) -> bool {
+    let spec = &cluster.spec;
+    let taken = context.peers.borrow().iter().any(|peer| peer.address == address);
+    !taken
+        && address.is_ipv4()
+        && !address.is_loopback()
+        && !spec.pod_cidr.net().contains(&address)
+        && !spec.service_cidr.net().contains(&address)
+        && !context.network.borrow().addresses.contains(&address)
+}
+
+fn announced(found: &Found) -> Announced {
+    let said = &found.announcement;
+    Announced {
+        fingerprint: said.pin.to_string().parse().ok(),
+        mac_addresses: said.mac_addresses.iter().filter_map(|mac| mac.parse().ok()).collect(),
+        serial_number: said.serial_number.clone(),
+        system_uuid: said.system_uuid.clone(),
+    }
+}
+
+fn pin_of(fingerprint: PublicKeyPin) -> Pin {
+    Pin::of_digest(*fingerprint.digest())
+}
+
+/// Tells how it stands, if that is news.
+async fn tell(
+    context: &Context,
+    api: &Api<Machine>,
+    machine: &Machine,
+    observation: Observation,
+) -> Result<(), kube::Error> {
+    let former = machine.status.iter().flat_map(|status| &status.conditions);
+    let former: Vec<_> = former.filter(|found| found.type_ == condition::HANDED_OVER).cloned().collect();
+    let conditions = condition::merge(&former, [observation], machine.metadata.generation, &context.condition_time());
+    if conditions == former {
+        return Ok(());
+    }
+    let joins = conditions.iter().any(|condition| condition.status == condition::TRUE);
+    // Its own agent tells it from when it has joined.
+    let phase = if joins { phase::JOINING } else { phase::WAITING };
+    let status = json!({ "phase": phase, "conditions": conditions });
+    match status::apply(api, &machine.name_any(), FIELD_MANAGER, &status).await {
+        // It was deleted meanwhile.
+        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+        other => other.map(drop),
+    }
+}

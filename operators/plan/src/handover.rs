@@ -1,0 +1,116 @@
+//! A Machine whose machine waits without manifests: what the cluster is to do so that it becomes one of the cluster's.
+
+use std::time::{Duration, SystemTime};
+
+use garboard_api::condition::{self, Observation};
+use garboard_api::machine::{MachineJoin, WaitingMachine};
+use garboard_api::types::{MacAddress, PublicKeyPin};
+use garboard_api::{API_VERSION, Endpoint, JOIN_SECRET_KEY, JOIN_SECRET_TYPE, Machine};
+use serde_json::{Value, json};
+
+/// How long the machine may take to join once it was told, and then it is told again.
+pub const LIFETIME: Duration = Duration::from_secs(3600);
+
+/// What is due for a Machine.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Due {
+    /// Nothing: it has joined, is about to, or does not wait.
+    Nothing,
+    /// This merge patch of the Machine: where the cluster is.
+    Complete(Value),
+    /// The machine is to be found and told.
+    HandOver,
+}
+
+/// What is due for a Machine, of a cluster that is reached at `endpoint` and known by `ca_pin`.
+pub fn due(machine: &Machine, endpoint: &Endpoint, ca_pin: PublicKeyPin, now: SystemTime) -> Due {
+    let Some(MachineJoin { endpoints, ca_pin: known, waiting: _ }) = &machine.spec.join else { return Due::Nothing };
+    if !waits(machine) || is_told(machine, now) {
+        return Due::Nothing;
+    }
+    if endpoints.is_empty() || known.is_none() {
+        let endpoints = if endpoints.is_empty() { vec![endpoint.clone()] } else { endpoints.clone() };
+        return Due::Complete(
+            json!({ "spec": { "join": { "endpoints": endpoints, "caPin": known.unwrap_or(ca_pin) } } }),
+        );
+    }
+    Due::HandOver
+}
+
+/// Whether the machine is one that waits and has not come yet.
+pub fn waits(machine: &Machine) -> bool {
+    let waiting = machine.spec.join.as_ref().is_some_and(|join| join.waiting.is_some());
+    waiting && machine.own_status().is_none() && machine.metadata.deletion_timestamp.is_none()
+}
+
+/// Whether the machine was told what is declared now, and its token still counts.
+fn is_told(machine: &Machine, now: SystemTime) -> bool {
+    let conditions = machine.status.iter().flat_map(|status| &status.conditions);
+    let mut told = conditions.filter(|found| found.type_ == condition::HANDED_OVER && found.status == condition::TRUE);
+    told.any(|told| {
+        let since = u64::try_from(told.last_transition_time.0.as_second()).unwrap_or_default();
+        let since = SystemTime::UNIX_EPOCH + Duration::from_secs(since);
+        now.duration_since(since).is_ok_and(|age| age < LIFETIME)
+    })
+}
+
+/// What the machine is told: the Machine, and its token when there is one already.
+pub fn manifests(machine: &Machine, token: Option<&str>) -> String {
+    let name = machine.node_name();
+    let declaration = json!({
+        "apiVersion": API_VERSION,
+        "kind": "Machine",
+        "metadata": { "name": name, "labels": machine.metadata.labels },
+        "spec": machine.spec,
+    });
+    let secret = token.map(|token| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": { "name": name },
+            "type": JOIN_SECRET_TYPE,
+            "stringData": { JOIN_SECRET_KEY: token },
+        })
+    });
+    let documents: Vec<_> = [declaration].into_iter().chain(secret).map(|document| document.to_string()).collect();
+    documents.join("\n---\n")
+}
+
+/// A machine that says on a link that it waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announced {
+    /// SHA-256 of its public key.
+    pub fingerprint: Option<PublicKeyPin>,
+    /// The hardware addresses of its links.
+    pub mac_addresses: Vec<MacAddress>,
+    /// The serial number in its firmware.
+    pub serial_number: Option<String>,
+    /// The UUID in its firmware.
+    pub system_uuid: Option<String>,
+}
+
+/// Whether the machine that announces itself is the one that waits: everything that is known of that must be so.
+pub fn is_meant(waiting: &WaitingMachine, announced: &Announced) -> bool {
+    let WaitingMachine { host: _, port: _, fingerprint, mac_address, serial_number, system_uuid } = waiting;
+    let known = fingerprint.is_some() || mac_address.is_some() || serial_number.is_some() || system_uuid.is_some();
+    known
+        && (fingerprint.is_none() || *fingerprint == announced.fingerprint)
+        && mac_address.is_none_or(|mac| announced.mac_addresses.contains(&mac))
+        && (serial_number.is_none() || *serial_number == announced.serial_number)
+        && (system_uuid.is_none() || *system_uuid == announced.system_uuid)
+}
+
+/// The condition of a Machine whose machine was told.
+pub fn told(fingerprint: &str, at: &str) -> Observation {
+    let message = format!("the machine {fingerprint} at {at} has taken it, and joins");
+    Observation::new(condition::HANDED_OVER, true, "HandedOver", message)
+}
+
+/// The condition of a Machine whose machine could not be told.
+pub fn not_told(reason: &str, message: String) -> Observation {
+    Observation::new(condition::HANDED_OVER, false, reason, message)
+}
+
+#[cfg(test)]
+#[path = "handover_tests.rs"]
+mod tests;
