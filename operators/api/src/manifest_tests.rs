@@ -174,6 +174,12 @@ fn what_is_wrong_is_named() {
         ("a wrong type", machine("spec: {kubelet: {maxPods: many}}"), &["spec.kubelet.maxPods", "\"many\""]),
         ("a list for a mapping", machine("spec: []"), &["spec", "mapping"]),
         ("out of bounds", machine("spec: {kubelet: {maxPods: 0}}"), &["spec.kubelet.maxPods", "0", "1 to 250"]),
+        (
+            "no time server",
+            machine("spec: {time: {servers: [a, '1:2']}}"),
+            &["spec.time.servers[1]", "1:2", "DNS name"],
+        ),
+        ("twice", machine("spec: {time: {servers: [a, a]}}"), &["spec.time.servers[1]", "\"a\"", "once"]),
         ("no host name", machine("spec: {hostname: A_b}"), &["spec.hostname", "A_b", "DNS label"]),
         (
             "both matches",

@@ -13,7 +13,8 @@ use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
 use crate::control_plane::{self, ApiServer, ControlPlane, OidcIssuer};
 use crate::field_error::FieldError;
 use crate::machine::{
-    self, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineRole, MachineSpec, Registry, Taint, TrialProbe,
+    self, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineRole, MachineSpec, MachineTime, Registry, Taint,
+    TrialProbe,
 };
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr};
@@ -111,11 +112,12 @@ fn check_shared(errors: &mut Errors, field: &str, spec: &MachineSpec) {
 /// Settings of machines, those of `base`, whichever layer they belong to.
 fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
     // What a machine is for and what it joins are matters of the Machine alone.
-    let MachineSpec { role: _, join: _, hostname, network, kubelet, kernel, registries, trial } = spec;
+    let MachineSpec { role: _, join: _, hostname, network, time, kubelet, kernel, registries, trial } = spec;
     if let Some(hostname) = hostname {
         errors.require(types::is_label(hostname), format!("{base}.hostname"), hostname.as_str(), types::LABEL_WORDS);
     }
     network::check(errors, &format!("{base}.network"), network);
+    check_time(errors, base, time);
     check_kubelet(errors, base, kubelet);
     check_kernel(errors, base, kernel);
     check_registries(errors, base, registries);
@@ -207,6 +209,15 @@ fn check_kubelet(errors: &mut Errors, base: &str, kubelet: &MachineKubelet) {
             *critical,
             "at most shutdownGracePeriodSeconds, of which it is a part",
         );
+    }
+}
+
+fn check_time(errors: &mut Errors, base: &str, MachineTime { servers }: &MachineTime) {
+    let mut unique = BTreeSet::new();
+    for (index, server) in servers.iter().enumerate() {
+        let field = format!("{base}.time.servers[{index}]");
+        errors.require(is_host(server), &field, server.as_str(), types::HOST_WORDS);
+        errors.require(unique.insert(server), &field, server.as_str(), "each server once");
     }
 }
 

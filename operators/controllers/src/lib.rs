@@ -40,4 +40,5 @@ pub mod resolver;
 pub mod revocations;
 mod served;
 pub mod services;
+pub mod time;
 pub mod trial;
