@@ -32,7 +32,7 @@ use garboard_controllers::revocations::Revocations;
 use garboard_controllers::services::Services;
 use garboard_controllers::time::{self, KernelClock, Timekeeper};
 use garboard_controllers::trial::{self, Trials};
-use garboard_controllers::{cluster, console, declare, events, machine, preload, release};
+use garboard_controllers::{cluster, console, declare, events, machine, preload, release, upkeep};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::Source;
@@ -124,6 +124,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let made = std::fs::metadata(IMAGE_FILE).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let (timekeeper, time_view) = Timekeeper::new(clock_watched, KernelClock, made, notables.clone());
     tasks.spawn("time", timekeeper.run(stop.clone()));
+    let (upkeep, upkeep_declared) = watch::channel(None);
+    tasks.spawn("upkeep", upkeep::run(control.clone(), upkeep_declared, problems.clone(), stop.clone()));
     let pki = PkiStore::new(&paths.pki_state, &paths.pki);
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (peers, peers_seen) = PeerWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
@@ -183,6 +185,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         kernel: kernel_problems.clone(),
         time_config,
         time: time_view.clone(),
+        upkeep,
         specs,
         services: statuses.clone(),
         phase: phase.clone(),

@@ -161,6 +161,19 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
         found.pointer("/spec/taints/0").map_or(Ok(()), |taint| Err(taint.to_string()))
     })?;
 
+    // PID 1 has the watchdog and the logs.
+    source("watchdog.timeoutSeconds", "Image")?;
+    patch(
+        "machines.garboard.dev/node-1",
+        r#"{"spec": {"watchdog": {"timeoutSeconds": 120}, "logs": {"maxFiles": 2}}}"#,
+    )?;
+    wait::until("the watchdog's new time", POD_LIMIT, || {
+        let said = cluster.garboardctl_ok(&["logs", "kernel", "-n", "300"]).map_err(|error| error.to_string())?;
+        if said.contains("the hardware watchdog runs") && said.contains("seconds=120") { Ok(()) } else { Err(said) }
+    })?;
+    patch("machines.garboard.dev/node-1", r#"{"spec": {"watchdog": null, "logs": null}}"#)?;
+    source("watchdog.timeoutSeconds", "Image")?;
+
     // Nobody answers on loopback: the machine says so, and serves all the same.
     let condition = |reason: &str| {
         wait::until(&format!("TimeSynchronized: {reason}"), POD_LIMIT, || {

@@ -6,6 +6,7 @@ mod kubelet;
 mod network;
 mod time;
 mod trial;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -31,6 +32,7 @@ pub use self::network::{
 };
 pub use self::time::{MachineTime, TimeStatus};
 pub use self::trial::{MachineTrial, TcpServer, TrialFailure, TrialProbe, TrialState, TrialStatus};
+pub use self::upkeep::{MachineLogs, MachineWatchdog};
 
 /// What a machine should be.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -101,6 +103,12 @@ pub struct MachineSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["host"])
     )]
     pub registries: Vec<Registry>,
+    /// The hardware watchdog, which restarts a machine that hangs.
+    #[serde(default)]
+    pub watchdog: MachineWatchdog,
+    /// How much is kept of the logs of services, as `garboardctl logs` and the files of the machine have them.
+    #[serde(default)]
+    pub logs: MachineLogs,
     /// How changes prove themselves.
     #[serde(default)]
     pub trial: MachineTrial,

@@ -180,6 +180,8 @@ fn what_is_wrong_is_named() {
             &["spec.time.servers[1]", "1:2", "DNS name"],
         ),
         ("twice", machine("spec: {time: {servers: [a, a]}}"), &["spec.time.servers[1]", "\"a\"", "once"]),
+        ("soon", machine("spec: {watchdog: {timeoutSeconds: 5}}"), &["spec.watchdog.timeoutSeconds", "5", "30 to 600"]),
+        ("one", machine("spec: {logs: {maxFiles: 1}}"), &["spec.logs.maxFiles", "1", "2 to 16"]),
         ("no host name", machine("spec: {hostname: A_b}"), &["spec.hostname", "A_b", "DNS label"]),
         (
             "both matches",

@@ -111,8 +111,20 @@ fn check_shared(errors: &mut Errors, field: &str, spec: &MachineSpec) {
 
 /// Settings of machines, those of `base`, whichever layer they belong to.
 fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
-    // What a machine is for and what it joins are matters of the Machine alone.
-    let MachineSpec { role: _, join: _, hostname, network, time, kubelet, kernel, registries, trial } = spec;
+    // What a machine is for and what it joins are matters of the Machine alone. What the schema says of the watchdog and of logs is all.
+    let MachineSpec {
+        role: _,
+        join: _,
+        hostname,
+        network,
+        time,
+        kubelet,
+        kernel,
+        registries,
+        watchdog: _,
+        logs: _,
+        trial,
+    } = spec;
     if let Some(hostname) = hostname {
         errors.require(types::is_label(hostname), format!("{base}.hostname"), hostname.as_str(), types::LABEL_WORDS);
     }

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use garboard_api::machine::{MachineKernel, MachineRole, MachineTime, Versions};
 use garboard_api::{About, Cluster, Machine, MachinePool, Refusals};
 use garboard_catalog::Peer;
-use garboard_control::{Client as Control, MachineInfo, MachinePhase};
+use garboard_control::{Client as Control, MachineInfo, MachinePhase, Upkeep};
 use garboard_plan::events::Notable;
 use garboard_plan::trial::Configuration;
 use garboard_runtime::ledger::Ledger;
@@ -104,6 +104,8 @@ pub struct Context {
     pub time_config: watch::Sender<Option<MachineTime>>,
     /// What the machine has of its time servers.
     pub time: watch::Receiver<TimeView>,
+    /// How the machine is watched over and what it keeps of logs, once a Machine is declared: written by its reconciler.
+    pub upkeep: watch::Sender<Option<Upkeep>>,
     /// The services that PID 1 was told: written by the machine's reconciler.
     pub specs: watch::Sender<Arc<Vec<ServiceSpec>>>,
     /// What the services are.

@@ -42,3 +42,4 @@ mod served;
 pub mod services;
 pub mod time;
 pub mod trial;
+pub mod upkeep;

@@ -40,6 +40,7 @@ use crate::network::NetworkConfig;
 use crate::pki::PkiError;
 use crate::time::TimeView;
 use crate::trial::InForce;
+use crate::upkeep::upkeep;
 use crate::{events, node};
 
 /// Everything is looked at again after this time even if nothing seems to have changed.
@@ -90,6 +91,7 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
     declare(&context.network_config, NetworkConfig::from(&configured));
     declare(&context.kernel_config, Some(spec.kernel.clone()));
     declare(&context.time_config, Some(spec.time.clone()));
+    declare(&context.upkeep, Some(upkeep(&spec.watchdog, &spec.logs)));
     let mut observed = observe(&context, configured.joins(), cluster.is_some());
     let converged = match cluster {
         Some(cluster) => converge(&configured, cluster, &context, &mut observed).await,

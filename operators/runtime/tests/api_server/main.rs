@@ -88,6 +88,7 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
             "{{role: Worker, join: {{endpoints: [{{host: kube.example.org, port: 443}}], caPin: '{PIN}'}}}}"
         )),
         machine("{time: {servers: [ntp.example.org, 192.0.2.1, '2001:db8::1']}}"),
+        machine("{watchdog: {enabled: false, timeoutSeconds: 600}, logs: {maxSizeMebibytes: 256, maxFiles: 2}}"),
         machine("{kubelet: {maxPods: 200, nodeLabels: {example.org/a: b}}}"),
         machine(
             "{kernel: {sysctls: {net.core.somaxconn: '4096'}, modules: [nbd]}, \
@@ -118,6 +119,8 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
     }
     for (bad, field) in [
         (machine("{hostname: A_b}"), "spec.hostname"),
+        (machine("{watchdog: {timeoutSeconds: 601}}"), "spec.watchdog.timeoutSeconds"),
+        (machine("{logs: {maxSizeMebibytes: 0}}"), "spec.logs.maxSizeMebibytes"),
         (machine("{time: {servers: [NTP]}}"), "spec.time.servers[0]"),
         (machine("{time: {servers: [a, a]}}"), "spec.time.servers[1]"),
         (machine("{time: {servers: ['2001:db8']}}"), "spec.time"),
