@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
-use crate::control_plane::{self, ApiServer, ControlPlane, OidcIssuer};
+use crate::control_plane::{self, ApiServer, ControlPlane, EventRateLimit, OidcIssuer};
 use crate::field_error::FieldError;
 use crate::machine::{
     self, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineRole, MachineSpec, MachineTime, Registry, Taint,
@@ -289,7 +289,7 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
 fn check_control_plane(errors: &mut Errors, control_plane: &ControlPlane) {
     let ControlPlane { feature_gates, api_server, controller_manager, scheduler } = control_plane;
     check_gates(errors, "spec.controlPlane.featureGates", feature_gates);
-    let ApiServer { extra_args, oidc, pod_security: _, audit_rules } = api_server;
+    let ApiServer { extra_args, oidc, pod_security: _, admission_plugins, event_rate_limits, audit_rules } = api_server;
     for (component, flags) in [
         ("apiServer", extra_args),
         ("controllerManager", &controller_manager.extra_args),
@@ -309,6 +309,18 @@ fn check_control_plane(errors: &mut Errors, control_plane: &ControlPlane) {
             );
             errors.require(!value.contains(['\n', '\0']), &field, value.as_str(), "one line");
         }
+    }
+    let mut plugins = BTreeSet::new();
+    for (index, plugin) in admission_plugins.iter().enumerate() {
+        let field = format!("spec.controlPlane.apiServer.admissionPlugins[{index}]");
+        let shown = serde_json::to_value(plugin).unwrap_or_default();
+        errors.require(plugins.insert(plugin), field, shown, "each plugin once");
+    }
+    let mut types = BTreeSet::new();
+    for (index, EventRateLimit { type_, .. }) in event_rate_limits.iter().enumerate() {
+        let field = format!("spec.controlPlane.apiServer.eventRateLimits[{index}].type");
+        let shown = serde_json::to_value(type_).unwrap_or_default();
+        errors.require(types.insert(type_), field, shown, "each type once");
     }
     for (index, rule) in audit_rules.iter().enumerate() {
         // kube-apiserver refuses a policy with such a rule, and would not start.

@@ -108,7 +108,8 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         cluster(
             "{controlPlane: {featureGates: {A: true}, scheduler: {extraArgs: {v: '3'}}, apiServer: {extraArgs: {event-ttl: 2h}, \
              oidc: [{issuerURL: 'https://issuer.example', audiences: [a], usernamePrefix: 'oidc:'}], \
-             podSecurity: {enforce: privileged, exemptNamespaces: [storage]}}}}",
+             podSecurity: {enforce: privileged, exemptNamespaces: [storage]}, \
+             admissionPlugins: [AlwaysPullImages], eventRateLimits: [{type: Server, qps: 50, burst: 100}]}}}",
         ),
         cluster("{endpoint: {host: kube.example.org}, certSANs: ['*.example.org', 192.0.2.9], proxyMode: ipvs}"),
     ] {
@@ -151,6 +152,11 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
                 "{controlPlane: {apiServer: {oidc: [{issuerURL: 'http://x', audiences: [a], usernamePrefix: 'o:'}]}}}",
             ),
             "issuerURL",
+        ),
+        (cluster("{controlPlane: {apiServer: {admissionPlugins: [AlwaysAdmit]}}}"), "admissionPlugins[0]"),
+        (
+            cluster("{controlPlane: {apiServer: {eventRateLimits: [{type: User, qps: 0, burst: 1}]}}}"),
+            "eventRateLimits[0].qps",
         ),
         (machine("{network: {nameservers: [one]}}"), "spec.network.nameservers[0]"),
         (machine("{network: {searchDomains: ['-']}}"), "spec.network.searchDomains[0]"),
