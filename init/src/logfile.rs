@@ -5,54 +5,74 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use garboard_control::LogLine;
+use garboard_control::{LogLine, Upkeep};
 
 /// Lines on their way to the disk: half a second of the most talkative start of all services together.
 const QUEUE_LINES: usize = 512;
 
-/// Size at which a file is put aside, bytes.
-const MAX_FILE_BYTES: u64 = 4 << 20;
-
-/// Files that are kept of each source, the present one included.
-const KEPT_FILES: u32 = 4;
+/// Most files that are ever kept of a source: none beyond is looked for.
+const MOST_FILES: u32 = 16;
 
 /// The thread has little to do and is one of few things in PID 1 with a stack of its own.
 const STACK_BYTES: usize = 64 * 1024;
+
+/// How much is kept of each source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Size at which a file is put aside, bytes.
+    pub file_bytes: u64,
+    /// Files that are kept, the present one included.
+    pub files: u32,
+}
+
+impl From<&Upkeep> for Limits {
+    fn from(upkeep: &Upkeep) -> Self {
+        Self { file_bytes: upkeep.log_file_bytes, files: upkeep.log_files }
+    }
+}
 
 /// The way to the files.
 #[derive(Debug)]
 pub struct FileLog {
     queue: SyncSender<(Box<str>, LogLine)>,
     dropped: Arc<AtomicU64>,
+    limits: Arc<Mutex<Limits>>,
     thread: JoinHandle<()>,
 }
 
 impl FileLog {
-    /// Starts writing below `directory`, which is made if it is missing.
+    /// Starts writing below `directory`, which is made if it is missing, and keeps as much as `limits` say.
     ///
     /// # Errors
     /// When the directory cannot be made or no thread can be started.
-    pub fn start(directory: &Path) -> io::Result<Self> {
+    pub fn start(directory: &Path, limits: Limits) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
         let (queue, lines) = sync_channel(QUEUE_LINES);
         let dropped = Arc::new(AtomicU64::new(0));
+        let limits = Arc::new(Mutex::new(limits));
         let mut writer = Writer {
             directory: directory.to_owned(),
             files: BTreeMap::new(),
             dropped: Arc::clone(&dropped),
-            max: MAX_FILE_BYTES,
+            limits: Arc::clone(&limits),
+            kept: None,
         };
         let thread = std::thread::Builder::new()
             .name("logs".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || writer.run(&lines))?;
-        Ok(Self { queue, dropped, thread })
+        Ok(Self { queue, dropped, limits, thread })
+    }
+
+    /// Keeps as much as this from the next line on.
+    pub fn limit(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Hands a line over, or drops it when the disk is behind.
@@ -69,7 +89,7 @@ impl FileLog {
 
     /// Ends writing; the handle finishes when everything handed over is on its way to the disk and all files are closed.
     pub fn finish(self) -> JoinHandle<()> {
-        let Self { queue, dropped: _, thread } = self;
+        let Self { queue, dropped: _, limits: _, thread } = self;
         drop(queue);
         thread
     }
@@ -87,7 +107,9 @@ struct Writer {
     directory: PathBuf,
     files: BTreeMap<Box<str>, Open>,
     dropped: Arc<AtomicU64>,
-    max: u64,
+    limits: Arc<Mutex<Limits>>,
+    /// Number of files that the folder was last cleared up for.
+    kept: Option<u32>,
 }
 
 struct Open {
@@ -98,6 +120,7 @@ struct Open {
 impl Writer {
     fn run(&mut self, lines: &Receiver<(Box<str>, LogLine)>) {
         while let Ok((source, line)) = lines.recv() {
+            self.clear_up();
             let lost = self.dropped.swap(0, Ordering::Relaxed);
             let mut text = String::new();
             if lost > 0 {
@@ -113,11 +136,33 @@ impl Writer {
         }
     }
 
+    fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes files that are too many since fewer are kept. What cannot be removed is in nobody's way.
+    fn clear_up(&mut self) {
+        let files = self.limits().files;
+        if self.kept.replace(files) == Some(files) {
+            return;
+        }
+        let is_too_old = |path: &Path| {
+            let number = path.extension().and_then(|end| end.to_str()).and_then(|end| end.parse::<u32>().ok());
+            number.is_some_and(|number| (files..MOST_FILES).contains(&number))
+                && path.file_stem().is_some_and(|stem| Path::new(stem).extension().is_some_and(|end| end == "log"))
+        };
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()).filter(|path| is_too_old(path)) {
+            let _ = fs::remove_file(path);
+        }
+    }
+
     fn append(&mut self, source: &str, text: &[u8]) -> io::Result<()> {
         let path = self.directory.join(format!("{source}.log"));
-        if self.files.get(source).is_some_and(|open| open.bytes >= self.max) {
+        let Limits { file_bytes, files } = self.limits();
+        if self.files.get(source).is_some_and(|open| open.bytes >= file_bytes) {
             self.files.remove(source);
-            rotate(&path)?;
+            rotate(&path, files)?;
         }
         let open = match self.files.get_mut(source) {
             Some(open) => open,
@@ -133,10 +178,10 @@ impl Writer {
     }
 }
 
-/// Puts NAME.log aside as NAME.log.1, that as NAME.log.2 and so on; the oldest goes.
-fn rotate(path: &Path) -> io::Result<()> {
+/// Puts NAME.log aside as NAME.log.1, that as NAME.log.2 and so on; the oldest goes when there are as many as are kept.
+fn rotate(path: &Path, files: u32) -> io::Result<()> {
     let aside = |number: u32| PathBuf::from(format!("{}.{number}", path.display()));
-    for number in (1..KEPT_FILES - 1).rev() {
+    for number in (1..files.saturating_sub(1)).rev() {
         match fs::rename(aside(number), aside(number + 1)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
@@ -167,6 +212,10 @@ pub fn timestamp(unix_usec: i64) -> String {
 mod tests {
     use super::*;
 
+    fn limits() -> Limits {
+        Limits::from(&Upkeep::default())
+    }
+
     fn line(text: &str) -> LogLine {
         LogLine { unix_usec: 1_709_210_096_000_007, text: text.to_owned() }
     }
@@ -186,7 +235,7 @@ mod tests {
     #[test]
     fn lines_reach_the_file_of_their_source() {
         let directory = tempfile::tempdir().unwrap();
-        let files = FileLog::start(&directory.path().join("logs")).unwrap();
+        let files = FileLog::start(&directory.path().join("logs"), limits()).unwrap();
         files.write("a", &line("one"));
         files.write("b", &line("two"));
         files.write("a", &line("three"));
@@ -198,21 +247,51 @@ mod tests {
     #[test]
     fn files_are_put_aside_and_the_oldest_goes() {
         let directory = tempfile::tempdir().unwrap();
-        let mut writer =
-            Writer { directory: directory.path().to_owned(), files: BTreeMap::new(), dropped: Arc::default(), max: 1 };
+        let limits = Arc::new(Mutex::new(Limits { file_bytes: 1, files: 4 }));
+        let mut writer = Writer {
+            directory: directory.path().to_owned(),
+            files: BTreeMap::new(),
+            dropped: Arc::default(),
+            limits: Arc::clone(&limits),
+            kept: None,
+        };
         for number in 0..7 {
             writer.append("a", format!("{number}").as_bytes()).unwrap();
         }
         let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
         assert_eq!(["a.log", "a.log.1", "a.log.2", "a.log.3"].map(read), ["6", "5", "4", "3"]);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4);
+
+        // Fewer are kept from now on, and what is no log file is nobody's to remove.
+        for other in ["notes.3", "a.log.old"] {
+            fs::write(directory.path().join(other), "kept").unwrap();
+        }
+        *limits.lock().unwrap() = Limits { file_bytes: 1, files: 2 };
+        writer.clear_up();
+        writer.append("a", b"7").unwrap();
+        assert_eq!(["a.log", "a.log.1", "notes.3", "a.log.old"].map(read), ["7", "6", "kept", "kept"]);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn limits_may_change_while_lines_are_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = FileLog::start(directory.path(), limits()).unwrap();
+        files.limit(Limits { file_bytes: 1, files: 2 });
+        for text in ["one", "two", "three"] {
+            files.write("a", &line(text));
+        }
+        files.finish().join().unwrap();
+        let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+        assert!(read("a.log").ends_with("three\n") && read("a.log.1").ends_with("two\n"));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
     }
 
     #[test]
     fn what_a_full_disk_does_not_take_is_counted() {
         let directory = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/dev/full", directory.path().join("a.log")).unwrap();
-        let files = FileLog::start(directory.path()).unwrap();
+        let files = FileLog::start(directory.path(), limits()).unwrap();
         files.write("a", &line("lost"));
         files.write("a", &line("lost too"));
         files.write("b", &line("kept"));

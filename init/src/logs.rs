@@ -10,7 +10,7 @@ use garboard_supervisor::spec::ServiceName;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
-use crate::logfile::FileLog;
+use crate::logfile::{FileLog, Limits};
 
 /// Most text that is kept of one service, bytes: PID 1 has 4 MiB for everything, and the files hold the rest.
 const RING_BYTES: usize = 12 * 1024;
@@ -115,6 +115,15 @@ impl Logs {
                 }
             }
             inner.files = Some(files);
+        });
+    }
+
+    /// Has files keep as much as this.
+    pub fn limit_files(&self, limits: Limits) {
+        self.with(|inner| {
+            if let Some(files) = &inner.files {
+                files.limit(limits);
+            }
         });
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use garboard_control::server::{Access, Refusal, Request, Server, listen};
-use garboard_control::{INHIBIT_SOCKET, MachineInfo, MachinePhase, ProbeKind, ShutdownKind};
+use garboard_control::{INHIBIT_SOCKET, MachineInfo, MachinePhase, ProbeKind, ShutdownKind, Upkeep};
 use garboard_supervisor::Supervisor;
 use garboard_supervisor::spec::{ServiceName, ServiceSpec};
 use garboard_supervisor::state::{self, Moment, ProcessEvent};
@@ -14,21 +14,23 @@ use garboard_supervisor::status::ServiceStatus;
 use garboard_supervisor::supervisor::Actions;
 use garboard_sys::clock::boot_time;
 use garboard_sys::process::Signals;
+use garboard_sys::watchdog::Watchdog;
 use nix::libc::{SIGCHLD, SIGINT, SIGPWR, SIGTERM};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::sync::watch::Sender as Watch;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::cgroups::Tree;
 use crate::console::Console;
 use crate::ending::{Inhibitor, Phase};
 use crate::kmsg::chain;
+use crate::logfile::Limits;
 use crate::logs::Logs;
 use crate::notify::{Message, NotifySocket};
-use crate::requests;
 use crate::runner::{Environment, News, Runner};
 use crate::watched::{Watched, watch};
+use crate::{requests, watchdog};
 
 /// News that may wait: a few for each of the machine's services.
 const NEWS: usize = 128;
@@ -61,8 +63,6 @@ pub struct Settings {
     pub lacking: Option<String>,
     /// The consoles.
     pub console: Console,
-    /// The hardware watchdog, if there is one.
-    pub watchdog: Option<garboard_sys::watchdog::Watchdog>,
     /// Called when a service has become ready, with its name.
     pub reached: fn(&mut Pid1, &str),
 }
@@ -94,7 +94,8 @@ pub struct Pid1 {
     pub(crate) logs: Logs,
     pub(crate) console: Console,
     pub(crate) machine: MachineInfo,
-    pub(crate) watchdog: Option<garboard_sys::watchdog::Watchdog>,
+    pub(crate) watchdog: Option<Watchdog>,
+    pub(crate) upkeep: Upkeep,
     pub(crate) phase: Phase,
     pub(crate) inhibitors: BTreeMap<u64, Inhibitor>,
     pub(crate) next_inhibitor: u64,
@@ -131,8 +132,7 @@ pub enum Pid1Error {
 /// [`Pid1Error`]: without signals there is no supervision.
 pub async fn run(settings: Settings, started: impl FnOnce(&Reporter, &Logs)) -> Result<ShutdownKind, Pid1Error> {
     let signals = watch(Signals::block(&[SIGCHLD, SIGTERM, SIGINT, SIGPWR])?)?;
-    let Settings { runtime, executor, tree, builtin, inhibit_group, machine, lacking, console, watchdog, reached } =
-        settings;
+    let Settings { runtime, executor, tree, builtin, inhibit_group, machine, lacking, console, reached } = settings;
     let (news_sender, news) = mpsc::channel(NEWS);
     let (request_sender, requests) = mpsc::channel(REQUESTS);
     let (reporter, background) = mpsc::channel(BACKGROUND);
@@ -156,7 +156,9 @@ pub async fn run(settings: Settings, started: impl FnOnce(&Reporter, &Logs)) -> 
         logs,
         console,
         machine,
-        watchdog,
+        // Its driver may be a module.
+        watchdog: None,
+        upkeep: Upkeep::default(),
         phase: Phase::Running,
         inhibitors: BTreeMap::new(),
         next_inhibitor: 0,
@@ -298,14 +300,54 @@ impl Pid1 {
         self.publish();
     }
 
-    /// Whether a hardware watchdog is fed.
-    pub fn is_watched(&self) -> bool {
-        self.watchdog.is_some()
+    /// Starts the hardware watchdog, if there is one and it is not off; called when its driver may have been loaded.
+    pub fn watch_over(&mut self) {
+        if self.watchdog.is_none() {
+            let problem = self.keep_watchdog();
+            self.machine.problems.extend(problem);
+        }
     }
 
-    /// From now on this hardware watchdog is fed.
-    pub fn watch_over(&mut self, watchdog: Option<garboard_sys::watchdog::Watchdog>) {
-        self.watchdog = watchdog;
+    /// Sets how the machine is watched over and how much it keeps of logs. Returns what of it could not be done, in words.
+    pub(crate) fn configure(&mut self, upkeep: Upkeep) -> Vec<String> {
+        if upkeep == self.upkeep {
+            return Vec::new();
+        }
+        info!(?upkeep, "configured");
+        let watched_as_before = upkeep.watchdog_seconds == self.upkeep.watchdog_seconds;
+        self.upkeep = upkeep;
+        self.logs.limit_files(Limits::from(&upkeep));
+        if watched_as_before { Vec::new() } else { self.keep_watchdog().into_iter().collect() }
+    }
+
+    /// Makes the hardware watchdog what it should be. Returns what is wrong, in words, if anything is.
+    fn keep_watchdog(&mut self) -> Option<String> {
+        let timeout = self.upkeep.watchdog_seconds.map(|seconds| Duration::from_secs(seconds.into()));
+        match (self.watchdog.take(), timeout) {
+            (None, None) => None,
+            (None, Some(timeout)) => {
+                let (watchdog, problem) = watchdog::open(timeout);
+                self.watchdog = watchdog;
+                problem
+            }
+            (Some(running), Some(timeout)) => {
+                let problem = watchdog::set(&running, timeout);
+                self.watchdog = Some(running);
+                problem
+            }
+            (Some(running), None) => match watchdog::stop(running) {
+                Ok(()) => None,
+                Err((running, problem)) => {
+                    self.watchdog = Some(running);
+                    Some(problem)
+                }
+            },
+        }
+    }
+
+    /// How much is kept of lines in files.
+    pub fn log_limits(&self) -> Limits {
+        Limits::from(&self.upkeep)
     }
 
     /// Where lines go.

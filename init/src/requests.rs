@@ -62,6 +62,13 @@ pub(crate) fn answer(pid1: &mut Pid1, request: Request) {
             let uptime_ms = u64::try_from(boot_time().as_millis()).unwrap_or(u64::MAX);
             let _ = reply.send(MachineInfo { uptime_ms, ..pid1.machine.clone() });
         }
+        Request::Configure { upkeep, reply } => {
+            let result = match upkeep.problem() {
+                Some(problem) => Err(Refusal::InvalidUpkeep(problem)),
+                None => Ok(pid1.configure(upkeep)),
+            };
+            let _ = reply.send(result);
+        }
     }
 }
 

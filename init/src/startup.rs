@@ -18,7 +18,7 @@ use crate::kmsg::{self, KernelLog, chain};
 use crate::logfile::FileLog;
 use crate::logs::Logs;
 use crate::pid1::{self, Pid1, Pid1Error, Reporter, Settings};
-use crate::{identity, mounts, power_button, shutdown, watchdog};
+use crate::{identity, mounts, power_button, shutdown};
 
 /// The group of the bus service.
 const INHIBIT_GROUP: &str = "messagebus";
@@ -129,8 +129,6 @@ fn settings(console: Console, problems: Vec<String>, version: String, facts: Opt
         machine,
         lacking: Some(format!("{DATA} to be mounted")),
         console,
-        // Its driver may be a module.
-        watchdog: None,
         reached,
     }
 }
@@ -168,13 +166,13 @@ fn reached(pid1: &mut Pid1, service: &str) {
         }
         builtin::DATA => {
             pid1.machine_mut().data_device = device_at(DATA);
-            match FileLog::start(Path::new(LOG_DIRECTORY)) {
+            match FileLog::start(Path::new(LOG_DIRECTORY), pid1.log_limits()) {
                 Ok(files) => pid1.logs().set_files(files),
                 Err(error) => warn!(%error, "logs are kept in memory only"),
             }
             pid1.lack(None);
         }
-        builtin::DEVICES if !pid1.is_watched() => pid1.watch_over(watchdog::open()),
+        builtin::DEVICES => pid1.watch_over(),
         _ => {}
     }
 }

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use futures::{Stream, stream};
@@ -32,8 +32,9 @@ use garboard_controllers::probes::{self, Watched};
 use garboard_controllers::problems::Problems;
 use garboard_controllers::revocations::Revocations;
 use garboard_controllers::services::Services;
+use garboard_controllers::time::{self, KernelClock, Timekeeper};
 use garboard_controllers::trial::{self, Trials};
-use garboard_controllers::{announce, cluster, console, events, handover, machine, preload, release};
+use garboard_controllers::{announce, cluster, console, events, handover, machine, preload, release, upkeep};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::Source;
@@ -49,6 +50,8 @@ use crate::notify;
 
 /// Longest time that tasks have to end.
 const GRACE: Duration = Duration::from_secs(5);
+/// A file as old as the image.
+const IMAGE_FILE: &str = "/usr/lib/os-release";
 /// Requests to declare something are answered one after the other.
 const DECLARES: usize = 4;
 
@@ -123,6 +126,13 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (kernel_config, config) = watch::channel(None);
     let (kernel, kernel_problems) = Kernel::new(config, notables.clone(), KernelPaths::default());
     tasks.spawn("kernel", kernel.run(stop.clone()));
+    let (time_config, config) = watch::channel(None);
+    let clock_watched = time::Watched { config, network: addresses.clone(), services: statuses.clone() };
+    let made = std::fs::metadata(IMAGE_FILE).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let (timekeeper, time_view) = Timekeeper::new(clock_watched, KernelClock, made, notables.clone());
+    tasks.spawn("time", timekeeper.run(stop.clone()));
+    let (upkeep, upkeep_declared) = watch::channel(None);
+    tasks.spawn("upkeep", upkeep::run(control.clone(), upkeep_declared, problems.clone(), stop.clone()));
     let pki = PkiStore::new(&paths.pki_state, &paths.pki);
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (peers, peers_seen) = PeerWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
@@ -152,6 +162,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         specs: specs_seen.clone(),
         services: statuses.clone(),
         peers: peers_seen.clone(),
+        time: time_view.clone(),
     };
     tasks.spawn("trials", trials.run(trial_probes, decided, stop.clone()));
     let (published, published_seen) = watch::channel(Published::default());
@@ -180,6 +191,9 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         network: addresses.clone(),
         kernel_config,
         kernel: kernel_problems.clone(),
+        time_config,
+        time: time_view.clone(),
+        upkeep,
         specs,
         services: statuses.clone(),
         phase: phase.clone(),
@@ -236,6 +250,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let machine_again = stream::select_all([
         changes(addresses),
         changes(kernel_problems),
+        changes(time_view),
         changes(statuses.clone()),
         changes(phase),
         changes(node_view.clone()),

@@ -170,6 +170,37 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
         found.pointer("/spec/taints/0").map_or(Ok(()), |taint| Err(taint.to_string()))
     })?;
 
+    // PID 1 has the watchdog and the logs.
+    source("watchdog.timeoutSeconds", "Image")?;
+    patch(
+        "machines.garboard.dev/node-1",
+        r#"{"spec": {"watchdog": {"timeoutSeconds": 120}, "logs": {"maxFiles": 2}}}"#,
+    )?;
+    wait::until("the watchdog's new time", POD_LIMIT, || {
+        let said = cluster.garboardctl_ok(&["logs", "kernel", "-n", "300"]).map_err(|error| error.to_string())?;
+        if said.contains("the hardware watchdog runs") && said.contains("seconds=120") { Ok(()) } else { Err(said) }
+    })?;
+    patch("machines.garboard.dev/node-1", r#"{"spec": {"watchdog": null, "logs": null}}"#)?;
+    source("watchdog.timeoutSeconds", "Image")?;
+
+    // Nobody answers on loopback: the machine says so, and serves all the same.
+    let condition = |reason: &str| {
+        wait::until(&format!("TimeSynchronized: {reason}"), POD_LIMIT, || {
+            let found = cluster.get(&machine).map_err(|error| error.to_string())?;
+            let conditions =
+                found.pointer("/status/conditions").and_then(|list| list.as_array()).cloned().unwrap_or_default();
+            let time = conditions.into_iter().find(|each| each["type"] == "TimeSynchronized").unwrap_or_default();
+            if time["reason"] == reason { Ok(()) } else { Err(time.to_string()) }
+        })
+    };
+    condition("NoServers")?;
+    patch("machines.garboard.dev/node-1", r#"{"spec": {"time": {"servers": ["127.0.0.1"]}}}"#)?;
+    condition("NoAnswer")?;
+    source("time.servers", "Machine")?;
+    cluster.wait_condition(&machine, "ChangeProved", READY_LIMIT)?;
+    patch("machines.garboard.dev/node-1", r#"{"spec": {"time": null}}"#)?;
+    condition("NoServers")?;
+
     // A link that is made of another comes and goes with its declaration.
     let made = r#"[{"match": {"name": "eth0"}}, {"name": "lan7", "vlan": {"parent": "eth0", "id": 7}, "addresses": ["192.168.77.2/24"]}]"#;
     for (links, there) in [(made, true), ("null", false)] {

@@ -14,7 +14,7 @@ use tonic::{Code, Status, Streaming};
 use crate::proto;
 use crate::proto::control_client::ControlClient;
 use crate::types::{
-    CONTROL_SOCKET, LogLine, LogSource, MachineInfo, MachinePhase, ProbeKind, ShutdownKind, UnknownValue,
+    CONTROL_SOCKET, LogLine, LogSource, MachineInfo, MachinePhase, ProbeKind, ShutdownKind, UnknownValue, Upkeep,
 };
 
 /// Time in which PID 1 takes a connection.
@@ -306,5 +306,16 @@ impl Client {
         const CALL: &str = "GetMachine";
         let response = self.inner().get_machine(proto::GetMachineRequest {}).await.map_err(failed(CALL))?;
         serde_json::from_slice(&response.into_inner().machine_json).map_err(json(CALL))
+    }
+
+    /// Sets how the machine is watched over and how much it keeps of logs, until the next call. Returns what of it could not be done, in
+    /// words.
+    ///
+    /// # Errors
+    /// A refusal when a value is out of its bounds; then nothing has changed.
+    pub async fn configure(&self, upkeep: &Upkeep) -> Result<Vec<String>, ControlError> {
+        const CALL: &str = "Configure";
+        let request = proto::ConfigureRequest { upkeep_json: serde_json::to_vec(upkeep).map_err(json(CALL))? };
+        Ok(self.inner().configure(request).await.map_err(failed(CALL))?.into_inner().problems)
     }
 }

@@ -16,5 +16,5 @@ pub mod proto {
 
 pub use client::{Client, ControlError, Inhibitor};
 pub use types::{
-    CONTROL_SOCKET, INHIBIT_SOCKET, LogLine, LogSource, MachineInfo, MachinePhase, ProbeKind, ShutdownKind,
+    CONTROL_SOCKET, INHIBIT_SOCKET, LogLine, LogSource, MachineInfo, MachinePhase, ProbeKind, ShutdownKind, Upkeep,
 };

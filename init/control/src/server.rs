@@ -20,7 +20,7 @@ use tonic::{Response, Status};
 
 use crate::proto;
 use crate::proto::control_server::{Control, ControlServer};
-use crate::types::{LogLine, LogSource, MachineInfo, MachinePhase, ProbeKind, ShutdownKind};
+use crate::types::{LogLine, LogSource, MachineInfo, MachinePhase, ProbeKind, ShutdownKind, Upkeep};
 
 /// Most streams that one connection may have open; a client that is right needs a handful.
 const MAX_STREAMS: u32 = 64;
@@ -37,6 +37,9 @@ pub enum Refusal {
     /// The set of services is not valid.
     #[error("{0}")]
     InvalidSet(String),
+    /// What is to be configured is out of bounds.
+    #[error("{0}")]
+    InvalidUpkeep(String),
     /// It cannot be done any more.
     #[error("the machine is shutting down")]
     ShuttingDown,
@@ -47,7 +50,7 @@ impl From<Refusal> for Status {
         let text = refusal.to_string();
         match refusal {
             Refusal::NoSuchService(_) => Self::not_found(text),
-            Refusal::InvalidSet(_) => Self::invalid_argument(text),
+            Refusal::InvalidSet(_) | Refusal::InvalidUpkeep(_) => Self::invalid_argument(text),
             Refusal::ShuttingDown => Self::failed_precondition(text),
         }
     }
@@ -133,6 +136,13 @@ pub enum Request {
     GetMachine {
         /// What is known.
         reply: Reply<MachineInfo>,
+    },
+    /// Set how the machine is watched over and how much it keeps of logs.
+    Configure {
+        /// From now on.
+        upkeep: Upkeep,
+        /// What of it could not be done, in words, or why nothing was.
+        reply: Reply<Result<Vec<String>, Refusal>>,
     },
 }
 
@@ -380,5 +390,16 @@ impl Control for Server {
         self.full()?;
         let machine = self.ask(|reply| Request::GetMachine { reply }).await?;
         Ok(Response::new(proto::GetMachineResponse { machine_json: serde_json::to_vec(&machine).map_err(internal)? }))
+    }
+
+    async fn configure(
+        &self,
+        request: tonic::Request<proto::ConfigureRequest>,
+    ) -> Result<Response<proto::ConfigureResponse>, Status> {
+        self.full()?;
+        let upkeep = serde_json::from_slice(&request.into_inner().upkeep_json)
+            .map_err(|error| Status::invalid_argument(format!("what is to be configured is not valid: {error}")))?;
+        let problems = self.ask(|reply| Request::Configure { upkeep, reply }).await??;
+        Ok(Response::new(proto::ConfigureResponse { problems }))
     }
 }

@@ -52,6 +52,42 @@ pub enum MachinePhase {
     },
 }
 
+/// How the machine is watched over, and how much it keeps of logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Upkeep {
+    /// Time without a round of PID 1's loop after which the hardware watchdog restarts the machine, seconds, 30..=600; none: it is off.
+    pub watchdog_seconds: Option<u32>,
+    /// Size at which a file of lines is put aside, bytes, at least 64 KiB.
+    pub log_file_bytes: u64,
+    /// Files that are kept of each source, the present one included, 2..=16.
+    pub log_files: u32,
+}
+
+impl Default for Upkeep {
+    /// What counts until something else is declared.
+    fn default() -> Self {
+        Self { watchdog_seconds: Some(60), log_file_bytes: 4 << 20, log_files: 4 }
+    }
+}
+
+impl Upkeep {
+    /// Why it cannot be; none when it can.
+    pub fn problem(&self) -> Option<String> {
+        let Self { watchdog_seconds, log_file_bytes, log_files } = self;
+        match watchdog_seconds {
+            Some(seconds) if !(30..=600).contains(seconds) => {
+                Some(format!("watchdogSeconds is {seconds}; 30 to 600 are allowed"))
+            }
+            _ if *log_file_bytes < 64 << 10 => {
+                Some(format!("logFileBytes is {log_file_bytes}; at least 65536 are allowed"))
+            }
+            _ if !(2..=16).contains(log_files) => Some(format!("logFiles is {log_files}; 2 to 16 are allowed")),
+            _ => None,
+        }
+    }
+}
+
 /// Whose lines are asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogSource {
@@ -179,6 +215,23 @@ impl TryFrom<proto::MachinePhase> for MachinePhase {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bounds_of_upkeep_are_kept() {
+        let good = Upkeep::default();
+        assert_eq!(good.problem(), None);
+        assert_eq!(Upkeep { watchdog_seconds: None, ..good }.problem(), None);
+        for (bad, field) in [
+            (Upkeep { watchdog_seconds: Some(5), ..good }, "watchdogSeconds is 5"),
+            (Upkeep { watchdog_seconds: Some(601), ..good }, "watchdogSeconds is 601"),
+            (Upkeep { log_file_bytes: 1, ..good }, "logFileBytes is 1"),
+            (Upkeep { log_files: 1, ..good }, "logFiles is 1"),
+            (Upkeep { log_files: 17, ..good }, "logFiles is 17"),
+        ] {
+            let problem = bad.problem().unwrap();
+            assert!(problem.starts_with(field), "{problem}");
+        }
+    }
 
     #[test]
     fn phases_survive_the_wire() {

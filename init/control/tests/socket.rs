@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use garboard_control::server::{Access, Refusal, Request, Server, listen};
-use garboard_control::{Client, LogLine, LogSource, MachineInfo, MachinePhase, ShutdownKind};
+use garboard_control::{Client, LogLine, LogSource, MachineInfo, MachinePhase, ShutdownKind, Upkeep};
 use garboard_supervisor::spec::ServiceName;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -120,4 +120,23 @@ async fn phases_are_watched_and_lines_are_streamed() {
     assert_eq!(stream.next().await.unwrap().unwrap(), line);
     drop(stream);
     tokio::time::timeout(Duration::from_secs(10), lines.closed()).await.expect("the reader's end is noticed");
+}
+
+#[tokio::test]
+async fn what_is_configured_arrives_and_what_could_not_be_done_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let client = Client::at(&path).unwrap();
+    let mut running = start(&path);
+    let wanted = Upkeep { watchdog_seconds: None, log_file_bytes: 1 << 20, log_files: 2 };
+    let (answer, ()) = tokio::join!(client.configure(&wanted), async {
+        match running.requests.recv().await {
+            Some(Request::Configure { upkeep, reply }) => {
+                assert_eq!(upkeep, wanted);
+                reply.send(Ok(vec!["no".to_owned()])).unwrap();
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+    assert_eq!(answer.unwrap(), ["no"]);
 }

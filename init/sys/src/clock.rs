@@ -41,6 +41,9 @@ pub enum ClockError {
     /// The clock's frequency could not be bent.
     #[error("cannot slew the clock")]
     Slew(#[source] io::Error),
+    /// What becomes of the clock could not be asked.
+    #[error("cannot ask about the clock")]
+    Ask(#[source] io::Error),
     /// The battery-backed clock could not be used.
     #[error("cannot {operation} /dev/rtc0")]
     Rtc {
@@ -78,24 +81,49 @@ pub fn step_to(time: SystemTime) -> Result<(), ClockError> {
     clock_settime(ClockId::Realtime, time).map_err(|source| ClockError::Set(source.into()))
 }
 
-/// Makes the clock catch up by an offset of at most half a second, never going backwards, and marks it as synchronised, whereupon the
-/// kernel copies it to the battery-backed clock every eleven minutes. `ahead`: the clock is to be moved forward.
+/// Makes the clock catch up with a time that is `offset_us` microseconds ahead of it (negative: behind), by at most half a second and
+/// never going backwards, and marks it as synchronised, whereupon the kernel copies it to the battery-backed clock every eleven minutes.
+/// The longer the time between two such calls, `poll`, the more slowly (ntp_adjtime(3): a time constant of its logarithm).
 ///
 /// # Errors
 /// [`ClockError::Slew`] without `CAP_SYS_TIME`.
-pub fn slew(offset: Duration, ahead: bool) -> Result<(), ClockError> {
-    const LIMIT: Duration = Duration::from_millis(500);
-    let nanos = i64::try_from(offset.min(LIMIT).as_nanos()).map_err(|_| ClockError::Range)?;
+pub fn slew(offset_us: i64, poll: Duration) -> Result<(), ClockError> {
+    const LIMIT_NS: i64 = 500_000_000;
+    let modes = libc::ADJ_OFFSET
+        | libc::ADJ_TIMECONST
+        | libc::ADJ_NANO
+        | libc::ADJ_STATUS
+        | libc::ADJ_MAXERROR
+        | libc::ADJ_ESTERROR;
+    adjust(|request| {
+        request.modes = modes;
+        request.status = libc::STA_PLL;
+        request.offset = offset_us.saturating_mul(1000).clamp(-LIMIT_NS, LIMIT_NS);
+        request.constant = i64::from(poll.as_secs().max(1).ilog2()).saturating_sub(4).clamp(0, 10);
+    })
+    .map(drop)
+    .map_err(ClockError::Slew)
+}
+
+/// Whether the clock was marked as synchronised, and not so long ago that nobody knows its error any more (`STA_UNSYNC`).
+///
+/// # Errors
+/// [`ClockError::Ask`].
+pub fn is_synchronized() -> Result<bool, ClockError> {
+    let answer = adjust(|_| {}).map_err(ClockError::Ask)?;
+    Ok(answer.status & libc::STA_UNSYNC == 0)
+}
+
+/// Asks adjtimex(2); a request without `modes` changes nothing.
+fn adjust(request: impl FnOnce(&mut libc::timex)) -> io::Result<libc::timex> {
     // SAFETY: `struct timex` is plain numbers, for which all bits zero is a value; there is no constructor.
-    let mut request: libc::timex = unsafe { std::mem::zeroed() };
-    request.modes = libc::ADJ_OFFSET | libc::ADJ_NANO | libc::ADJ_STATUS | libc::ADJ_MAXERROR | libc::ADJ_ESTERROR;
-    request.status = libc::STA_PLL;
-    request.offset = if ahead { nanos } else { -nanos };
-    // SAFETY: `request` is a valid `struct timex` for the length of the call; rustix and nix do not wrap adjtimex(2).
-    if unsafe { libc::adjtimex(&raw mut request) } < 0 {
-        return Err(ClockError::Slew(io::Error::last_os_error()));
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    request(&mut timex);
+    // SAFETY: `timex` is a valid `struct timex` for the length of the call; rustix and nix do not wrap adjtimex(2).
+    if unsafe { libc::adjtimex(&raw mut timex) } < 0 {
+        return Err(io::Error::last_os_error());
     }
-    Ok(())
+    Ok(timex)
 }
 
 /// What the battery-backed clock says.
@@ -217,6 +245,11 @@ mod tests {
     fn clocks_go_forward() {
         let before = monotonic();
         assert!(boot_time() >= before && monotonic() >= before);
+    }
+
+    #[test]
+    fn the_clock_can_be_asked_by_anybody() {
+        is_synchronized().unwrap();
     }
 
     #[test]

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -91,13 +91,21 @@ impl Watchdog {
         Ok(())
     }
 
-    /// Stops it, if the driver allows that.
+    /// Whether it can be stopped: its driver may be told never to allow that (`nowayout`), and then its end is the machine's.
+    pub fn can_stop(&self) -> bool {
+        let name = self.path.file_name().unwrap_or_default();
+        let forbidden = Path::new("/sys/class/watchdog").join(name).join("nowayout");
+        fs::read_to_string(forbidden).is_ok_and(|text| text.trim() == "0")
+    }
+
+    /// Has it stop when it is dropped, if the driver allows that.
     ///
     /// # Errors
-    /// When the driver does not take the word; the watchdog then runs on.
-    pub fn stop(mut self) -> Result<(), WatchdogError> {
+    /// When the driver does not take the word; the watchdog then runs on, and wants to be patted.
+    pub fn stop(&mut self) -> Result<(), WatchdogError> {
         // The letter V before closing is the promise that the end is on purpose.
-        self.file.write_all(b"V").map_err(|source| WatchdogError { operation: "stop", path: self.path, source })
+        let said = self.file.write_all(b"V");
+        said.map_err(|source| WatchdogError { operation: "stop", path: self.path.clone(), source })
     }
 
     fn failed(&self, operation: &'static str, source: nix::errno::Errno) -> WatchdogError {

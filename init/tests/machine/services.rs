@@ -1,7 +1,7 @@
 //! Starting, readiness, restarts, sets and output.
 
 use futures::StreamExt;
-use garboard_control::{LogSource, ProbeKind};
+use garboard_control::{LogSource, ProbeKind, Upkeep};
 use garboard_supervisor::spec::{Condition, Probe, ProbeAction, Reached, RenderedFile, ServiceName, ServiceSpec};
 use garboard_supervisor::status::{Change, PublicState};
 use libtest_mimic::Trial;
@@ -23,6 +23,7 @@ pub fn trials() -> Vec<Trial> {
         trial("a_deaf_service_is_killed_after_its_grace", a_deaf_service_is_killed_after_its_grace),
         trial("an_invalid_set_is_refused_whole", an_invalid_set_is_refused_whole),
         trial("output_can_be_followed", output_can_be_followed),
+        trial("what_is_configured_has_its_bounds", what_is_configured_has_its_bounds),
     ]
 }
 
@@ -224,4 +225,12 @@ fn output_can_be_followed(world: World) {
     });
     assert_eq!(lines, ["two", "three"]);
     assert!(world.block(world.client().get_machine()).unwrap().uptime_ms > 0);
+}
+
+fn what_is_configured_has_its_bounds(world: World) {
+    // No watchdog is asked for: there may be a real one here.
+    let upkeep = Upkeep { watchdog_seconds: None, log_file_bytes: 1 << 20, log_files: 2 };
+    assert_eq!(world.block(world.client().configure(&upkeep)).unwrap(), Vec::<String>::new());
+    let error = world.block(world.client().configure(&Upkeep { log_files: 99, ..upkeep })).unwrap_err();
+    assert!(error.is_refusal() && error.to_string().contains("logFiles is 99"), "{error}");
 }

@@ -41,7 +41,6 @@ pub fn pid1(directory: &str) {
         machine: MachineInfo { version: "test".to_owned(), ..MachineInfo::default() },
         lacking: None,
         console: Console::default(),
-        watchdog: None,
         reached: |_, _| {},
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -8,6 +8,8 @@ pub const READY: &str = "Ready";
 pub const ACCEPTED: &str = "Accepted";
 /// The links, addresses and routes are as declared.
 pub const NETWORK_READY: &str = "NetworkReady";
+/// The clock follows a time server.
+pub const TIME_SYNCHRONIZED: &str = "TimeSynchronized";
 /// Kernel parameters and modules are as declared.
 pub const KERNEL_READY: &str = "KernelReady";
 /// Keys and certificates are there and valid.

@@ -136,12 +136,76 @@ pub struct ApiServer {
     /// What pods may do in namespaces whose labels do not say it.
     #[serde(default)]
     pub pod_security: PodSecurity,
+    /// Further admission plugins of Kubernetes, of those that are off by default and need no configuration: AlwaysPullImages (images that a
+    /// machine has count for nobody who could not pull them, so pods need their registry), DenyServiceExternalIPs,
+    /// ExtendedResourceToleration, LimitPodHardAntiAffinityTopology, NamespaceAutoProvision, PodNodeSelector, PodTolerationRestriction.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "set"))]
+    pub admission_plugins: Vec<AdmissionPlugin>,
+    /// How many Events are taken before further ones are refused; each limit counts for itself. Default: no limit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 4),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
+    )]
+    pub event_rate_limits: Vec<EventRateLimit>,
     /// What is noted in the audit log besides what is by default: the first rule that a request matches counts. Those that leave out what
     /// the cluster's own components read all day come before these, and so does the one by which of Secrets, ConfigMaps and tokens never
     /// more is noted than who did what.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub audit_rules: Vec<AuditRule>,
+}
+
+/// An admission plugin that is off by default and needs no configuration.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum AdmissionPlugin {
+    #[allow(missing_docs, reason = "a documented variant would become a schema of its own, which is not structural")]
+    AlwaysPullImages,
+    #[allow(missing_docs, reason = "as above")]
+    DenyServiceExternalIPs,
+    #[allow(missing_docs, reason = "as above")]
+    ExtendedResourceToleration,
+    #[allow(missing_docs, reason = "as above")]
+    LimitPodHardAntiAffinityTopology,
+    #[allow(missing_docs, reason = "as above")]
+    NamespaceAutoProvision,
+    #[allow(missing_docs, reason = "as above")]
+    PodNodeSelector,
+    #[allow(missing_docs, reason = "as above")]
+    PodTolerationRestriction,
+}
+
+/// How many Events are taken.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventRateLimit {
+    /// Whose Events are counted together: Server (all), Namespace, User or SourceAndObject (the same source about the same object).
+    #[serde(rename = "type")]
+    pub type_: EventLimitType,
+    /// Events in a second in the long run.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub qps: i32,
+    /// Events that may come at once.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: i32,
+    /// How many namespaces, users or objects are counted at a time; the one that was quiet longest is forgotten. Default: 4096.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub cache_size: Option<i32>,
+}
+
+/// Whose Events are counted together.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum EventLimitType {
+    #[allow(missing_docs, reason = "as above")]
+    Server,
+    #[allow(missing_docs, reason = "as above")]
+    Namespace,
+    #[allow(missing_docs, reason = "as above")]
+    User,
+    #[allow(missing_docs, reason = "as above")]
+    SourceAndObject,
 }
 
 /// Which requests, and how much of them is noted in the audit log. A list that is empty lets any request match.

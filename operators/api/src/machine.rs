@@ -4,7 +4,9 @@ mod join;
 mod kernel;
 mod kubelet;
 mod network;
+mod time;
 mod trial;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -28,7 +30,9 @@ pub use self::network::{
     Bond, BondMode, Bridge, HostEntry, LacpRate, Link, LinkMatch, LinkRoute, MachineNetwork, RoutingRule,
     TransmitHashPolicy, Vlan, VlanProtocol,
 };
+pub use self::time::{MachineTime, TimeStatus};
 pub use self::trial::{MachineTrial, TcpServer, TrialFailure, TrialProbe, TrialState, TrialStatus};
+pub use self::upkeep::{MachineLogs, MachineWatchdog};
 
 /// What a machine should be.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,6 +84,12 @@ pub struct MachineSpec {
     /// Links, addresses and name servers. Default: DHCPv4 on the first link with a carrier and a server.
     #[serde(default)]
     pub network: MachineNetwork,
+    /// Where the time of day comes from. The clock is led to the servers' time by letting it run a little faster or slower. It is set in
+    /// one step only when it is more than 0.4 seconds off: at once when the machine has just started, and later only when three rounds of
+    /// questions, within about a minute, agree on it, and never to a time before the image was made. Leases of etcd and of Kubernetes count
+    /// by a clock that no step changes; certificates, tokens, CronJobs and the times in logs go by the date.
+    #[serde(default)]
+    pub time: MachineTime,
     /// The node's settings.
     #[serde(default)]
     pub kubelet: MachineKubelet,
@@ -93,6 +103,12 @@ pub struct MachineSpec {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["host"])
     )]
     pub registries: Vec<Registry>,
+    /// The hardware watchdog, which restarts a machine that hangs.
+    #[serde(default)]
+    pub watchdog: MachineWatchdog,
+    /// How much is kept of the logs of services, as `garboardctl logs` and the files of the machine have them.
+    #[serde(default)]
+    pub logs: MachineLogs,
     /// How changes prove themselves.
     #[serde(default)]
     pub trial: MachineTrial,
@@ -126,7 +142,7 @@ pub struct MachineStatus {
     /// and told what it should be, and then Joining. For people; programs use the conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// What holds of the machine: Ready, Accepted, NetworkReady, KernelReady, CertificatesReady,
+    /// What holds of the machine: Ready, Accepted, NetworkReady, TimeSynchronized, KernelReady, CertificatesReady,
     /// ServicesReady, ChangeProved; HandedOver of one that waited without manifests; and Drained while it leaves because it was deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -142,6 +158,9 @@ pub struct MachineStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "status_addresses_schema")]
     pub addresses: Vec<IpAddr>,
+    /// The server whose time it follows, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<TimeStatus>,
     /// What runs in which version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<Versions>,

@@ -174,6 +174,26 @@ fn what_is_wrong_is_named() {
         ("a wrong type", machine("spec: {kubelet: {maxPods: many}}"), &["spec.kubelet.maxPods", "\"many\""]),
         ("a list for a mapping", machine("spec: []"), &["spec", "mapping"]),
         ("out of bounds", machine("spec: {kubelet: {maxPods: 0}}"), &["spec.kubelet.maxPods", "0", "1 to 250"]),
+        (
+            "no time server",
+            machine("spec: {time: {servers: [a, '1:2']}}"),
+            &["spec.time.servers[1]", "1:2", "DNS name"],
+        ),
+        ("twice", machine("spec: {time: {servers: [a, a]}}"), &["spec.time.servers[1]", "\"a\"", "once"]),
+        ("soon", machine("spec: {watchdog: {timeoutSeconds: 5}}"), &["spec.watchdog.timeoutSeconds", "5", "30 to 600"]),
+        ("one", machine("spec: {logs: {maxFiles: 1}}"), &["spec.logs.maxFiles", "1", "2 to 16"]),
+        (
+            "no such plugin",
+            cluster("{controlPlane: {apiServer: {admissionPlugins: [AlwaysAdmit]}}}"),
+            &["spec.controlPlane.apiServer.admissionPlugins[0]", "AlwaysAdmit", "AlwaysPullImages"],
+        ),
+        (
+            "a type twice",
+            cluster(
+                "{controlPlane: {apiServer: {eventRateLimits: [{type: User, qps: 1, burst: 1}, {type: User, qps: 2, burst: 2}]}}}",
+            ),
+            &["spec.controlPlane.apiServer.eventRateLimits[1].type", "User", "once"],
+        ),
         ("no host name", machine("spec: {hostname: A_b}"), &["spec.hostname", "A_b", "DNS label"]),
         (
             "both matches",

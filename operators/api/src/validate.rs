@@ -10,10 +10,11 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
-use crate::control_plane::{self, ApiServer, ControlPlane, OidcIssuer};
+use crate::control_plane::{self, ApiServer, ControlPlane, EventRateLimit, OidcIssuer};
 use crate::field_error::FieldError;
 use crate::machine::{
-    self, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineRole, MachineSpec, Registry, Taint, TrialProbe,
+    self, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineRole, MachineSpec, MachineTime, Registry, Taint,
+    TrialProbe,
 };
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr, PublicKeyPin};
@@ -112,12 +113,25 @@ fn check_shared(errors: &mut Errors, field: &str, spec: &MachineSpec) {
 
 /// Settings of machines, those of `base`, whichever layer they belong to.
 fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
-    // What a machine is for and what it joins are matters of the Machine alone.
-    let MachineSpec { role: _, join: _, hostname, network, kubelet, kernel, registries, trial } = spec;
+    // What a machine is for and what it joins are matters of the Machine alone. What the schema says of the watchdog and of logs is all.
+    let MachineSpec {
+        role: _,
+        join: _,
+        hostname,
+        network,
+        time,
+        kubelet,
+        kernel,
+        registries,
+        watchdog: _,
+        logs: _,
+        trial,
+    } = spec;
     if let Some(hostname) = hostname {
         errors.require(types::is_label(hostname), format!("{base}.hostname"), hostname.as_str(), types::LABEL_WORDS);
     }
     network::check(errors, &format!("{base}.network"), network);
+    check_time(errors, base, time);
     check_kubelet(errors, base, kubelet);
     check_kernel(errors, base, kernel);
     check_registries(errors, base, registries);
@@ -212,6 +226,15 @@ fn check_kubelet(errors: &mut Errors, base: &str, kubelet: &MachineKubelet) {
     }
 }
 
+fn check_time(errors: &mut Errors, base: &str, MachineTime { servers }: &MachineTime) {
+    let mut unique = BTreeSet::new();
+    for (index, server) in servers.iter().enumerate() {
+        let field = format!("{base}.time.servers[{index}]");
+        errors.require(is_host(server), &field, server.as_str(), types::HOST_WORDS);
+        errors.require(unique.insert(server), &field, server.as_str(), "each server once");
+    }
+}
+
 /// Kubernetes' own programs end when they do not know a gate; that its name is one at least is seen here.
 fn check_gates(errors: &mut Errors, field: &str, gates: &BTreeMap<String, bool>) {
     for name in gates.keys() {
@@ -268,7 +291,7 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
 fn check_control_plane(errors: &mut Errors, control_plane: &ControlPlane) {
     let ControlPlane { feature_gates, api_server, controller_manager, scheduler } = control_plane;
     check_gates(errors, "spec.controlPlane.featureGates", feature_gates);
-    let ApiServer { extra_args, oidc, pod_security: _, audit_rules } = api_server;
+    let ApiServer { extra_args, oidc, pod_security: _, admission_plugins, event_rate_limits, audit_rules } = api_server;
     for (component, flags) in [
         ("apiServer", extra_args),
         ("controllerManager", &controller_manager.extra_args),
@@ -288,6 +311,18 @@ fn check_control_plane(errors: &mut Errors, control_plane: &ControlPlane) {
             );
             errors.require(!value.contains(['\n', '\0']), &field, value.as_str(), "one line");
         }
+    }
+    let mut plugins = BTreeSet::new();
+    for (index, plugin) in admission_plugins.iter().enumerate() {
+        let field = format!("spec.controlPlane.apiServer.admissionPlugins[{index}]");
+        let shown = serde_json::to_value(plugin).unwrap_or_default();
+        errors.require(plugins.insert(plugin), field, shown, "each plugin once");
+    }
+    let mut types = BTreeSet::new();
+    for (index, EventRateLimit { type_, .. }) in event_rate_limits.iter().enumerate() {
+        let field = format!("spec.controlPlane.apiServer.eventRateLimits[{index}].type");
+        let shown = serde_json::to_value(type_).unwrap_or_default();
+        errors.require(types.insert(type_), field, shown, "each type once");
     }
     for (index, rule) in audit_rules.iter().enumerate() {
         // kube-apiserver refuses a policy with such a rule, and would not start.

@@ -85,6 +85,8 @@ fn view(context: &Context) -> View {
     problems.extend(problems::lines(&context.problems.borrow()));
     problems.extend(context.info.problems.iter().cloned());
     problems.extend(network.problems);
+    let time = condition::find(&status.conditions, condition::TIME_SYNCHRONIZED);
+    problems.extend(time.filter(|time| time.status == condition::FALSE).map(|time| time.message.clone()));
     let network_waiting = network.waiting.clone();
     let mut waiting = network.waiting;
     match (&machine, &cluster) {

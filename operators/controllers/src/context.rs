@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use garboard_api::machine::{MachineKernel, MachineRole, Versions};
+use garboard_api::machine::{MachineKernel, MachineRole, MachineTime, Versions};
 use garboard_api::{About, Cluster, Machine, MachinePool, Refusals};
 use garboard_catalog::Peer;
-use garboard_control::{Client as Control, MachineInfo, MachinePhase};
+use garboard_control::{Client as Control, MachineInfo, MachinePhase, Upkeep};
 use garboard_plan::events::Notable;
 use garboard_plan::trial::Configuration;
 use garboard_runtime::ledger::Ledger;
@@ -29,6 +29,7 @@ use crate::network::{NetworkConfig, NodeAddresses};
 use crate::node::NodeView;
 use crate::pki::PkiStore;
 use crate::problems::Listed;
+use crate::time::TimeView;
 use crate::trial::InForce;
 
 /// Where things lie, so that tests can have them elsewhere.
@@ -105,6 +106,12 @@ pub struct Context {
     pub kernel_config: watch::Sender<Option<MachineKernel>>,
     /// Settings of the kernel that are not as declared, in words.
     pub kernel: watch::Receiver<Vec<String>>,
+    /// Where the time of day comes from, once a Machine is declared: written by its reconciler.
+    pub time_config: watch::Sender<Option<MachineTime>>,
+    /// What the machine has of its time servers.
+    pub time: watch::Receiver<TimeView>,
+    /// How the machine is watched over and what it keeps of logs, once a Machine is declared: written by its reconciler.
+    pub upkeep: watch::Sender<Option<Upkeep>>,
     /// The services that PID 1 was told: written by the machine's reconciler.
     pub specs: watch::Sender<Arc<Vec<ServiceSpec>>>,
     /// What the services are.

@@ -43,4 +43,6 @@ pub mod resolver;
 pub mod revocations;
 mod served;
 pub mod services;
+pub mod time;
 pub mod trial;
+pub mod upkeep;

@@ -1,4 +1,4 @@
-//! Keeps this machine as its Machine declares it: network, certificates, services.
+//! Keeps this machine as its Machine declares it: network, time, certificates, services.
 //!
 //! Nothing waits here: each call does what is possible now, says in the status what is not and why, and is made again
 //! when any of what it looked at changes.
@@ -19,6 +19,7 @@ use garboard_plan::layers;
 use garboard_plan::machine::{self as plan, Observed};
 use garboard_plan::node as node_plan;
 use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Step};
+use garboard_plan::time::State;
 use garboard_plan::trial::Configuration;
 use garboard_runtime::applier::chain;
 use garboard_runtime::status::{StatusError, in_time};
@@ -37,7 +38,9 @@ use crate::cluster::api_is_ready;
 use crate::context::Context;
 use crate::network::NetworkConfig;
 use crate::pki::PkiError;
+use crate::time::TimeView;
 use crate::trial::InForce;
+use crate::upkeep::upkeep;
 use crate::{events, node};
 
 /// Everything is looked at again after this time even if nothing seems to have changed.
@@ -87,6 +90,8 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
     let configured = configured(&machine, spec);
     declare(&context.network_config, NetworkConfig::from(&configured));
     declare(&context.kernel_config, Some(spec.kernel.clone()));
+    declare(&context.time_config, Some(spec.time.clone()));
+    declare(&context.upkeep, Some(upkeep(&spec.watchdog, &spec.logs)));
     let mut observed = observe(&context, configured.joins(), cluster.is_some());
     let converged = match cluster {
         Some(cluster) => converge(&configured, cluster, &context, &mut observed).await,
@@ -136,12 +141,15 @@ pub(crate) fn declare<T: PartialEq>(channel: &watch::Sender<T>, config: T) {
 fn observe(context: &Context, joins: bool, cluster_declared: bool) -> Observed {
     let network = context.network.borrow().clone();
     let specs = context.specs.borrow().clone();
+    let TimeView { servers, state } = context.time.borrow().clone();
     Observed {
         cluster_declared,
         joins,
         addresses: network.addresses,
         network_waiting: network.waiting,
         network_problems: network.problems,
+        time_servers: servers,
+        time: state,
         kernel_problems: context.kernel.borrow().clone(),
         certificate_problems: None,
         desired_services: (!specs.is_empty()).then(|| names(&specs)),
@@ -182,6 +190,11 @@ async fn converge(
     observed: &mut Observed,
 ) -> Result<Duration, MachineError> {
     if observed.addresses.is_empty() {
+        return Ok(RESYNC);
+    }
+    // Certificates and parts of the cluster that start by a wrong date live through a step of the clock, but better without one.
+    let asked = context.time.borrow().has_asked(&machine.spec.time, &context.network.borrow());
+    if context.specs.borrow().is_empty() && !asked {
         return Ok(RESYNC);
     }
     let apart = validate::together(&machine.spec, cluster);
@@ -405,6 +418,10 @@ async fn publish(
         role: Some(machine.role()),
         services: observed.services.iter().map(plan::summary).collect(),
         addresses: observed.addresses.clone(),
+        time: match &observed.time {
+            State::Following(status) => Some(status.clone()),
+            State::Unasked | State::Lost(_) => None,
+        },
         versions: Some(context.versions.clone()),
         pool,
         effective: Some(effective),

@@ -79,6 +79,8 @@ pub struct NodeAddresses {
     pub nameservers: Vec<IpAddr>,
     /// Domains in which short names are looked up.
     pub search: Vec<String>,
+    /// NTP servers that DHCP names, in order of preference.
+    pub time_servers: Vec<IpAddr>,
     /// What it waits for, in words; empty when all is reached.
     pub waiting: Vec<String>,
     /// What failed, in words.
@@ -404,8 +406,10 @@ impl Network {
         let leases = clients.values().filter_map(|progress| progress.lease.as_ref());
         let mut nameservers = config.nameservers.clone();
         let mut search = config.search.clone();
+        let mut time_servers = Vec::new();
         for lease in leases {
             nameservers.extend(lease.nameservers.iter().copied().map(IpAddr::V4));
+            time_servers.extend(lease.time_servers.iter().copied().map(IpAddr::V4));
             search.extend(lease.domain.clone());
         }
         NodeAddresses {
@@ -413,6 +417,7 @@ impl Network {
             link: plan::default_link(observed).map(|link| link.name.clone()),
             nameservers: plan::distinct(nameservers),
             search: plan::distinct(search),
+            time_servers: plan::distinct(time_servers),
             waiting: plan::waiting(config, observed, selected, &phases),
             problems: Vec::new(),
         }

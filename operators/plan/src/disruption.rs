@@ -210,6 +210,9 @@ mod tests {
     fn other_fields_restart_nothing() {
         let machine = json!({
             "hostname": "keel",
+            "time": { "servers": ["ntp.example.org"] },
+            "watchdog": { "enabled": true, "timeoutSeconds": 120 },
+            "logs": { "maxSizeMebibytes": 1, "maxFiles": 2 },
             "network": { "nameservers": ["192.0.2.53"], "searchDomains": ["example.org"], "hosts": [{ "address": "192.0.2.9", "names": ["a"] }] },
             "kernel": { "sysctls": { "vm.swappiness": "10" }, "modules": ["nbd"] },
             "kubelet": { "nodeLabels": { "a": "b" } },

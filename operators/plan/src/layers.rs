@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use garboard_api::machine::{Effective, MachineKubelet, MachineSpec};
+use garboard_api::machine::{Effective, MachineKubelet, MachineLogs, MachineSpec, MachineWatchdog};
 use garboard_api::{Cluster, Machine, MachinePool};
 use serde_json::{Map, Value};
 
@@ -57,7 +57,7 @@ pub fn merge(machine: &Machine, pool: Option<&MachinePool>, cluster: Option<&Clu
 
 /// What the image does unless told otherwise.
 fn defaults() -> MachineSpec {
-    let kubelet = MachineKubelet::default();
+    let (kubelet, watchdog, logs) = (MachineKubelet::default(), MachineWatchdog::default(), MachineLogs::default());
     MachineSpec {
         kubelet: MachineKubelet {
             max_pods: Some(kubelet.max_pods()),
@@ -65,6 +65,8 @@ fn defaults() -> MachineSpec {
             shutdown_grace_period_critical_pods_seconds: Some(kubelet.shutdown_grace_period_critical_pods_seconds()),
             ..kubelet
         },
+        watchdog: MachineWatchdog { enabled: Some(true), timeout_seconds: watchdog.timeout_seconds() },
+        logs: MachineLogs { max_size_mebibytes: Some(logs.max_size_mebibytes()), max_files: Some(logs.max_files()) },
         ..MachineSpec::default()
     }
 }

@@ -22,4 +22,5 @@ pub mod revocation;
 pub mod rollout;
 #[cfg(test)]
 mod testing;
+pub mod time;
 pub mod trial;

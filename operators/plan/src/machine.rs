@@ -8,6 +8,8 @@ use garboard_api::refusal::{self, Refusals};
 use garboard_supervisor::status::{PublicState, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use crate::time;
+
 /// Phases of a machine.
 pub mod phase {
     /// It is to be found and told what it should be.
@@ -37,6 +39,10 @@ pub struct Observed {
     pub network_waiting: Vec<String>,
     /// What failed in its network, in words.
     pub network_problems: Vec<String>,
+    /// The time servers that it knows.
+    pub time_servers: Vec<String>,
+    /// Whose time it follows.
+    pub time: time::State,
     /// Kernel parameters and modules that are not as declared, in words.
     pub kernel_problems: Vec<String>,
     /// What is wrong with its certificates, in words; none while they have not been looked at.
@@ -58,7 +64,9 @@ pub fn conditions(observed: &Observed) -> Vec<Observation> {
         None => Observation::new(condition::READY, true, "Serving", "every service serves"),
         Some(part) => Observation::new(condition::READY, false, part.reason.clone(), part.message.clone()),
     };
-    parts.into_iter().chain([ready, accepted(&observed.refusals)]).collect()
+    // What is not a part of being ready: a machine without a time server serves all the same.
+    let time = time::condition(&observed.time_servers, &observed.time);
+    parts.into_iter().chain([time, ready, accepted(&observed.refusals)]).collect()
 }
 
 /// Whether what is declared was accepted.

@@ -71,6 +71,16 @@ fn a_refused_declaration_does_not_make_a_machine_unready() {
 }
 
 #[test]
+fn a_machine_whose_time_servers_are_silent_is_ready_all_the_same() {
+    let mut observed = serving();
+    observed.time_servers = vec!["ntp.example.org".into()];
+    observed.time = time::State::Lost(time::Loss::Contradiction);
+    let told = get(&observed, condition::TIME_SYNCHRONIZED);
+    assert_eq!((told.holds, told.reason.as_str()), (Some(false), "Contradiction"));
+    assert_eq!(get(&observed, condition::READY).holds, Some(true));
+}
+
+#[test]
 fn a_failing_service_is_reported_with_its_last_line() {
     let mut etcd = status("etcd", PublicState::Failed { reason: "exit code 2".into() });
     etcd.last_lines = vec!["one".into(), "disk full".into()];

@@ -1,6 +1,6 @@
 //! kube-apiserver: the cluster's front. The only listener of the control plane beyond loopback.
 
-use garboard_api::control_plane::{AuditRule, OidcIssuer, PodSecurity};
+use garboard_api::control_plane::{ApiServer, AuditRule, OidcIssuer, PodSecurity};
 use garboard_supervisor::spec::{ServiceSpec, Slice, Stop};
 use serde_json::json;
 
@@ -18,6 +18,9 @@ pub const NAME: &str = "kube-apiserver";
 pub const PORT: u16 = 6443;
 /// Common name of the front proxy's client certificate.
 pub const FRONT_PROXY_USER: &str = "front-proxy-client";
+
+/// The admission plugin that refuses Events of which there are too many.
+const EVENT_RATE_LIMIT: &str = "EventRateLimit";
 
 /// Its authorizers, which the node agent keeps: it follows a change of the file by itself.
 pub const AUTHORIZATION: &str = "/run/garboard/authorization/config.json";
@@ -40,7 +43,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
     spec.directories.push(private_directory(paths::AUDIT_DIR));
     spec.files = vec![
         private_file(authentication_file(), pretty(&authentication(&input.cluster.control_plane.api_server.oidc))),
-        private_file(admission_file(), pretty(&admission(&input.cluster.control_plane.api_server.pod_security))),
+        private_file(admission_file(), pretty(&admission(&input.cluster.control_plane.api_server))),
         private_file(audit_policy_file(), pretty(&audit_policy(&input.cluster.control_plane.api_server.audit_rules))),
     ];
     spec.isolation.read_write.push(paths::AUDIT_DIR.into());
@@ -88,7 +91,7 @@ fn args(input: &CatalogInput) -> Result<Args, CatalogError> {
         .flag("authorization-config", AUTHORIZATION)
         // Machines that join show a one-time token until they have a certificate.
         .flag("enable-bootstrap-token-auth", true)
-        .flag("enable-admission-plugins", "NodeRestriction")
+        .flag("enable-admission-plugins", plugins(&input.cluster.control_plane.api_server))
         .flag("admission-control-config-file", admission_file())
         .flag("allow-privileged", true)
         .flag("profiling", false)
@@ -152,29 +155,51 @@ fn jwt(issuer: &OidcIssuer) -> serde_json::Value {
     jwt
 }
 
-/// What pods may do unless their namespace says otherwise. kube-system is exempt: what runs there runs the node.
-fn admission(pod_security: &PodSecurity) -> serde_json::Value {
+/// The admission plugins that are on besides those that are by default.
+fn plugins(api_server: &ApiServer) -> String {
+    let mut plugins = vec![json!("NodeRestriction")];
+    plugins.extend(api_server.admission_plugins.iter().map(|plugin| json!(plugin)));
+    if !api_server.event_rate_limits.is_empty() {
+        plugins.push(json!(EVENT_RATE_LIMIT));
+    }
+    comma(&plugins.iter().filter_map(serde_json::Value::as_str).collect::<Vec<_>>())
+}
+
+/// The configuration of admission plugins: what pods may do unless their namespace says otherwise, and how many Events are taken.
+fn admission(api_server: &ApiServer) -> serde_json::Value {
+    let mut plugins = vec![pod_security(&api_server.pod_security)];
+    if !api_server.event_rate_limits.is_empty() {
+        plugins.push(json!({
+            "name": EVENT_RATE_LIMIT,
+            "configuration": {
+                "apiVersion": "eventratelimit.admission.k8s.io/v1alpha1",
+                "kind": "Configuration",
+                "limits": api_server.event_rate_limits,
+            },
+        }));
+    }
+    json!({ "apiVersion": "apiserver.config.k8s.io/v1", "kind": "AdmissionConfiguration", "plugins": plugins })
+}
+
+/// kube-system is exempt: what runs there runs the node.
+fn pod_security(pod_security: &PodSecurity) -> serde_json::Value {
     let PodSecurity { enforce, audit, warn, exempt_namespaces } = pod_security;
     let exempt: Vec<&str> = ["kube-system"].into_iter().chain(exempt_namespaces.iter().map(String::as_str)).collect();
     json!({
-        "apiVersion": "apiserver.config.k8s.io/v1",
-        "kind": "AdmissionConfiguration",
-        "plugins": [{
-            "name": "PodSecurity",
-            "configuration": {
-                "apiVersion": "pod-security.admission.config.k8s.io/v1",
-                "kind": "PodSecurityConfiguration",
-                "defaults": {
-                    "enforce": enforce,
-                    "enforce-version": "latest",
-                    "audit": audit,
-                    "audit-version": "latest",
-                    "warn": warn,
-                    "warn-version": "latest",
-                },
-                "exemptions": { "usernames": [], "runtimeClasses": [], "namespaces": exempt },
+        "name": "PodSecurity",
+        "configuration": {
+            "apiVersion": "pod-security.admission.config.k8s.io/v1",
+            "kind": "PodSecurityConfiguration",
+            "defaults": {
+                "enforce": enforce,
+                "enforce-version": "latest",
+                "audit": audit,
+                "audit-version": "latest",
+                "warn": warn,
+                "warn-version": "latest",
             },
-        }],
+            "exemptions": { "usernames": [], "runtimeClasses": [], "namespaces": exempt },
+        },
     })
 }
 

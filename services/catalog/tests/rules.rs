@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use garboard_api::control_plane::{OWN_FLAGS, PodSecurityLevel};
+use garboard_api::control_plane::{AdmissionPlugin, OWN_FLAGS, PodSecurityLevel};
 use garboard_api::machine::{MachineRole, Registry};
 use garboard_catalog::{CatalogInput, EtcdFacts, NodeFacts, Peer, ProxyMode, services, users};
 use garboard_supervisor::spec::{ProbeAction, Seccomp, ServiceSpec, Slice};
@@ -261,6 +261,30 @@ fn issuers_and_pod_security_are_in_the_configuration_of_the_api_server() {
     let plugin = config(spec, "admission.json")["plugins"][0]["configuration"].clone();
     assert_eq!(plugin["defaults"]["enforce"], "privileged");
     assert_eq!(plugin["exemptions"]["namespaces"], serde_json::json!(["kube-system", "storage"]));
+}
+
+#[test]
+fn declared_admission_plugins_are_on_and_configured() {
+    let plugins = |input: &CatalogInput| {
+        let specs = by_name(input);
+        let spec = &specs["kube-apiserver"];
+        let on = spec.argv.iter().find_map(|arg| arg.strip_prefix("--enable-admission-plugins=")).unwrap().to_owned();
+        (on, config(spec, "admission.json")["plugins"].clone())
+    };
+    let mut input = input();
+    let (on, configured) = plugins(&input);
+    assert_eq!((on.as_str(), configured.as_array().unwrap().len()), ("NodeRestriction", 1));
+
+    let limit = serde_json::json!({ "type": "SourceAndObject", "qps": 5, "burst": 10, "cacheSize": 100 });
+    let api_server = &mut input.cluster.control_plane.api_server;
+    api_server.admission_plugins = vec![AdmissionPlugin::AlwaysPullImages, AdmissionPlugin::DenyServiceExternalIPs];
+    api_server.event_rate_limits = vec![serde_json::from_value(limit.clone()).unwrap()];
+    let (on, configured) = plugins(&input);
+    assert_eq!(on, "NodeRestriction,AlwaysPullImages,DenyServiceExternalIPs,EventRateLimit");
+    assert_eq!(
+        (&configured[1]["name"], &configured[1]["configuration"]["limits"][0]),
+        (&"EventRateLimit".into(), &limit)
+    );
 }
 
 #[test]

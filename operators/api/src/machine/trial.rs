@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::PoolReference;
 use crate::types::{HOST, LABEL};
 
-/// How changes of a machine's configuration prove themselves. What worked before a change (the default gateway, name servers, the API
-/// server, other nodes, each service, and the probes here) must work with it in time, or the machine returns to the configuration before it.
+/// How changes of a machine's configuration prove themselves. What worked before a change (the default gateway, name servers,
+/// time servers, the API server, other nodes, each service, and the probes here) must work with it in time, or the machine returns to the
+/// configuration before it.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MachineTrial {

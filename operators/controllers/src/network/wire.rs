@@ -32,6 +32,7 @@ mod option {
     pub const HOSTNAME: u8 = 12;
     pub const DOMAIN: u8 = 15;
     pub const MTU: u8 = 26;
+    pub const TIME_SERVER: u8 = 42;
     pub const REQUESTED_ADDRESS: u8 = 50;
     pub const LEASE_TIME: u8 = 51;
     pub const OVERLOAD: u8 = 52;
@@ -56,13 +57,14 @@ mod message_type {
 }
 
 /// What the client understands, and so asks for; classless routes before the router, as RFC 3442 demands.
-const PARAMETERS: [u8; 9] = [
+const PARAMETERS: [u8; 10] = [
     option::MASK,
     option::ROUTES,
     option::ROUTER,
     option::NAMESERVER,
     option::DOMAIN,
     option::MTU,
+    option::TIME_SERVER,
     option::LEASE_TIME,
     option::RENEWAL_TIME,
     option::REBINDING_TIME,
@@ -139,6 +141,7 @@ pub fn decode(bytes: &[u8], mac: [u8; 6]) -> Option<Reply> {
         routers: addresses(value(option::ROUTER)),
         routes: value(option::ROUTES).and_then(routes).unwrap_or_default(),
         nameservers: addresses(value(option::NAMESERVER)),
+        time_servers: addresses(value(option::TIME_SERVER)),
         domain: domain.map(|domain| domain.trim_end_matches('\0').to_owned()),
         mtu: value(option::MTU).and_then(array).map(u16::from_be_bytes),
         lease: value(option::LEASE_TIME).and_then(array).map(u32::from_be_bytes),
@@ -254,6 +257,7 @@ mod tests {
             // The second route in a part of its own.
             &[option::ROUTES, 5, 0, 192, 0, 2, 3, option::NAMESERVER, 4, 192, 0, 2, 53],
             &[option::DOMAIN, 4, b'a', b'.', b'b', 0, option::MTU, 2, 5, 120, option::LEASE_TIME, 4, 0, 0, 0, 120],
+            &[option::TIME_SERVER, 4, 192, 0, 2, 123],
             &[option::RENEWAL_TIME, 4, 0, 0, 0, 30, option::REBINDING_TIME, 4, 0, 0, 0, 60, option::END, 1, 2],
         ];
         let router = Ipv4Addr::new(192, 0, 2, 3);
@@ -266,6 +270,7 @@ mod tests {
             routers: vec![SERVER, Ipv4Addr::new(192, 0, 2, 2)],
             routes: vec![("198.51.100.0/24".parse().unwrap(), SERVER), (Ipv4Net::default(), router)],
             nameservers: vec![Ipv4Addr::new(192, 0, 2, 53)],
+            time_servers: vec![Ipv4Addr::new(192, 0, 2, 123)],
             domain: Some("a.b".to_owned()),
             mtu: Some(1400),
             lease: Some(120),

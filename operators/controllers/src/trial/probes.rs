@@ -9,7 +9,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use garboard_api::machine::{MachineTrial, TcpServer, TrialProbe};
 use garboard_catalog::{Peer, kubelet};
 use garboard_plan::machine::summary;
-use garboard_plan::trial::{Seen, service_probe};
+use garboard_plan::trial::{Seen, TIME_SERVERS, service_probe};
 use garboard_runtime::applier::chain;
 use garboard_runtime::status::in_time;
 use garboard_supervisor::spec::ServiceSpec;
@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::network::NodeAddresses;
+use crate::time::TimeView;
 
 /// Port that hardly anything listens on (`discard`): a machine that is there refuses the connection.
 const DISCARD: u16 = 9;
@@ -51,6 +52,8 @@ pub struct Probes {
     pub services: watch::Receiver<Arc<Vec<ServiceStatus>>>,
     /// The other nodes.
     pub peers: watch::Receiver<Arc<Vec<Peer>>>,
+    /// What the machine has of its time servers.
+    pub time: watch::Receiver<TimeView>,
 }
 
 impl Probes {
@@ -66,8 +69,13 @@ impl Probes {
             any(others.into_iter().map(peer)),
             user.collect::<Vec<_>>(),
         );
-        let named =
-            [("default gateway", gateway), ("name server", resolver), ("API server", api), ("other nodes", peers)];
+        let named = [
+            ("default gateway", gateway),
+            ("name server", resolver),
+            ("API server", api),
+            ("other nodes", peers),
+            (TIME_SERVERS, time_servers(&self.time.borrow())),
+        ];
         let named = named.into_iter().filter_map(|(name, result)| Some((name.to_owned(), result?)));
         named.chain(user).chain(self.services()).collect()
     }
@@ -135,6 +143,15 @@ async fn peer(address: IpAddr) -> Result<(), String> {
         }
     };
     within(&address.to_string(), connected).await
+}
+
+/// Whether the clock follows one of the time servers, which are asked all the time; none when there are none.
+fn time_servers(TimeView { servers, state }: &TimeView) -> Option<Result<(), String>> {
+    if servers.is_empty() {
+        return None;
+    }
+    let told = garboard_plan::time::condition(servers, state);
+    Some(if told.holds == Some(true) { Ok(()) } else { Err(told.message) })
 }
 
 async fn question(server: IpAddr) -> Result<(), String> {

@@ -17,6 +17,7 @@ fn probes(services: Vec<ServiceStatus>) -> Probes {
         specs: watch::channel(Arc::default()).1,
         services: watch::channel(Arc::new(services)).1,
         peers: watch::channel(Arc::default()).1,
+        time: watch::channel(TimeView::default()).1,
     }
 }
 
@@ -32,7 +33,7 @@ fn a_server_is_there_or_the_answer_says_which_is_not() {
         assert_eq!(seen["probe there"], Ok(()));
         let problem = seen["probe away"].clone().unwrap_err();
         assert!(problem.starts_with(&format!("127.0.0.1:{away}: ")), "{problem}");
-        for absent in ["name server", "API server", "other nodes"] {
+        for absent in ["name server", "API server", "other nodes", TIME_SERVERS] {
             assert!(!seen.contains_key(absent), "there is no {absent} to ask");
         }
     });

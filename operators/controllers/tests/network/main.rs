@@ -47,12 +47,17 @@ fn ip(text: &str) -> IpAddr {
 #[test]
 fn a_lease_configures_the_link() {
     Scene::run(|mut scene| async move {
-        scene.serve(&["--dhcp-option=option:dns-server,192.0.2.53", "--dhcp-option=option:domain-name,example.org"]);
+        scene.serve(&[
+            "--dhcp-option=option:dns-server,192.0.2.53",
+            "--dhcp-option=option:domain-name,example.org",
+            "--dhcp-option=option:ntp-server,192.0.2.123,192.0.2.124",
+        ]);
         scene.start(dhcp());
         let node = scene.wait("an address", |node| !node.addresses.is_empty() && node.link.is_some()).await;
         assert!(scene.pool().contains(&node.addresses[0]), "{node:?}");
         assert_eq!(node.link.as_deref(), Some("eth0"));
         assert_eq!((node.nameservers, node.search), (vec![ip("192.0.2.53")], vec!["example.org".to_owned()]));
+        assert_eq!(node.time_servers, [ip("192.0.2.123"), ip("192.0.2.124")]);
         assert_eq!((node.waiting, node.problems), (vec![], vec![]));
         assert!(scene.ip("route show default").contains("default via 192.0.2.1 dev eth0 proto 103 metric 1024"));
         assert!(scene.ip("addr show dev lo").contains("state UNKNOWN"), "lo is up");

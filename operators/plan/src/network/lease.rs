@@ -41,6 +41,8 @@ pub struct Reply {
     pub routes: Vec<(Ipv4Net, Ipv4Addr)>,
     /// Name servers (option 6).
     pub nameservers: Vec<Ipv4Addr>,
+    /// NTP servers (option 42).
+    pub time_servers: Vec<Ipv4Addr>,
     /// Domain name (option 15).
     pub domain: Option<String>,
     /// Interface MTU in bytes (option 26).
@@ -87,6 +89,9 @@ pub struct Lease {
     pub routes: Vec<LeaseRoute>,
     /// Name servers, the preferred one first.
     pub nameservers: Vec<Ipv4Addr>,
+    /// NTP servers, the preferred one first.
+    #[serde(default)]
+    pub time_servers: Vec<Ipv4Addr>,
     /// Domain in which short names are looked up.
     pub domain: Option<String>,
     /// MTU of the link in bytes, at least 576.
@@ -152,6 +157,7 @@ impl Lease {
             server,
             routes,
             nameservers: reply.nameservers.clone(),
+            time_servers: reply.time_servers.clone(),
             domain: reply.domain.clone().filter(|domain| is_domain(domain)),
             mtu: reply.mtu.filter(|mtu| *mtu >= MIN_MTU),
             term: (seconds != INFINITE).then(|| term(seconds, reply.renewal, reply.rebinding, requested)),
@@ -204,6 +210,7 @@ pub(super) fn reply(kind: ReplyKind, xid: u32) -> Reply {
         routers: vec![Ipv4Addr::new(192, 0, 2, 1)],
         routes: Vec::new(),
         nameservers: vec![Ipv4Addr::new(192, 0, 2, 1)],
+        time_servers: Vec::new(),
         domain: Some("example.org".to_owned()),
         mtu: None,
         lease: Some(3600),

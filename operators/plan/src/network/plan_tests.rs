@@ -55,6 +55,7 @@ fn lease() -> Lease {
         server: Ipv4Addr::new(192, 0, 2, 1),
         routes: vec![LeaseRoute { destination: Ipv4Net::default(), gateway: Some(Ipv4Addr::new(192, 0, 2, 1)) }],
         nameservers: vec![],
+        time_servers: vec![],
         domain: None,
         mtu: None,
         term: None,

@@ -87,6 +87,8 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         machine(&format!(
             "{{role: Worker, join: {{endpoints: [{{host: kube.example.org, port: 443}}], caPin: '{PIN}'}}}}"
         )),
+        machine("{time: {servers: [ntp.example.org, 192.0.2.1, '2001:db8::1']}}"),
+        machine("{watchdog: {enabled: false, timeoutSeconds: 600}, logs: {maxSizeMebibytes: 256, maxFiles: 2}}"),
         machine("{kubelet: {maxPods: 200, nodeLabels: {example.org/a: b}}}"),
         machine(
             "{kernel: {sysctls: {net.core.somaxconn: '4096'}, modules: [nbd]}, \
@@ -106,7 +108,8 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         cluster(
             "{controlPlane: {featureGates: {A: true}, scheduler: {extraArgs: {v: '3'}}, apiServer: {extraArgs: {event-ttl: 2h}, \
              oidc: [{issuerURL: 'https://issuer.example', audiences: [a], usernamePrefix: 'oidc:'}], \
-             podSecurity: {enforce: privileged, exemptNamespaces: [storage]}}}}",
+             podSecurity: {enforce: privileged, exemptNamespaces: [storage]}, \
+             admissionPlugins: [AlwaysPullImages], eventRateLimits: [{type: Server, qps: 50, burst: 100}]}}}",
         ),
         cluster("{endpoint: {host: kube.example.org}, certSANs: ['*.example.org', 192.0.2.9], proxyMode: ipvs}"),
     ] {
@@ -117,6 +120,11 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
     }
     for (bad, field) in [
         (machine("{hostname: A_b}"), "spec.hostname"),
+        (machine("{watchdog: {timeoutSeconds: 601}}"), "spec.watchdog.timeoutSeconds"),
+        (machine("{logs: {maxSizeMebibytes: 0}}"), "spec.logs.maxSizeMebibytes"),
+        (machine("{time: {servers: [NTP]}}"), "spec.time.servers[0]"),
+        (machine("{time: {servers: [a, a]}}"), "spec.time.servers[1]"),
+        (machine("{time: {servers: ['2001:db8']}}"), "spec.time"),
         (machine("{kubelet: {maxPods: 0}}"), "spec.kubelet.maxPods"),
         (machine("{kubelet: {maxPods: many}}"), "spec.kubelet.maxPods"),
         (
@@ -144,6 +152,11 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
                 "{controlPlane: {apiServer: {oidc: [{issuerURL: 'http://x', audiences: [a], usernamePrefix: 'o:'}]}}}",
             ),
             "issuerURL",
+        ),
+        (cluster("{controlPlane: {apiServer: {admissionPlugins: [AlwaysAdmit]}}}"), "admissionPlugins[0]"),
+        (
+            cluster("{controlPlane: {apiServer: {eventRateLimits: [{type: User, qps: 0, burst: 1}]}}}"),
+            "eventRateLimits[0].qps",
         ),
         (machine("{network: {nameservers: [one]}}"), "spec.network.nameservers[0]"),
         (machine("{network: {searchDomains: ['-']}}"), "spec.network.searchDomains[0]"),
