@@ -17,10 +17,11 @@ use garboard_controllers::certificates::{Certificates, Due};
 use garboard_controllers::connect::Connect;
 use garboard_controllers::context::{Context, Paths, Published};
 use garboard_controllers::etcd::Etcd;
+use garboard_controllers::etcd::restore::{Folders, Restores};
 use garboard_controllers::join::Join;
 use garboard_controllers::kernel::{Kernel, KernelPaths};
 use garboard_controllers::leave::Leave;
-use garboard_controllers::machine_api::{self, View};
+use garboard_controllers::machine_api::{self, Restoring, View};
 use garboard_controllers::network::{Network, NetworkConfig, NetworkPaths};
 use garboard_controllers::node::NodeWatch;
 use garboard_controllers::peers::PeerWatch;
@@ -49,6 +50,8 @@ use crate::notify;
 const GRACE: Duration = Duration::from_secs(5);
 /// Requests to declare something are answered one after the other.
 const DECLARES: usize = 4;
+/// One restore is done at a time, and nobody else asks meanwhile.
+const RESTORES: usize = 1;
 
 /// Keeps this machine as it is declared until `stop`.
 pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
@@ -126,6 +129,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         addresses.clone(),
         statuses.clone(),
         ledger.clone(),
+        problems.clone(),
         &info.boot_id,
     );
     let (join, joined) = Join::new(
@@ -138,6 +142,9 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (due_certificates, due) = watch::channel(Due::default());
     let (certificates, asked_certificates) = Certificates::new(pki.clone(), due);
     let (specs, specs_seen) = watch::channel(Arc::default());
+    let folders = Folders { data: paths.etcd.clone(), restore: paths.etcd_restore.clone() };
+    let (restores, restore) = Restores::new(&etcd, specs_seen.clone(), folders.clone());
+    let (asks, asked) = mpsc::channel(RESTORES);
     let (decisions, decided) = mpsc::channel(DECLARES);
     let trial_probes = trial::probes::Probes {
         network: addresses.clone(),
@@ -180,6 +187,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         api_servers: api_servers.clone(),
         peers: peers_seen.clone(),
         membership: membership.clone(),
+        restore: restore.clone(),
         leads: leads.clone(),
         due_certificates,
         asked_certificates: asked_certificates.clone(),
@@ -196,6 +204,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("peers", peers.run(stop.clone()));
     tasks.spawn("API servers", servers.run(stop.clone()));
     tasks.spawn("etcd", etcd.run(stop.clone()));
+    tasks.spawn("etcd restore", restores.run(asked, stop.clone()));
     tasks.spawn("join", join.run(stop.clone()));
     let leave = Leave {
         ended: machine.ended.clone(),
@@ -235,6 +244,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         changes(api_servers),
         changes(peers_seen),
         changes(membership.clone()),
+        changes(restore),
         changes(asked_certificates),
         changes(cluster.object.clone()),
         changes(pool),
@@ -263,7 +273,9 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems_seen, stop.clone()));
     let (declares, declared) = mpsc::channel(DECLARES);
     tasks.spawn("declare", declare::run(declared, machine, cluster, stop.clone()));
-    let service = machine_api::Service::new(control, view_seen.clone(), pki, declares, decisions, identity.pin());
+    let restoring = Restoring::new(asks, folders);
+    let service =
+        machine_api::Service::new(control, view_seen.clone(), pki, declares, decisions, restoring, identity.pin());
     let api_stop = stop.clone();
     tasks.spawn("machine API", async move {
         if let Err(error) = machine_api::run(&identity, service, view_seen, api_stop).await {

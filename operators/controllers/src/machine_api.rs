@@ -8,6 +8,8 @@
 //! | [`Declare`] | | what the agent is asked to declare |
 
 mod answers;
+mod etcd;
+mod registered;
 mod service;
 
 use std::path::Path;
@@ -22,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+pub use etcd::Restoring;
 pub use service::Service;
 
 /// Where the machine's own key lies.

@@ -1,6 +1,7 @@
 //! One file per command, or per group of commands that share what they do.
 
 mod apply;
+mod etcd;
 mod join;
 mod kubeconfig;
 mod logs;
@@ -35,6 +36,7 @@ pub async fn run(Cli { target, command }: Cli) -> anyhow::Result<()> {
         Command::Apply(arguments) => apply::run(&Contact::find(&target)?, &arguments).await,
         Command::Join(arguments) => join::run(&target, &arguments).await,
         Command::Trial(arguments) => trial::run(&Contact::find(&target)?, &arguments.command).await,
+        Command::Etcd(arguments) => etcd::run(&Contact::find(&target)?, &arguments.command).await,
         Command::Reboot(arguments) => power::reboot(&Contact::find(&target)?, &arguments).await,
         Command::Shutdown(arguments) => power::shutdown(&Contact::find(&target)?, &arguments).await,
     }
