@@ -53,21 +53,25 @@ pub struct EtcdSnapshot {
 
 /// Make the store anew, with this machine's member alone: when the majority is lost, or everything is to be as it was
 ///
-/// The machine checks what it is given, stops its control plane, makes a new store and starts again, in about a minute. Nothing changes
-/// when that fails. A power cut on the way does no harm: the machine goes on with it.
+/// The machine checks what it is given, stops its control plane, makes a new store and starts
+/// again, in about a minute. Nothing changes when that fails. A power cut on the way does no
+/// harm: the machine goes on with it.
 ///
-/// The store before is set aside on the machine until the next restore, and --from-set-aside goes back to it. What has changed since the
-/// snapshot is gone: objects that were deleted are back, machines that joined since then leave the cluster, and machines that were
-/// removed since then are let in again, so remove them again.
+/// The store before is set aside on the machine until the next restore, and --from-set-aside goes
+/// back to it. What has changed since the snapshot is gone: objects that were deleted are back,
+/// machines that joined since then leave the cluster, and machines that were removed since then
+/// are let in again, so remove them again.
 ///
 /// What comes next:
-///   1. The other control-plane machines are no members of the new store, and do not come back by themselves: their data are those of
-///      another. Switch them off before, if they can still reach each other: else they may go on as a second cluster.
-///   2. `kubectl get etcdmembers` shows them as Left. For each, `kubectl delete machine NAME` lets it go; when it is gone for good,
-///      the condition Drained says what to annotate.
+///   1. The other control-plane machines are no members of the new store, and do not come back
+///      by themselves: their data are those of another. Switch them off before, if they can
+///      still reach each other: else they may go on as a second cluster.
+///   2. `kubectl get etcdmembers` shows them as Left. For each, `kubectl delete machine NAME`
+///      lets it go; when it is gone for good, the condition Drained says what to annotate.
 ///   3. `garboardctl join NAME --control-plane` lets it join again, with nothing of what it had.
 ///
-/// Needs the role admin, at a control-plane machine that was in the cluster when the snapshot was taken.
+/// Needs the role admin, at a control-plane machine that was in the cluster when the snapshot was
+/// taken.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_help = RESTORE_EXAMPLES)]
 #[command(group = clap::ArgGroup::new("source").required(true).args(["file", "from_own_data", "from_set_aside"]))]
