@@ -19,10 +19,11 @@ use garboard_controllers::connect::Connect;
 use garboard_controllers::context::{Context, Paths, Published};
 use garboard_controllers::declare::{self, Declarations};
 use garboard_controllers::etcd::Etcd;
+use garboard_controllers::etcd::restore::{Folders, Restores};
 use garboard_controllers::join::Join;
 use garboard_controllers::kernel::{Kernel, KernelPaths};
 use garboard_controllers::leave::Leave;
-use garboard_controllers::machine_api::{self, Admission, View};
+use garboard_controllers::machine_api::{self, Admission, Restoring, View};
 use garboard_controllers::network::{Network, NetworkConfig, NetworkPaths};
 use garboard_controllers::node::NodeWatch;
 use garboard_controllers::peers::PeerWatch;
@@ -54,6 +55,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const IMAGE_FILE: &str = "/usr/lib/os-release";
 /// Requests to declare something are answered one after the other.
 const DECLARES: usize = 4;
+/// One restore is done at a time, and nobody else asks meanwhile.
+const RESTORES: usize = 1;
 
 /// Keeps this machine as it is declared until `stop`.
 pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
@@ -143,6 +146,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         addresses.clone(),
         statuses.clone(),
         ledger.clone(),
+        problems.clone(),
         &info.boot_id,
     );
     let (join, joined) = Join::new(
@@ -155,6 +159,9 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (due_certificates, due) = watch::channel(Due::default());
     let (certificates, asked_certificates) = Certificates::new(pki.clone(), due);
     let (specs, specs_seen) = watch::channel(Arc::default());
+    let folders = Folders { data: paths.etcd.clone(), restore: paths.etcd_restore.clone() };
+    let (restores, restore) = Restores::new(&etcd, specs_seen.clone(), folders.clone());
+    let (asks, asked) = mpsc::channel(RESTORES);
     let (decisions, decided) = mpsc::channel(DECLARES);
     let trial_probes = trial::probes::Probes {
         network: addresses.clone(),
@@ -202,6 +209,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         api_servers: api_servers.clone(),
         peers: peers_seen.clone(),
         membership: membership.clone(),
+        restore: restore.clone(),
         leads: leads.clone(),
         due_certificates,
         asked_certificates: asked_certificates.clone(),
@@ -218,6 +226,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("peers", peers.run(stop.clone()));
     tasks.spawn("API servers", servers.run(stop.clone()));
     tasks.spawn("etcd", etcd.run(stop.clone()));
+    tasks.spawn("etcd restore", restores.run(asked, stop.clone()));
     tasks.spawn("join", join.run(stop.clone()));
     let leave = Leave {
         ended: machine.ended.clone(),
@@ -258,6 +267,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         changes(api_servers),
         changes(peers_seen),
         changes(membership.clone()),
+        changes(restore),
         changes(asked_certificates),
         changes(cluster.object.clone()),
         changes(pool),
@@ -290,7 +300,9 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (declares, declared) = mpsc::channel(DECLARES);
     let declarations = Declarations { machine, cluster, claims, join_token: paths.join_token.clone() };
     tasks.spawn("declare", declarations.run(declared, stop.clone()));
-    let service = machine_api::Service::new(control, view_seen.clone(), pki, declares, decisions, identity.pin());
+    let restoring = Restoring::new(asks, folders);
+    let service =
+        machine_api::Service::new(control, view_seen.clone(), pki, declares, decisions, restoring, identity.pin());
     let (admission, api_stop) = (Admission { view: view_seen, claimants }, stop.clone());
     tasks.spawn("machine API", async move {
         if let Err(error) = machine_api::run(&identity, service, admission, api_stop).await {

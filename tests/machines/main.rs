@@ -6,6 +6,7 @@
 mod control_plane;
 mod declare;
 mod docs;
+mod etcd;
 mod faults;
 mod joining;
 mod power;
@@ -33,6 +34,7 @@ fn main() {
         joining::scenarios(),
         control_plane::scenarios(),
         security::scenarios(),
+        etcd::scenarios(),
         faults::scenarios(),
         power::scenarios(),
         refusal::scenarios(),

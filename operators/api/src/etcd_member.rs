@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,10 @@ pub struct EtcdMemberSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self || !oldSelf").message("leaving cannot be taken back"))]
     pub leave: bool,
+    /// Whether the machine has the data of a member, which belong to one store only: when the store was made anew without it, it does not
+    /// come back by itself. The machine keeps it.
+    #[serde(default)]
+    pub joined: bool,
 }
 
 /// What a member may do.
@@ -92,4 +96,10 @@ pub struct EtcdMemberStatus {
     /// Alarms that etcd has raised about it, such as NOSPACE.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub alarms: Vec<String>,
+    /// When it was told last to give back what its database does not use. One member is told at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defragmentation_due: Option<Time>,
+    /// What it was told that it has done last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defragmented: Option<Time>,
 }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use garboard_api::machine::{MachineKernel, MachineRole, MachineTime, Versions};
 use garboard_api::{About, Cluster, Machine, MachinePool, Refusals};
-use garboard_catalog::Peer;
+use garboard_catalog::{EtcdFacts, EtcdRestore, Peer};
 use garboard_control::{Client as Control, MachineInfo, MachinePhase, Upkeep};
 use garboard_plan::events::Notable;
 use garboard_plan::trial::Configuration;
@@ -51,6 +51,8 @@ pub struct Paths {
     pub claimant: PathBuf,
     /// What the machine has of the cluster's store.
     pub etcd: PathBuf,
+    /// What it has of it from before, and what it makes a new one of.
+    pub etcd_restore: PathBuf,
 }
 
 impl Default for Paths {
@@ -64,6 +66,7 @@ impl Default for Paths {
             join_token: "/state/join-token".into(),
             claimant: "/state/claimant".into(),
             etcd: garboard_catalog::etcd::DATA_DIR.into(),
+            etcd_restore: garboard_catalog::etcd_restore::DIR.into(),
         }
     }
 }
@@ -128,6 +131,8 @@ pub struct Context {
     pub peers: watch::Receiver<Arc<Vec<Peer>>>,
     /// The machine's part in the cluster's store.
     pub membership: watch::Receiver<Membership>,
+    /// What is being done to make the store anew.
+    pub restore: watch::Receiver<Option<EtcdRestore>>,
     /// Whether the machine leads those who change the membership of the store.
     pub leads: watch::Receiver<bool>,
     /// Certificates that a worker has to ask the cluster for: written by the machine's reconciler.
@@ -163,6 +168,12 @@ impl Context {
     /// What the machine is for.
     pub fn role(&self) -> MachineRole {
         self.machine.current().map(|machine| machine.role()).unwrap_or_default()
+    }
+
+    /// The machine's part in the cluster's store, and what is being done with it.
+    pub fn etcd_facts(&self, machine: &Machine, serves: bool) -> Option<EtcdFacts> {
+        let facts = self.membership.borrow().facts(machine, serves)?;
+        Some(EtcdFacts { restore: self.restore.borrow().clone(), ..facts })
     }
 
     /// Whether it is for this machine to tell how the cluster is: for one of those that serve it.

@@ -6,8 +6,10 @@
 
 mod health;
 mod membership;
-mod store;
+pub mod restore;
+pub(crate) mod store;
 mod tend;
+pub(crate) mod upkeep;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use tracing::info;
 
 use crate::leader::{ETCD, Identity, Standing, lead};
 use crate::network::NodeAddresses;
+use crate::problems::Problems;
 use crate::served::{first, whenever_served};
 use crate::services::readiness;
 
@@ -60,8 +63,8 @@ impl Membership {
         let Self { initial_cluster, votes, left: _, others } = self.clone();
         match machine.joins() {
             true if initial_cluster.is_none() => None,
-            true => Some(EtcdFacts { initial_cluster, votes, others, serves }),
-            false => Some(EtcdFacts { initial_cluster: None, votes: true, others, serves }),
+            true => Some(EtcdFacts { initial_cluster, votes, others, serves, restore: None }),
+            false => Some(EtcdFacts { initial_cluster: None, votes: true, others, serves, restore: None }),
         }
     }
 
@@ -82,6 +85,7 @@ pub struct Etcd {
     membership: watch::Sender<Membership>,
     declared: watch::Sender<Vec<EtcdMember>>,
     leads: watch::Sender<bool>,
+    problems: Problems,
 }
 
 /// What [`Etcd`] publishes: the machine's membership, and whether it leads those who change the membership.
@@ -101,6 +105,7 @@ impl Etcd {
         network: watch::Receiver<NodeAddresses>,
         services: watch::Receiver<Arc<Vec<ServiceStatus>>>,
         ledger: Ledger,
+        problems: Problems,
         boot_id: &str,
     ) -> (Self, Followed) {
         // What is lost is learned again.
@@ -110,7 +115,7 @@ impl Etcd {
         let (leads, leads_seen) = watch::channel(false);
         let boot_id = boot_id.to_owned();
         (
-            Self { machine, api, network, services, ledger, boot_id, membership, declared, leads },
+            Self { machine, api, network, services, ledger, boot_id, membership, declared, leads, problems },
             (membership_seen, leads_seen),
         )
     }
@@ -131,15 +136,26 @@ impl Etcd {
         stop.run_until_cancelled(work).await;
     }
 
+    /// Tends the membership of a machine that is alone.
+    async fn tend_alone(&self, client: &Client) {
+        let mut services = self.services.clone();
+        while services.wait_for(|services| readiness(services, NAME) == Some(true)).await.is_ok() {
+            self.tend(client).await;
+            sleep(AWAY).await;
+        }
+    }
+
     /// Waits until it is for this machine to change the membership, and does so whenever it leads. One whose etcd does not serve, as after
     /// it has taken out itself, leaves that to others.
     async fn lead(&self, client: &Client, machine: &Machine) {
         let (mut declared, mut membership) = (self.declared.subscribe(), self.membership.subscribe());
-        // Alone there is nothing to change.
-        if declared.wait_for(|declared| declared.len() > 1).await.is_err()
-            || membership.wait_for(|membership| membership.counts(machine)).await.is_err()
-        {
+        if membership.wait_for(|membership| membership.counts(machine)).await.is_err() {
             return;
+        }
+        // Alone there is nobody to agree with.
+        tokio::select! {
+            others = declared.wait_for(|declared| declared.len() > 1) => if others.is_err() { return },
+            () = self.tend_alone(client) => return,
         }
         let tell = |standing| {
             info!(%standing, "membership of etcd");

@@ -291,7 +291,7 @@ fn catalog_input(machine: &Machine, cluster: &ClusterSpec, context: &Context, ad
             pod_cidrs: pod_cidrs(machine, cluster, context),
             api_servers: other_api_servers(&context.api_servers.borrow(), addresses),
             peers: context.peers.borrow().to_vec(),
-            etcd: context.membership.borrow().facts(machine, api_is_ready(&context.services.borrow())),
+            etcd: context.etcd_facts(machine, api_is_ready(&context.services.borrow())),
         },
         pause_image: format!("garboard.dev/pause:{}", env!("CARGO_PKG_VERSION")),
     }

@@ -8,6 +8,8 @@
 //! | [`Declare`] | | what the agent is asked to declare |
 
 mod answers;
+mod etcd;
+mod registered;
 mod service;
 
 use std::path::Path;
@@ -24,6 +26,7 @@ use tracing::{error, info, warn};
 
 use crate::claim::Claimants;
 
+pub use etcd::Restoring;
 pub use service::Service;
 
 /// Where the machine's own key lies.

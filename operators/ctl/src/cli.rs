@@ -1,11 +1,14 @@
 //! The command line's grammar and help.
 
+mod etcd;
+
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use garboard_machine_api::{Endpoint, Pin};
 
 use crate::output::Format;
+pub use etcd::{Etcd, EtcdCommand, EtcdRestore, EtcdSnapshot};
 
 /// The name under which `kubectl` finds a plugin for `kubectl garboard`.
 const PLUGIN: &str = "kubectl-garboard";
@@ -90,6 +93,7 @@ pub enum Command {
     Claim(Claim),
     Join(Join),
     Trial(Trial),
+    Etcd(Etcd),
     Reboot(Reboot),
     Shutdown(Shutdown),
     Support(Support),

@@ -9,7 +9,9 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
-use garboard_machine_api::proto::{AppliedObject, Condition, LogLine, Service, StatusResponse};
+use garboard_machine_api::proto::{
+    AppliedObject, Condition, EtcdHealth, EtcdMember, EtcdMembersResponse, LogLine, Service, StatusResponse,
+};
 use garboard_machine_api::testing::only;
 use garboard_machine_api::{AccessList, Role};
 use serde_json::{Value, json};
@@ -311,4 +313,77 @@ async fn what_a_maintainer_needs_is_collected_without_secrets() {
     }
     let again = scene.fails(&["support", folder.to_str().unwrap()]);
     assert!(again.contains("not empty"), "{again}");
+}
+
+/// A whole snapshot, longer than a piece.
+fn snapshot() -> Vec<u8> {
+    let content = vec![7; 600 * 512];
+    [content.as_slice(), ring::digest::digest(&ring::digest::SHA256, &content).as_ref()].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_kept_only_when_it_is_whole() {
+    let scene = Scene::new().await;
+    let file = scene.folder().join("store.db");
+    let path = file.to_str().unwrap();
+    scene.served.machine.state().snapshot = snapshot()[..5000].to_vec();
+    let error = scene.fails(&["etcd", "snapshot", path]);
+    assert!(error.contains("cut off"), "{error}");
+    let left = fs::read_dir(scene.folder())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("store.db"));
+    assert_eq!(left.count(), 0, "nothing is left of what is not whole");
+
+    scene.served.machine.state().snapshot = snapshot();
+    scene.ok(&["etcd", "snapshot", path]);
+    assert_eq!(fs::read(&file).unwrap(), snapshot());
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let error = scene.fails(&["etcd", "snapshot", path]);
+    assert!(error.contains("is there already"), "{error}");
+    scene.ok(&["etcd", "snapshot", path, "--force"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_is_asked_for_and_sends_what_is_whole() {
+    let scene = Scene::new().await;
+    let file = scene.folder().join("store.db");
+    let path = file.to_str().unwrap();
+    fs::write(&file, &snapshot()[..5000]).unwrap();
+    let error = scene.fails(&["etcd", "restore", path, "--yes"]);
+    assert!(error.contains("store.db") && error.contains("cut off"), "{error}");
+    fs::write(&file, snapshot()).unwrap();
+    let error = scene.fails(&["etcd", "restore", path]);
+    assert!(error.contains("give --yes"), "{error}");
+    assert!(scene.served.machine.state().calls.is_empty(), "nothing was asked of the machine");
+    scene.ok(&["etcd", "restore", path, "--yes"]);
+    assert_eq!(scene.served.machine.state().restored, snapshot());
+    scene.ok(&["etcd", "restore", "--from-own-data", "--yes"]);
+    scene.ok(&["etcd", "restore", "--from-set-aside", "--yes"]);
+    let calls = scene.served.machine.state().calls.clone();
+    assert_eq!(calls.len(), 3, "{calls:?}");
+    assert!(calls[1].contains("OwnData") && calls[2].contains("SetAside"), "{calls:?}");
+    let both = scene.command(&["etcd", "restore", path, "--from-own-data"]).output().unwrap();
+    assert_eq!(both.status.code(), Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_are_a_table_for_people_and_stable_fields_for_programs() {
+    let scene = Scene::new().await;
+    let error = scene.fails(&["etcd", "members"]);
+    assert!(error.contains("etcd does not run"), "{error}");
+    let member =
+        EtcdMember { id: 255, name: "node-1".into(), peer_urls: vec!["https://a:2380".into()], learner: false };
+    let health =
+        EtcdHealth { id: 255, leader_id: 255, database_bytes: 3 << 20, used_bytes: 1 << 20, ..EtcdHealth::default() };
+    let answer = EtcdMembersResponse { members: vec![member], health: Some(health) };
+    scene.served.machine.state().etcd = Some(answer);
+    assert!(scene.ok(&["etcd", "members"]).contains("node-1   ff   Voter   yes      this"));
+    let members = scene.json(&["etcd", "members", "-o", "json"]);
+    assert_eq!(
+        members["members"],
+        json!([{ "id": "ff", "name": "node-1", "peerURLs": ["https://a:2380"], "role": "Voter", "leader": true, "own": true }])
+    );
+    assert_eq!(members["health"]["databaseBytes"], 3 << 20);
+    let done = scene.json(&["etcd", "defragment", "-o", "json"]);
+    assert_eq!((&done["before"]["databaseBytes"], &done["after"]["databaseBytes"]), (&json!(3 << 20), &json!(1 << 20)));
 }

@@ -1,4 +1,4 @@
-//! A client of the machine's own member of etcd, by its socket: who the members are, changes of that, and how the member is.
+//! A client of the machine's own member of etcd, by its socket: who the members are, changes of that, how the member is, and its upkeep.
 //!
 //! The protocol is etcd's own, cut to what is used. The crate that has all of it compiles it with a program of the host.
 
@@ -7,16 +7,21 @@ mod proto {
     tonic::include_proto!("etcdserverpb");
 }
 
+mod maintenance;
+mod snapshot;
+
 use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use proto::cluster_client::ClusterClient;
+use proto::kv_client::KvClient;
 use proto::maintenance_client::MaintenanceClient;
-use proto::{
-    AlarmRequest, AlarmType, MemberAddRequest, MemberListRequest, MemberRequest, MemberUpdateRequest, StatusRequest,
-};
+use proto::{MemberAddRequest, MemberListRequest, MemberRequest, MemberUpdateRequest};
+
+pub use maintenance::Health;
+pub use snapshot::Snapshot;
 
 /// Longest time for an answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -51,28 +56,12 @@ pub struct Member {
     pub learner: bool,
 }
 
-/// How a member is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Health {
-    /// Whether it leads the others.
-    pub leader: bool,
-    /// Its version.
-    pub version: String,
-    /// Size of its database, bytes.
-    pub database_bytes: i64,
-    /// What of that is in use, bytes.
-    pub used_bytes: i64,
-    /// The alarms about it, such as NOSPACE.
-    pub alarms: Vec<&'static str>,
-    /// What is wrong with it, in its own words.
-    pub errors: Vec<String>,
-}
-
 /// A connection to a member.
 #[derive(Clone, Debug)]
 pub struct Client {
     cluster: ClusterClient<Channel>,
     maintenance: MaintenanceClient<Channel>,
+    store: KvClient<Channel>,
 }
 
 impl Client {
@@ -81,8 +70,10 @@ impl Client {
     /// # Errors
     /// [`EtcdError::Connect`].
     pub async fn connect(url: &str) -> Result<Self, EtcdError> {
-        let channel = Endpoint::from_shared(url.to_owned())?.timeout(LIMIT).connect_timeout(LIMIT).connect().await?;
-        Ok(Self { cluster: ClusterClient::new(channel.clone()), maintenance: MaintenanceClient::new(channel) })
+        // How long an answer may take is said with each request: some work for minutes.
+        let channel = Endpoint::from_shared(url.to_owned())?.connect_timeout(LIMIT).connect().await?;
+        let store = KvClient::new(channel.clone());
+        Ok(Self { cluster: ClusterClient::new(channel.clone()), maintenance: MaintenanceClient::new(channel), store })
     }
 
     /// The members, as a majority agrees on them.
@@ -90,7 +81,19 @@ impl Client {
     /// # Errors
     /// [`EtcdError`]; so also without a majority.
     pub async fn members(&mut self) -> Result<Vec<Member>, EtcdError> {
-        let answer = self.cluster.member_list(limited(MemberListRequest { linearizable: true })).await?;
+        self.list(true).await
+    }
+
+    /// The members, as this one knows them: also without a majority.
+    ///
+    /// # Errors
+    /// [`EtcdError`].
+    pub async fn known_members(&mut self) -> Result<Vec<Member>, EtcdError> {
+        self.list(false).await
+    }
+
+    async fn list(&mut self, linearizable: bool) -> Result<Vec<Member>, EtcdError> {
+        let answer = self.cluster.member_list(limited(MemberListRequest { linearizable })).await?;
         let member =
             |proto::Member { id, name, peer_urls, is_learner }| Member { id, name, peer_urls, learner: is_learner };
         Ok(answer.into_inner().members.into_iter().map(member).collect())
@@ -133,30 +136,17 @@ impl Client {
         self.cluster.member_remove(limited(MemberRequest { id })).await?;
         Ok(())
     }
-
-    /// How the member is that answers.
-    ///
-    /// # Errors
-    /// [`EtcdError`].
-    pub async fn health(&mut self) -> Result<Health, EtcdError> {
-        let status = self.maintenance.status(limited(StatusRequest {})).await?.into_inner();
-        let alarms = self.maintenance.alarm(limited(AlarmRequest { action: 0 })).await?.into_inner().alarms;
-        let own = status.header.unwrap_or_default().member_id;
-        let alarms = alarms.iter().filter(|alarm| alarm.member_id == own && alarm.alarm() != AlarmType::None);
-        Ok(Health {
-            leader: status.leader == own,
-            version: status.version,
-            database_bytes: status.db_size,
-            used_bytes: status.db_size_in_use,
-            alarms: alarms.map(|alarm| alarm.alarm().as_str_name()).collect(),
-            errors: status.errors,
-        })
-    }
 }
 
 /// A request that etcd need not work on any more when nobody waits for the answer.
+///
+/// The limit is set on both sides: a server that is stuck keeps none.
 fn limited<T>(message: T) -> Request<T> {
+    within(message, LIMIT)
+}
+
+fn within<T>(message: T, limit: Duration) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(LIMIT);
+    request.set_timeout(limit);
     request
 }

@@ -12,6 +12,7 @@
 //! | [`access`] | pins with names and roles | who a proven key is |
 //! | [`server`] | a listener, an identity, an access list, an implementation | the served API |
 //! | [`client`] | an endpoint, the machine's pin, an identity | typed calls and typed errors |
+//! | [`snapshot`] | pieces of a snapshot of etcd | whether it is whole |
 //! | [`waiting`] | links | machines that wait to be claimed, found by multicast DNS |
 //! | [`proto`] | | messages and the [`proto::machine_server::Machine`] trait to implement |
 
@@ -22,6 +23,7 @@ pub mod identity;
 pub mod pin;
 pub mod role;
 pub mod server;
+pub mod snapshot;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod tls;

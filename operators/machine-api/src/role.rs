@@ -71,6 +71,10 @@ pub const RULES: &[Rule] = &[
     audited("Claim", Role::Claimant),
     audited("TrialDecide", Role::Admin),
     audited("JoinToken", Role::Admin),
+    reads("EtcdMembers"),
+    audited("EtcdSnapshot", Role::Admin),
+    audited("EtcdRestore", Role::Admin),
+    audited("EtcdDefragment", Role::Operator),
 ];
 
 /// The rule for a request's path, `/garboard.machine.v1alpha1.Machine/RPC`.

@@ -7,17 +7,21 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, Streaming, async_trait};
 
+use crate::proto::etcd_restore_request::Source;
 use crate::proto::machine_server::Machine;
 use crate::proto::{
-    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, ClaimRequest, ClaimResponse, JoinTokenRequest,
-    JoinTokenResponse, KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest,
-    RebootResponse, Service, ServiceRestartRequest, ServiceRestartResponse, ServicesRequest, ServicesResponse,
-    ShutdownRequest, ShutdownResponse, StatusRequest, StatusResponse, TrialDecideRequest, TrialDecideResponse,
-    VersionRequest, VersionResponse,
+    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, ClaimRequest, ClaimResponse, EtcdDefragmentRequest,
+    EtcdDefragmentResponse, EtcdHealth, EtcdMembersRequest, EtcdMembersResponse, EtcdRestoreRequest,
+    EtcdRestoreResponse, EtcdSnapshotRequest, EtcdSnapshotResponse, JoinTokenRequest, JoinTokenResponse,
+    KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest, RebootResponse, Service,
+    ServiceRestartRequest, ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest,
+    ShutdownResponse, StatusRequest, StatusResponse, TrialDecideRequest, TrialDecideResponse, VersionRequest,
+    VersionResponse,
 };
 use crate::server::{Caller, Limits, ServeError, serve};
+use crate::snapshot::PIECE;
 use crate::{Access, AccessList, Endpoint, Identity, Role};
 
 /// What the machine in memory answers with, and what it was told.
@@ -37,6 +41,12 @@ pub struct State {
     pub applied: Vec<AppliedObject>,
     /// Why these are refused; empty when they are not.
     pub refusal: String,
+    /// The answer to `EtcdMembers`; without one there is no etcd.
+    pub etcd: Option<EtcdMembersResponse>,
+    /// What `EtcdSnapshot` gives.
+    pub snapshot: Vec<u8>,
+    /// What `EtcdRestore` was given as a snapshot.
+    pub restored: Vec<u8>,
     /// The calls that change something, as `CALLER RPC ARGUMENTS`.
     pub calls: Vec<String>,
 }
@@ -63,6 +73,10 @@ impl Memory {
             "" => Ok(state.applied.clone()),
             refusal => Err(Status::invalid_argument(refusal)),
         }
+    }
+
+    fn etcd(&self) -> Result<EtcdMembersResponse, Status> {
+        self.state().etcd.clone().ok_or_else(|| Status::failed_precondition("etcd does not run on this machine"))
     }
 
     fn known(&self, service: &str) -> Result<(), Status> {
@@ -147,6 +161,61 @@ impl Machine for Memory {
             ca_pin: format!("sha256:{}", "7".repeat(64)),
             not_after_unix_ms: 1_800_000_000_000,
         }))
+    }
+
+    async fn etcd_members(&self, _: Request<EtcdMembersRequest>) -> Result<Response<EtcdMembersResponse>, Status> {
+        self.etcd().map(Response::new)
+    }
+
+    type EtcdSnapshotStream = BoxStream<'static, Result<EtcdSnapshotResponse, Status>>;
+
+    async fn etcd_snapshot(
+        &self,
+        request: Request<EtcdSnapshotRequest>,
+    ) -> Result<Response<Self::EtcdSnapshotStream>, Status> {
+        self.called(&request, "EtcdSnapshot")?;
+        let content = self.state().snapshot.clone();
+        let mut remaining_bytes = content.len() as u64;
+        let pieces: Vec<_> = content
+            .chunks(PIECE)
+            .map(|piece| {
+                remaining_bytes -= piece.len() as u64;
+                Ok(EtcdSnapshotResponse { piece: piece.to_vec(), remaining_bytes })
+            })
+            .collect();
+        Ok(Response::new(stream::iter(pieces).boxed()))
+    }
+
+    type EtcdRestoreStream = BoxStream<'static, Result<EtcdRestoreResponse, Status>>;
+
+    async fn etcd_restore(
+        &self,
+        request: Request<Streaming<EtcdRestoreRequest>>,
+    ) -> Result<Response<Self::EtcdRestoreStream>, Status> {
+        let caller = Caller::of(&request)?.name.clone();
+        let (mut parts, mut from) = (request.into_inner(), String::new());
+        while let Some(part) = parts.message().await? {
+            match part.source {
+                Some(Source::Piece(piece)) => self.state().restored.extend(piece),
+                other => from = format!(" {other:?}"),
+            }
+        }
+        self.state().calls.push(format!("{caller} EtcdRestore{from}"));
+        let step = EtcdRestoreResponse { progress: "the machine makes a new store".to_owned() };
+        Ok(Response::new(stream::iter([Ok(step)]).boxed()))
+    }
+
+    type EtcdDefragmentStream = BoxStream<'static, Result<EtcdDefragmentResponse, Status>>;
+
+    async fn etcd_defragment(
+        &self,
+        request: Request<EtcdDefragmentRequest>,
+    ) -> Result<Response<Self::EtcdDefragmentStream>, Status> {
+        self.called(&request, "EtcdDefragment")?;
+        let before = self.etcd()?.health.unwrap_or_default();
+        let after = EtcdHealth { database_bytes: before.used_bytes, alarms: Vec::new(), ..before.clone() };
+        let done = EtcdDefragmentResponse { before: Some(before), after: Some(after) };
+        Ok(Response::new(stream::iter([Ok(done)]).boxed()))
     }
 
     async fn apply_manifest(

@@ -31,6 +31,18 @@ pub struct Declared {
     pub leave: bool,
     /// Whether it has left before.
     pub left: bool,
+    /// Whether its machine has the data of a member.
+    pub joined: bool,
+    /// How etcd named it last.
+    pub id: Option<u64>,
+}
+
+impl Declared {
+    /// Whether it was a member of a store that is not this one any more: of the store before a restore. Its data would be taken for this
+    /// store's, so it does not come back by itself.
+    fn is_lost(&self, members: &[Member]) -> bool {
+        self.joined && !members.iter().any(|member| is(member, self) || Some(member.id) == self.id)
+    }
 }
 
 /// A change of the membership.
@@ -86,7 +98,7 @@ pub fn next(declared: &[Declared], members: &[Member]) -> Option<(String, Step)>
     if leaving.is_some() {
         return leaving;
     }
-    let staying = || declared.iter().filter(|declared| !declared.leave && !declared.left);
+    let staying = || declared.iter().filter(|declared| !declared.leave && !declared.left && !declared.is_lost(members));
     if let Some(learner) = members.iter().find(|member| member.learner) {
         let declared = staying().find(|declared| is(learner, declared))?;
         return of(declared, Step::Promote { id: learner.id });
@@ -104,10 +116,11 @@ pub fn next(declared: &[Declared], members: &[Member]) -> Option<(String, Step)>
 /// What is so of a declared member, given why the latest change that is due has failed, and for whom.
 pub fn standing(declared: &Declared, members: &[Member], failed: Option<(&str, &str)>) -> Standing {
     let member = members.iter().find(|member| is(member, declared));
+    let lost = declared.is_lost(members);
     let role = match member {
         Some(member) if member.learner => Some(EtcdRole::Learner),
         Some(_) => Some(EtcdRole::Voter),
-        None => (declared.leave || declared.left).then_some(EtcdRole::Left),
+        None => (declared.leave || declared.left || lost).then_some(EtcdRole::Left),
     };
     let failed = failed.filter(|(name, _)| *name == declared.name).map(|(_, why)| why);
     let voters = members.iter().filter(|member| !member.learner).count();
@@ -125,6 +138,11 @@ pub fn standing(declared: &Declared, members: &[Member], failed: Option<(&str, &
         (Some(EtcdRole::Learner), false, why) => {
             (false, "Learns", format!("it receives what the others have{}", because(why)))
         }
+        (Some(EtcdRole::Left), false, _) if lost => (
+            false,
+            "NotRestored",
+            "the store was made anew without it: delete its Machine, and let it join again with a new token".to_owned(),
+        ),
         (Some(EtcdRole::Left), ..) => (false, "Left", "it has been taken out".to_owned()),
         (None, _, Some(why)) => (false, "Waiting", format!("it cannot be taken in yet: {why}")),
         (None, _, None) => (false, "Waiting", "others join before it: one at a time".to_owned()),

@@ -14,6 +14,10 @@ fn declared(name: &str) -> Declared {
     Declared { name: name.to_owned(), peer_url: url(name), ..Declared::default() }
 }
 
+fn joined(name: &str) -> Declared {
+    Declared { joined: true, ..declared(name) }
+}
+
 fn leaving(name: &str) -> Declared {
     Declared { leave: true, ..declared(name) }
 }
@@ -64,6 +68,24 @@ fn each_state_has_its_next_change() {
             of("b", Step::Remove { id: 2 }),
         ),
         ("one that has left stays away", vec![declared("a"), gone], vec![member(1, "a", false)], None),
+        (
+            "one of the store before a restore stays away",
+            vec![declared("a"), joined("b")],
+            vec![member(1, "a", false)],
+            None,
+        ),
+        (
+            "others join beside it",
+            vec![declared("a"), joined("b"), declared("c")],
+            vec![member(1, "a", false)],
+            of("c", Step::Add { peer_url: url("c") }),
+        ),
+        (
+            "one with data that is a member is one",
+            vec![declared("a"), Declared { peer_url: url("b2"), ..joined("b") }],
+            vec![member(1, "a", false), member(2, "b", false)],
+            of("b", Step::Update { id: 2, peer_url: url("b2") }),
+        ),
         ("what nobody declares stays", vec![declared("a")], vec![member(1, "a", false), member(2, "b", false)], None),
     ];
     for (name, declared, members, expected) in cases {
@@ -85,6 +107,10 @@ fn what_is_so_is_told() {
     let last = standing(&leaving("a"), &members[..1], None);
     assert_eq!((last.role, last.condition.reason.as_str()), (Some(EtcdRole::Voter), "Last"));
     assert_eq!(standing(&leaving("c"), &members, None).role, Some(EtcdRole::Left));
+    let lost = standing(&joined("c"), &members, None);
+    assert_eq!((lost.role, lost.condition.reason.as_str()), (Some(EtcdRole::Left), "NotRestored"));
+    let moved = Declared { peer_url: url("b2"), id: Some(2), ..joined("b") };
+    assert_eq!(standing(&moved, &members, None).role, None, "one that has not started is known by its number");
 }
 
 /// What etcd makes of a change.
@@ -136,5 +162,29 @@ proptest! {
         }
         let staying = all.iter().filter(|declared| !declared.leave).count();
         prop_assert_eq!(members.len(), staying.max(1));
+    }
+
+    #[test]
+    fn members_of_another_store_never_come_back_by_themselves(
+        kinds in proptest::collection::vec((any::<bool>(), any::<bool>()), 1..6),
+    ) {
+        let all: Vec<_> = kinds
+            .iter()
+            .enumerate()
+            .map(|(index, (joined, leave))| {
+                Declared { joined: *joined, leave: *leave, ..declared(&format!("m{}", index + 1)) }
+            })
+            .chain([Declared { joined: true, ..declared("m0") }])
+            .collect();
+        let (mut members, mut fresh) = (vec![member(1, "m0", false)], 1);
+        while let Some((name, step)) = next(&all, &members) {
+            carry_out(&step, &mut members, &mut fresh);
+            let declared = all.iter().find(|declared| declared.name == name).unwrap();
+            prop_assert!(!declared.joined || name == "m0", "{step:?} for {name}");
+        }
+        for declared in all.iter().filter(|declared| declared.joined && declared.name != "m0") {
+            prop_assert_eq!(standing(declared, &members, None).role, Some(EtcdRole::Left));
+        }
+        prop_assert_eq!(standing(all.last().unwrap(), &members, None).role, Some(EtcdRole::Voter));
     }
 }

@@ -24,3 +24,4 @@ pub mod rollout;
 mod testing;
 pub mod time;
 pub mod trial;
+pub mod upkeep;

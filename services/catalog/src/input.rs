@@ -55,6 +55,34 @@ pub struct EtcdFacts {
     pub others: bool,
     /// Whether the machine's own API server serves.
     pub serves: bool,
+    /// What is being done to make the store anew; none as long as it serves.
+    pub restore: Option<EtcdRestore>,
+}
+
+/// What is being done to make the store anew. Nothing that uses it runs meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EtcdRestore {
+    /// Everything that uses the store ends, and its files are looked at by nobody else.
+    Still,
+    /// The data of a new member are made.
+    Make {
+        /// Of what.
+        source: EtcdSource,
+        /// What tells the new cluster of members from any other.
+        token: String,
+    },
+}
+
+/// What a new store is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EtcdSource {
+    /// A snapshot that was given to the machine.
+    Snapshot,
+    /// The machine's own data.
+    OwnData,
+    /// What the latest restore has set aside.
+    SetAside,
 }
 
 /// Another node of the pod network.
@@ -81,7 +109,7 @@ impl CatalogInput {
 
     /// Whether the machine runs the control plane.
     pub(crate) fn runs_control_plane(&self) -> bool {
-        self.node.etcd.as_ref().is_some_and(|etcd| etcd.votes)
+        self.node.etcd.as_ref().is_some_and(|etcd| etcd.votes && etcd.restore.is_none())
     }
 
     /// Whether the machine runs the control plane that it founded.

@@ -12,6 +12,7 @@
 //! | [`containerd`] | yes | root | unix socket, root only |
 //! | [`bus`] | yes | messagebus | unix socket |
 //! | [`etcd`] | no | etcd | 127.0.0.1:2379 and :2380 of the node, mutual TLS; a socket for its group |
+//! | [`etcd_restore`] | no, and only while the store is made anew | etcd | nothing |
 //! | [`kube_apiserver`] | no | kube-apiserver | :6443, TLS with client certificates or tokens |
 //! | [`kube_controller_manager`] | no | kube-controller-manager | 127.0.0.1:10257, TLS |
 //! | [`kube_scheduler`] | no | kube-scheduler | 127.0.0.1:10259, TLS |
@@ -28,6 +29,7 @@ pub mod cni;
 pub mod containerd;
 pub mod dns;
 pub mod etcd;
+pub mod etcd_restore;
 pub mod identity;
 pub mod input;
 pub mod kube_apiserver;
@@ -47,7 +49,7 @@ use std::net::SocketAddr;
 use garboard_supervisor::spec::{InvalidServiceName, ServiceSpec};
 
 pub use garboard_api::cluster::ProxyMode;
-pub use input::{CatalogInput, EtcdFacts, NodeFacts, Peer};
+pub use input::{CatalogInput, EtcdFacts, EtcdRestore, EtcdSource, NodeFacts, Peer};
 
 /// Why there is no specification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,8 +76,12 @@ pub fn services(input: &CatalogInput) -> Result<Vec<ServiceSpec>, CatalogError> 
         cni::service(input)?,
         dns::service(input)?,
     ];
-    if let Some(etcd) = &input.node.etcd {
-        specs.push(etcd::service(input, etcd)?);
+    match &input.node.etcd {
+        Some(EtcdFacts { restore: Some(EtcdRestore::Make { source, token }), .. }) => {
+            specs.push(etcd_restore::service(input, *source, token)?);
+        }
+        Some(etcd) if etcd.restore.is_none() => specs.push(etcd::service(input, etcd)?),
+        Some(_) | None => {}
     }
     if input.runs_control_plane() {
         specs.extend([

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use garboard_api::control_plane::{AdmissionPlugin, OWN_FLAGS, PodSecurityLevel};
 use garboard_api::machine::{MachineRole, Registry};
-use garboard_catalog::{CatalogInput, EtcdFacts, NodeFacts, Peer, ProxyMode, services, users};
+use garboard_catalog::{CatalogInput, EtcdFacts, EtcdRestore, EtcdSource, NodeFacts, Peer, ProxyMode, services, users};
 use garboard_supervisor::spec::{ProbeAction, Seccomp, ServiceSpec, Slice};
 use serde_json::Value;
 
@@ -114,6 +114,32 @@ fn a_machine_joins_the_control_plane_with_etcd_first() {
     for name in ["kube-controller-manager", "kube-scheduler"] {
         assert_eq!(flag(&voter[name], "leader-elect"), Some("true"), "{name}");
         assert_eq!(flag(&by_name(&input())[name], "leader-elect"), Some("false"), "{name}");
+    }
+}
+
+#[test]
+fn nothing_uses_the_store_while_it_is_made_anew() {
+    let mut restoring = input();
+    let names = |input: &CatalogInput| by_name(input).into_keys().collect::<BTreeSet<_>>();
+    let mut worker = input();
+    worker.machine.role = Some(MachineRole::Worker);
+    worker.node.etcd = None;
+    restoring.node.etcd.as_mut().unwrap().restore = Some(EtcdRestore::Still);
+    assert_eq!(names(&restoring), names(&worker));
+    for (source, file, unchecked) in [
+        (EtcdSource::Snapshot, "/var/lib/etcd-restore/snapshot.db", "false"),
+        (EtcdSource::OwnData, "/var/lib/etcd/member/snap/db", "true"),
+        (EtcdSource::SetAside, "/var/lib/etcd-restore/set-aside/member/snap/db", "true"),
+    ] {
+        let make = EtcdRestore::Make { source, token: "fresh".to_owned() };
+        restoring.node.etcd.as_mut().unwrap().restore = Some(make);
+        let specs = by_name(&restoring);
+        let beside: Vec<_> = specs.keys().filter(|name| !names(&worker).contains(*name)).collect();
+        assert_eq!(beside, ["etcd-restore"]);
+        let spec = &specs["etcd-restore"];
+        assert_eq!((flag(spec, "snapshot"), flag(spec, "skip-hash-check")), (Some(file), Some(unchecked)));
+        assert_eq!(flag(spec, "initial-cluster-token"), Some("fresh"));
+        assert!(spec.oneshot && spec.user == "etcd" && spec.argv0.as_deref() == Some("etcd-restore"));
     }
 }
 

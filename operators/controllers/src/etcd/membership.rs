@@ -61,7 +61,9 @@ impl Etcd {
         (name, uid): (&str, &str),
     ) {
         let url = peer_url(address);
-        if self.membership.borrow().left || own.is_some_and(|own| own.spec.peer_url == url) {
+        let membership = self.membership.borrow().clone();
+        let joined = membership.votes || membership.initial_cluster.is_some();
+        if membership.left || own.is_some_and(|own| own.spec.peer_url == url && own.spec.joined == joined) {
             return;
         }
         let object = json!({
@@ -73,7 +75,7 @@ impl Etcd {
                     "apiVersion": garboard_api::API_VERSION, "kind": "Machine", "name": name, "uid": uid,
                 }],
             },
-            "spec": { "peerURL": url },
+            "spec": { "peerURL": url, "joined": joined },
         });
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         match api.patch(name, &parameters, &Patch::Apply(&object)).await {

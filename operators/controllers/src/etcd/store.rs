@@ -1,11 +1,11 @@
 //! The machine's own member of etcd, reached by its socket.
 
 use garboard_catalog::etcd::local_url;
-use garboard_etcd_client::{Client, EtcdError, Health};
+use garboard_etcd_client::{Client, EtcdError};
 use garboard_plan::etcd::{Member, Step};
 
 /// A connection to it.
-pub(super) async fn connect() -> Result<Client, EtcdError> {
+pub(crate) async fn connect() -> Result<Client, EtcdError> {
     Client::connect(&local_url()).await
 }
 
@@ -25,9 +25,4 @@ pub(super) async fn apply(etcd: &mut Client, step: &Step) -> Result<(), EtcdErro
         Step::Update { id, peer_url } => etcd.update(*id, peer_url).await,
         Step::Remove { id } => etcd.remove(*id).await,
     }
-}
-
-/// How the machine's own member is.
-pub(super) async fn health() -> Result<Health, EtcdError> {
-    connect().await?.health().await
 }

@@ -6,6 +6,7 @@ use garboard_api::condition;
 use garboard_api::{EtcdMember, EtcdRole};
 use garboard_etcd_client::EtcdError;
 use garboard_plan::etcd::{self as plan, Declared, Standing};
+use garboard_plan::upkeep::{self, Observed};
 use garboard_runtime::applier::chain;
 use garboard_runtime::status;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -15,10 +16,13 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use super::upkeep::now;
 use super::{Etcd, store};
 
 /// The name under which the leading machine owns its part of statuses.
 const FIELD_MANAGER: &str = "garboard-etcd";
+/// The name under which it owns what it tells members to do: apart, because what stands of a member is told as a whole.
+const UPKEEP_MANAGER: &str = "garboard-etcd-upkeep";
 /// How soon a change that was not possible is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 /// How often the membership is looked at when nothing is to be changed.
@@ -83,7 +87,11 @@ async fn round(api: &Api<EtcdMember>, all: &[EtcdMember]) -> Result<bool, TendEr
     for (declared, object) in declared.iter().filter_map(|declared| Some((declared, of(all, &declared.name)?))) {
         tell(api, object, &plan::standing(declared, &members, failed)).await?;
     }
-    Ok(next.is_some() || plan::next(&declared, &members).is_some())
+    let more = next.is_some() || plan::next(&declared, &members).is_some();
+    if !more {
+        keep_small(api, all, members.len()).await?;
+    }
+    Ok(more)
 }
 
 fn of<'a>(all: &'a [EtcdMember], name: &str) -> Option<&'a EtcdMember> {
@@ -96,7 +104,47 @@ fn declaration(member: &EtcdMember) -> Declared {
         peer_url: member.spec.peer_url.clone(),
         leave: member.spec.leave || member.metadata.deletion_timestamp.is_some(),
         left: member.status.as_ref().and_then(|status| status.role) == Some(EtcdRole::Left),
+        joined: member.spec.joined
+            || matches!(
+                member.status.as_ref().and_then(|status| status.role),
+                Some(EtcdRole::Learner | EtcdRole::Voter)
+            ),
+        id: member.status.as_ref().and_then(|status| u64::from_str_radix(status.id.as_deref()?, 16).ok()),
     }
+}
+
+/// What the machine of a member tells of it.
+fn observation(member: &EtcdMember) -> Observed {
+    let status = member.status.clone().unwrap_or_default();
+    let healthy = status.conditions.iter().any(|found| found.type_ == condition::HEALTHY && found.status == "True");
+    let bytes = |mebibytes: Option<i64>| mebibytes.unwrap_or_default() << 20;
+    Observed {
+        name: member.name_any(),
+        healthy,
+        leader: status.leader == Some(true),
+        database_bytes: bytes(status.database_mebibytes),
+        used_bytes: bytes(status.used_mebibytes),
+        due: status.defragmentation_due.map(|due| due.0.as_second()),
+        done: status.defragmented.map(|done| done.0.as_second()),
+    }
+}
+
+/// Tells a member to defragment, if it is worth it and the time for it.
+async fn keep_small(api: &Api<EtcdMember>, all: &[EtcdMember], members: usize) -> Result<(), kube::Error> {
+    let counts = |member: &&EtcdMember| {
+        let role = member.status.as_ref().and_then(|status| status.role);
+        matches!(role, Some(EtcdRole::Learner | EtcdRole::Voter))
+    };
+    let observed: Vec<_> = all.iter().filter(counts).map(observation).collect();
+    // One that nobody tells of may be doing it.
+    if observed.len() != members {
+        return Ok(());
+    }
+    let now = now();
+    let Some(name) = upkeep::next(&observed, now) else { return Ok(()) };
+    let due = Time(Timestamp::from_second(now).unwrap_or_default());
+    info!(member = name, "a member of etcd is to defragment");
+    status::apply(api, name, UPKEEP_MANAGER, &json!({ "defragmentationDue": due })).await.map(drop)
 }
 
 /// Tells how a member stands, if that is news.

@@ -10,21 +10,24 @@ use garboard_api::types;
 use garboard_control::{Client, LogSource, MachinePhase, ShutdownKind};
 use garboard_machine_api::proto::machine_server::Machine;
 use garboard_machine_api::proto::{
-    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, ClaimRequest, ClaimResponse, JoinTokenRequest,
-    JoinTokenResponse, KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest,
-    RebootResponse, ServiceRestartRequest, ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest,
-    ShutdownResponse, StatusRequest, StatusResponse, TrialAbort, TrialConfirm, TrialDecideRequest, TrialDecideResponse,
-    TrialExtend, VersionRequest, VersionResponse, trial_decide_request,
+    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, ClaimRequest, ClaimResponse, EtcdDefragmentRequest,
+    EtcdDefragmentResponse, EtcdMembersRequest, EtcdMembersResponse, EtcdRestoreRequest, EtcdRestoreResponse,
+    EtcdSnapshotRequest, EtcdSnapshotResponse, JoinTokenRequest, JoinTokenResponse, KubeconfigRequest,
+    KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest, RebootResponse, ServiceRestartRequest,
+    ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest,
+    StatusResponse, TrialAbort, TrialConfirm, TrialDecideRequest, TrialDecideResponse, TrialExtend, VersionRequest,
+    VersionResponse, trial_decide_request,
 };
 use garboard_machine_api::server::Caller;
 use garboard_machine_api::{Identity, Pin, Role};
 use garboard_plan::pki::Authority;
 use garboard_supervisor::spec::ServiceName;
 use tokio::sync::{mpsc, oneshot, watch};
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, Streaming, async_trait};
 use tracing::info;
 
 use super::answers::{self, failed};
+use super::etcd::{self, Restoring};
 use super::{Declare, DeclareSender, View};
 use crate::join::issue_token;
 use crate::pki::{IssueError, PkiError, PkiStore};
@@ -56,21 +59,23 @@ pub struct Service {
     pki: PkiStore,
     declare: DeclareSender,
     decide: mpsc::Sender<Decide>,
+    restoring: Restoring,
     own: Pin,
 }
 
 impl Service {
-    /// A service that asks PID 1 through `control`, shows `view`, signs with `pki`, hands what is to be declared, and
-    /// what is to be decided about trials, to the agent, and knows the machine's `own` key.
+    /// A service that asks PID 1 through `control`, shows `view`, signs with `pki`, hands what is to be declared, what is to be decided
+    /// about trials, and what etcd's store is to be made of, to the agent, and knows the machine's `own` key.
     pub fn new(
         control: Client,
         view: watch::Receiver<View>,
         pki: PkiStore,
         declare: DeclareSender,
         decide: mpsc::Sender<Decide>,
+        restoring: Restoring,
         own: Pin,
     ) -> Self {
-        Self { control, view, pki, declare, decide, own }
+        Self { control, view, pki, declare, decide, restoring, own }
     }
 
     /// Reads manifests, and says what becomes of the machine's key in them.
@@ -255,6 +260,37 @@ impl Machine for Service {
         }))
     }
 
+    async fn etcd_members(&self, _: Request<EtcdMembersRequest>) -> Result<Response<EtcdMembersResponse>, Status> {
+        etcd::members().await.map(Response::new)
+    }
+
+    type EtcdSnapshotStream = BoxStream<'static, Result<EtcdSnapshotResponse, Status>>;
+
+    async fn etcd_snapshot(
+        &self,
+        _: Request<EtcdSnapshotRequest>,
+    ) -> Result<Response<Self::EtcdSnapshotStream>, Status> {
+        etcd::snapshot().await.map(Response::new)
+    }
+
+    type EtcdRestoreStream = BoxStream<'static, Result<EtcdRestoreResponse, Status>>;
+
+    async fn etcd_restore(
+        &self,
+        request: Request<Streaming<EtcdRestoreRequest>>,
+    ) -> Result<Response<Self::EtcdRestoreStream>, Status> {
+        etcd::restore(&self.restoring, &self.view(), request.into_inner()).map(Response::new)
+    }
+
+    type EtcdDefragmentStream = BoxStream<'static, Result<EtcdDefragmentResponse, Status>>;
+
+    async fn etcd_defragment(
+        &self,
+        _: Request<EtcdDefragmentRequest>,
+    ) -> Result<Response<Self::EtcdDefragmentStream>, Status> {
+        Ok(Response::new(etcd::defragment()))
+    }
+
     async fn apply_manifest(
         &self,
         request: Request<ApplyManifestRequest>,
@@ -331,7 +367,7 @@ fn unsigned(error: PkiError) -> Status {
 }
 
 /// An error with its causes.
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

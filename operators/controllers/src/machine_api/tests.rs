@@ -6,10 +6,12 @@ use std::time::SystemTime;
 
 use futures::StreamExt;
 use garboard_api::manifest;
+use garboard_catalog::EtcdSource;
 use garboard_control::server::{self as control, Refusal};
 use garboard_control::{MachineInfo, MachinePhase};
 use garboard_machine_api::client::{Client, ClientError};
-use garboard_machine_api::proto::AppliedObject;
+use garboard_machine_api::proto::etcd_restore_request::Source;
+use garboard_machine_api::proto::{AppliedObject, EtcdOwnData, EtcdRestoreRequest, EtcdSetAside};
 use garboard_machine_api::testing::only;
 use garboard_supervisor::spec::ServiceName;
 use garboard_supervisor::status::{PublicState, ServiceStatus};
@@ -17,6 +19,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::claim::Claims;
+use crate::etcd::restore::{Ask, Folders};
 use crate::pki::PkiStore;
 use garboard_plan::pki::Desired;
 
@@ -80,6 +83,8 @@ struct Scene {
     told: Arc<Mutex<Vec<String>>>,
     view: watch::Sender<View>,
     declared: mpsc::Receiver<Declare>,
+    /// The restores that are asked for.
+    asked: mpsc::Receiver<Ask>,
     /// The machine's own key.
     own: String,
     directory: tempfile::TempDir,
@@ -103,12 +108,15 @@ async fn scene(role: Role) -> Scene {
     let pki = PkiStore::new(directory.path().join("pki"), directory.path().join("deployed"));
     let (machine, person) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let own = machine.pem();
+    let (asks, asked) = mpsc::channel(1);
+    let folders = Folders { data: directory.path().join("etcd"), restore: directory.path().join("etcd-restore") };
     let service = Service::new(
         garboard_control::Client::at(&socket).unwrap(),
         watched,
         pki,
         declare,
         mpsc::channel(1).0,
+        Restoring::new(asks, folders),
         machine.pin(),
     );
     let (access, list) = watch::channel(only(&person, "alice", role));
@@ -119,7 +127,7 @@ async fn scene(role: Role) -> Scene {
         serve(listener, &machine, list, Limits::default(), service, std::future::pending()).await.unwrap();
     });
     let client = Client::connect(&endpoint, pin, &person).await.unwrap();
-    Scene { client, told, view, declared, own, directory, _served: access, _control: (services, phase) }
+    Scene { client, told, view, declared, asked, own, directory, _served: access, _control: (services, phase) }
 }
 
 fn declared(access: &str) -> View {
@@ -249,7 +257,9 @@ async fn the_port_opens_when_a_cluster_says_who_may_connect_and_follows_its_chan
     let pki = PkiStore::new(directory.path(), directory.path());
     let machine = Identity::generate().unwrap();
     let control = garboard_control::Client::at(&socket).unwrap();
-    let service = Service::new(control, watched.clone(), pki, declare, mpsc::channel(1).0, machine.pin());
+    let restoring = Restoring::new(mpsc::channel(1).0, Folders::default());
+    let own = machine.pin();
+    let service = Service::new(control, watched.clone(), pki, declare, mpsc::channel(1).0, restoring, own);
     let (_claims, claimants) = Claims::new(&directory.path().join("claimant"), false, true);
     let admission = Admission { view: watched, claimants };
     let (pin, stop) = (machine.pin(), CancellationToken::new());
@@ -342,4 +352,64 @@ fn an_unusable_key_in_the_manifests_leaves_room_for_a_mended_one() {
     let mended = Identity::generate().unwrap();
     let declared = manifest::Identity { machine: "node-1".into(), key: mended.pem() };
     assert_eq!(identity(&file, Some(&declared), false).unwrap().pin(), mended.pin());
+}
+
+fn snapshot() -> Vec<u8> {
+    let content = vec![7; 4096];
+    [content.as_slice(), ring::digest::digest(&ring::digest::SHA256, &content).as_ref()].concat()
+}
+
+async fn restore(scene: &mut Scene, sources: Vec<Source>) -> Result<Vec<String>, ClientError> {
+    let sources = sources.into_iter().map(|source| EtcdRestoreRequest { source: Some(source) });
+    let steps = scene.client.etcd_restore(futures::stream::iter(Vec::from_iter(sources)).boxed()).await?;
+    steps.collect::<Vec<_>>().await.into_iter().collect()
+}
+
+#[tokio::test]
+async fn a_whole_snapshot_is_handed_on_and_its_steps_are_told() {
+    let mut scene = scene(Role::Admin).await;
+    scene.view.send_replace(declared(""));
+    let pieces = snapshot().chunks(1000).map(|piece| Source::Piece(piece.to_vec())).collect();
+    let (_, kept) = mpsc::channel(1);
+    let mut asked = std::mem::replace(&mut scene.asked, kept);
+    let agent = tokio::spawn(async move {
+        let Ask { source, progress } = asked.recv().await.unwrap();
+        progress.send(Ok("it begins".into())).await.unwrap();
+        source
+    });
+    let steps = restore(&mut scene, pieces).await.unwrap();
+    assert_eq!((steps, agent.await.unwrap()), (vec!["it begins".to_owned()], EtcdSource::Snapshot));
+    assert_eq!(std::fs::read(scene.directory.path().join("etcd-restore/snapshot.db")).unwrap(), snapshot());
+}
+
+#[tokio::test]
+async fn what_is_no_whole_snapshot_is_refused_before_anything_changes() {
+    let mut scene = scene(Role::Admin).await;
+    scene.view.send_replace(declared(""));
+    let mut damaged = snapshot();
+    damaged[100] = 8;
+    let piece = |bytes: &[u8]| vec![Source::Piece(bytes.to_vec())];
+    for (sources, word) in [
+        (piece(&snapshot()[..4000]), "cut off"),
+        (piece(&damaged), "damaged"),
+        ([piece(&snapshot()), vec![Source::OwnData(EtcdOwnData {})]].concat(), "followed by pieces only"),
+        (vec![Source::OwnData(EtcdOwnData {})], "has no data"),
+        (vec![Source::SetAside(EtcdSetAside {})], "no restore has set data aside"),
+        (vec![], "give one of"),
+    ] {
+        let refused = restore(&mut scene, sources).await;
+        assert!(matches!(&refused, Err(ClientError::Invalid { message }) if message.contains(word)), "{refused:?}");
+        assert!(!scene.directory.path().join("etcd-restore/snapshot.db").exists(), "{word}");
+    }
+    assert!(scene.asked.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn without_etcd_its_calls_say_so() {
+    let mut scene = scene(Role::Admin).await;
+    let silent = scene.client.etcd_members().await;
+    assert!(
+        matches!(&silent, Err(ClientError::NotYet { message }) if message.contains("etcd does not serve")),
+        "{silent:?}"
+    );
 }

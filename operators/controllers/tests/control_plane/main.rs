@@ -8,6 +8,7 @@
 
 mod candidate;
 mod joining;
+mod restoring;
 mod world;
 
 use std::os::unix::fs::MetadataExt;

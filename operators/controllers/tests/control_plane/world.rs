@@ -34,6 +34,8 @@ use serde_json::json;
 
 const INSIDE: &str = "GARBOARD_TEST_INSIDE";
 const LIMIT: Duration = Duration::from_secs(180);
+/// Time given to a service that is to end.
+const GRACE: Duration = Duration::from_secs(10);
 const NOTIFY_SOCKET: &str = "/run/garboard/notify";
 const PROGRAMS: &str = "/run/programs";
 const ADDRESS: &str = "192.0.2.10";
@@ -182,9 +184,37 @@ impl World {
         // To be killed last and to have more files open are rights that root in a container often lacks.
         spec.cgroup.oom_score_adj = 0;
         spec.rlimit_nofile = 4096;
-        spec.argv0 = Some(std::mem::replace(&mut spec.argv[0], program));
+        let path = std::mem::replace(&mut spec.argv[0], program);
+        spec.argv0.get_or_insert(path);
         let log = File::create(format!("/var/log/{name}.log")).unwrap();
         self.running.insert(name.to_owned(), launch(executor().unwrap(), &spec, log));
+    }
+
+    /// Asks a service to end, and ends it after the time that PID 1 would give it.
+    pub fn stop(&mut self, name: &str) {
+        let mut child = self.running.remove(name).unwrap();
+        if child.try_wait().unwrap().is_some() {
+            return;
+        }
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let asked = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if asked.elapsed() > GRACE {
+                child.kill().unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether a service has ended, and then whether it has done what it was to do.
+    pub fn ended(&mut self, name: &str) -> Option<bool> {
+        self.running.get_mut(name).unwrap().try_wait().unwrap().map(|status| status.success())
+    }
+
+    /// The services that were started and not stopped.
+    pub fn started(&self) -> Vec<String> {
+        self.running.keys().cloned().collect()
     }
 
     /// What a service has written.

@@ -2,6 +2,7 @@
 
 mod apply;
 mod claim;
+mod etcd;
 mod join;
 mod kubeconfig;
 mod logs;
@@ -39,6 +40,7 @@ pub async fn run(Cli { target, command }: Cli) -> anyhow::Result<()> {
         Command::Claim(arguments) => claim::run(&Contact::find(&target)?, &arguments).await,
         Command::Join(arguments) => join::run(&target, &arguments).await,
         Command::Trial(arguments) => trial::run(&Contact::find(&target)?, &arguments.command).await,
+        Command::Etcd(arguments) => etcd::run(&Contact::find(&target)?, &arguments.command).await,
         Command::Reboot(arguments) => power::reboot(&Contact::find(&target)?, &arguments).await,
         Command::Shutdown(arguments) => power::shutdown(&Contact::find(&target)?, &arguments).await,
     }

@@ -1,6 +1,7 @@
 //! Calls a machine.
 
 mod error;
+mod etcd;
 mod stream;
 
 use std::io;
