@@ -31,6 +31,7 @@ use garboard_controllers::problems::Problems;
 use garboard_controllers::revocations::Revocations;
 use garboard_controllers::services::Services;
 use garboard_controllers::trial::{self, Trials};
+use garboard_controllers::virtual_address::{self, VirtualAddress};
 use garboard_controllers::{cluster, console, declare, events, machine, preload, release};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
@@ -116,6 +117,17 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (kernel_config, config) = watch::channel(None);
     let (kernel, kernel_problems) = Kernel::new(config, notables.clone(), KernelPaths::default());
     tasks.spawn("kernel", kernel.run(stop.clone()));
+    // As with the network, what is in force counts from the start: a restarted agent goes on where the former was.
+    let shared = in_force
+        .borrow()
+        .configuration
+        .as_ref()
+        .and_then(|in_force| virtual_address::declared(&in_force.machine, in_force.cluster.as_ref()));
+    let (virtual_address, shared) = watch::channel(shared);
+    let (own_server, standing) = virtual_address::Watch::new(statuses.clone(), phase.clone(), shared.clone());
+    tasks.spawn("own API server", own_server.run(stop.clone()));
+    let (election, holding) = VirtualAddress::new(shared, standing, notables.clone(), problems.clone());
+    tasks.spawn("virtual address", election.run(stop.clone()));
     let pki = PkiStore::new(&paths.pki_state, &paths.pki);
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (peers, peers_seen) = PeerWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
@@ -170,6 +182,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         refusals: refusals_seen.clone(),
         network_config,
         network: addresses.clone(),
+        virtual_address,
+        holding: holding.clone(),
         kernel_config,
         kernel: kernel_problems.clone(),
         specs,
@@ -228,6 +242,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let machine_again = stream::select_all([
         changes(addresses),
         changes(kernel_problems),
+        changes(holding.clone()),
         changes(statuses.clone()),
         changes(phase),
         changes(node_view.clone()),
@@ -251,6 +266,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         changes(api_seen),
         changes(membership),
         changes(leads),
+        changes(holding),
         changes(refusals_seen.clone()),
     ]);
     tasks.spawn(

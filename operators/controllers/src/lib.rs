@@ -41,3 +41,4 @@ pub mod revocations;
 mod served;
 pub mod services;
 pub mod trial;
+pub mod virtual_address;

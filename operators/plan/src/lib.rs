@@ -22,3 +22,4 @@ pub mod rollout;
 #[cfg(test)]
 mod testing;
 pub mod trial;
+pub mod virtual_address;
