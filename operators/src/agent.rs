@@ -35,6 +35,7 @@ use garboard_controllers::revocations::Revocations;
 use garboard_controllers::services::Services;
 use garboard_controllers::time::{self, KernelClock, Timekeeper};
 use garboard_controllers::trial::{self, Trials};
+use garboard_controllers::virtual_address::{self, VirtualAddress};
 use garboard_controllers::{announce, cluster, console, events, handover, machine, preload, release, upkeep};
 use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
@@ -136,6 +137,17 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("time", timekeeper.run(stop.clone()));
     let (upkeep, upkeep_declared) = watch::channel(None);
     tasks.spawn("upkeep", upkeep::run(control.clone(), upkeep_declared, problems.clone(), stop.clone()));
+    // As with the network, what is in force counts from the start: a restarted agent goes on where the former was.
+    let shared = in_force
+        .borrow()
+        .configuration
+        .as_ref()
+        .and_then(|in_force| virtual_address::declared(&in_force.machine, in_force.cluster.as_ref()));
+    let (virtual_address, shared) = watch::channel(shared);
+    let (own_server, standing) = virtual_address::Watch::new(statuses.clone(), phase.clone(), shared.clone());
+    tasks.spawn("own API server", own_server.run(stop.clone()));
+    let (election, holding) = VirtualAddress::new(shared, standing, notables.clone(), problems.clone());
+    tasks.spawn("virtual address", election.run(stop.clone()));
     let pki = PkiStore::new(&paths.pki_state, &paths.pki);
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (peers, peers_seen) = PeerWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
@@ -196,6 +208,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         refusals: refusals_seen.clone(),
         network_config,
         network: addresses.clone(),
+        virtual_address,
+        holding: holding.clone(),
         kernel_config,
         kernel: kernel_problems.clone(),
         time_config,
@@ -260,6 +274,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         changes(addresses),
         changes(kernel_problems),
         changes(time_view),
+        changes(holding.clone()),
         changes(statuses.clone()),
         changes(phase),
         changes(node_view.clone()),
@@ -284,6 +299,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         changes(api_seen),
         changes(membership),
         changes(leads),
+        changes(holding),
         changes(refusals_seen.clone()),
     ]);
     tasks.spawn(

@@ -55,6 +55,9 @@ impl Place {
     }
 }
 
+/// A free address on the network of the Ready machine, for its API servers together.
+pub const VIRTUAL_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 50);
+
 /// How much of the agent's log an error tells.
 const AGENT_LINES: &str = "30";
 
@@ -68,6 +71,8 @@ pub struct Scene {
     lan: Option<Lan>,
     /// Places for others.
     pub places: [Place; 2],
+    /// The host's port that leads to the API server at [`VIRTUAL_ADDRESS`], on a network that is shared.
+    pub virtual_port: u16,
     directory: TempDir,
 }
 
@@ -79,7 +84,8 @@ impl Scene {
     pub fn new(hardware: Hardware) -> Result<Self> {
         let image = Image::latest()?;
         let Fresh { machine, cluster, directory } = Fresh::new(&image, hardware)?;
-        Ok(Self { machine, cluster, lan: None, places: [Place::new(2)?, Place::new(3)?], directory })
+        let (places, virtual_port) = ([Place::new(2)?, Place::new(3)?], Ports::free()?.api);
+        Ok(Self { machine, cluster, lan: None, places, virtual_port, directory })
     }
 
     /// The same on a network that another machine can be on too. What its router knows of connections is not part of a saved state.
@@ -93,7 +99,8 @@ impl Scene {
             let forward = |host, port| Forward { host, address, port };
             [forward(ports.api, 6443), forward(ports.machine, 7443)]
         });
-        let lan = Lan::start(scene.directory.path(), &forwards.collect::<Vec<_>>())?;
+        let shared = Forward { host: scene.virtual_port, address: VIRTUAL_ADDRESS, port: 6443 };
+        let lan = Lan::start(scene.directory.path(), &forwards.chain([shared]).collect::<Vec<_>>())?;
         scene.machine.connect(&lan, 1);
         scene.lan = Some(lan);
         Ok(scene)

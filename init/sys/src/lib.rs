@@ -14,9 +14,11 @@
 //! | the kernel's log; consoles | [`kmsg`], [`console`] |
 //! | configuration files of daemons (feature `config`), and when they change (feature `files`) | `config`, `files` |
 //! | links, addresses, routes (feature `netlink`); DHCP before there is an address | `netlink`, [`packet`] |
+//! | agree with other machines on who holds an address, and tell the link | [`vrrp`], [`arp`] |
 //!
 //! Nothing here leaves a thread or keeps state of its own; every call is one or a few system calls, and says so if it can wait.
 
+pub mod arp;
 pub mod block;
 pub mod cgroup;
 pub mod clock;
@@ -40,4 +42,5 @@ pub mod process;
 pub mod rng;
 pub mod uevent;
 pub mod verity;
+pub mod vrrp;
 pub mod watchdog;

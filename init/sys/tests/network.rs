@@ -7,9 +7,10 @@ mod support;
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use garboard_sys::netlink::{
-    Address, BridgePort, MAIN_TABLE, MacAddress, Monitor, Netlink, NetlinkError, PROTOCOL, Route, VethPair,
+    Address, BridgePort, MAIN_TABLE, MacAddress, Monitor, Netlink, NetlinkError, PROTOCOL, Route, SHARED, VethPair,
 };
 use nix::sched::{CloneFlags, unshare};
 use support::{LIMIT, MAC, SILENCE, in_namespace};
@@ -143,6 +144,23 @@ fn addresses_and_routes_are_made_read_back_and_removed() {
             assert!(netlink.remove_address(index, address.address).await.unwrap_err().is_missing(), "{address:?}");
         }
         assert!(netlink.routes().await.unwrap().iter().all(|route| route.protocol != PROTOCOL));
+    });
+}
+
+#[test]
+fn an_address_that_is_lent_goes_by_itself_unless_it_is_renewed() {
+    in_namespace(async |mut netlink| {
+        let index = add_bridge(&mut netlink).await;
+        let lent = |text: &str| Address { index, address: text.parse().unwrap(), protocol: SHARED, unique: false };
+        let [kept, left] = [lent("192.0.2.5/32"), lent("192.0.2.6/32")];
+        netlink.lend_address(&kept, Duration::from_secs(1)).await.unwrap();
+        netlink.lend_address(&left, Duration::from_secs(1)).await.unwrap();
+        assert_eq!(netlink.addresses().await.unwrap(), [kept.clone(), left]);
+        netlink.lend_address(&kept, Duration::from_secs(60)).await.unwrap();
+        let mut monitor = Monitor::open().unwrap();
+        while netlink.addresses().await.unwrap() != [kept.clone()] {
+            timeout(LIMIT, monitor.changed()).await.unwrap().unwrap();
+        }
     });
 }
 

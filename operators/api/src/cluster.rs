@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::control_plane::ControlPlane;
 use crate::machine::{Machine, MachineSpec};
 use crate::types::{ACCESS_NAME, Cidr, DOMAIN, HOST, PublicKeyPin, WILDCARD_HOST};
+use crate::virtual_address::VirtualAddress;
 
 /// The one name of the one `Cluster`.
 pub const NAME: &str = "cluster";
@@ -43,12 +44,18 @@ pub const API_PORT: u16 = 6443;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!cidr(self.podCIDR).containsCIDR(self.serviceCIDR) && !cidr(self.serviceCIDR).containsCIDR(self.podCIDR)")
-        .message("podCIDR and serviceCIDR must not overlap")
+        .message("podCIDR and serviceCIDR must not overlap"),
+    validation = Rule::new("!has(self.virtualAddress) || !(cidr(self.podCIDR).containsIP(self.virtualAddress.address) || cidr(self.serviceCIDR).containsIP(self.virtualAddress.address))")
+        .message("virtualAddress.address must be outside of podCIDR and serviceCIDR")
 )]
 pub struct ClusterSpec {
-    /// Where the Kubernetes API is reached. Default: the machine's first address, port 6443.
+    /// Where the Kubernetes API is reached. Default: the virtual address, or without one the machine's first address; port 6443.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
+    /// An address of the Kubernetes API that the control-plane machines keep among themselves: it is always on one whose API server serves.
+    /// Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_address: Option<VirtualAddress>,
     /// Further names and addresses for the API server's certificate.
     #[serde(default, rename = "certSANs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(
@@ -113,6 +120,7 @@ impl Default for ClusterSpec {
     fn default() -> Self {
         Self {
             endpoint: None,
+            virtual_address: None,
             cert_sans: Vec::new(),
             pod_cidr: default_pod_cidr(),
             service_cidr: default_service_cidr(),
@@ -222,7 +230,7 @@ pub struct ClusterStatus {
     /// The generation of the declaration that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What holds of the cluster: Ready, Accepted, APIAvailable.
+    /// What holds of the cluster: Ready, Accepted, APIAvailable; and VirtualAddressHeld where a virtual address is declared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -252,18 +260,25 @@ pub struct RemovedMachine {
 }
 
 impl Cluster {
-    /// Where the Kubernetes API is reached, given the machine's address.
-    pub fn endpoint(&self, address: IpAddr) -> Endpoint {
-        self.spec.endpoint.clone().unwrap_or_else(|| Endpoint { host: address.to_string(), port: API_PORT })
+    /// Where the Kubernetes API is reached, given the machine's address; none before it has one, if nothing is declared.
+    pub fn endpoint(&self, address: Option<IpAddr>) -> Option<Endpoint> {
+        self.declared_endpoint().or_else(|| Some(Endpoint { host: address?.to_string(), port: API_PORT }))
     }
 
     /// Where the Kubernetes API is reached, as a machine with this address knows it: as declared, or at the cluster that it has joined, or
     /// at itself; none before it has an address.
     pub fn endpoint_of(&self, machine: &Machine, address: Option<IpAddr>) -> Option<Endpoint> {
-        match (&self.spec.endpoint, &machine.spec.join) {
-            (Some(endpoint), _) => Some(endpoint.clone()),
+        match (self.declared_endpoint(), &machine.spec.join) {
+            (Some(endpoint), _) => Some(endpoint),
             (None, Some(join)) => join.endpoints.first().cloned(),
-            (None, None) => Some(self.endpoint(address?)),
+            (None, None) => self.endpoint(address),
         }
+    }
+
+    /// Where the Kubernetes API is reached whichever machine serves it.
+    fn declared_endpoint(&self) -> Option<Endpoint> {
+        let virtual_address = self.spec.virtual_address.as_ref();
+        let at = |address: &VirtualAddress| Endpoint { host: address.address.to_string(), port: API_PORT };
+        self.spec.endpoint.clone().or_else(|| virtual_address.map(at))
     }
 }

@@ -28,6 +28,8 @@ pub const JOINED: &str = "Joined";
 pub const HEALTHY: &str = "Healthy";
 /// The API server answers.
 pub const API_AVAILABLE: &str = "APIAvailable";
+/// A machine whose API server serves holds the virtual address.
+pub const VIRTUAL_ADDRESS_HELD: &str = "VirtualAddressHeld";
 
 /// `status` of a condition that holds.
 pub const TRUE: &str = "True";

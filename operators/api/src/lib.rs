@@ -25,6 +25,7 @@ pub mod refusal;
 pub mod schema;
 pub mod types;
 pub mod validate;
+pub mod virtual_address;
 
 pub use cluster::{Access, Cluster, ClusterSpec, ClusterStatus, Endpoint, PodNetwork, ProxyMode, Role};
 pub use etcd_member::{EtcdMember, EtcdMemberSpec, EtcdMemberStatus, EtcdRole};
@@ -40,6 +41,7 @@ pub use machine_pool::{
 };
 pub use refusal::{About, Refusals};
 pub use types::{Cidr, MacAddress, PublicKeyPin};
+pub use virtual_address::VirtualAddress;
 
 /// The API group.
 pub const GROUP: &str = "garboard.dev";

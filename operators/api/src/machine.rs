@@ -9,7 +9,7 @@ mod trial;
 mod upkeep;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::core::CustomResourceExt;
@@ -161,6 +161,10 @@ pub struct MachineStatus {
     /// The server whose time it follows, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<TimeStatus>,
+    /// The virtual address of the Kubernetes API, while the machine holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "status_address_schema")]
+    pub virtual_address: Option<Ipv4Addr>,
     /// What runs in which version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<Versions>,
@@ -188,6 +192,10 @@ pub struct MachineStatus {
 /// Nobody but the agent writes a status, so it needs no rules, and the API server counts the cost of each.
 fn status_addresses_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({ "type": "array", "items": { "type": "string", "maxLength": 45 } })
+}
+
+fn status_address_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "string", "maxLength": 45, "nullable": true })
 }
 
 /// A pool as it is at one of its generations.

@@ -214,6 +214,50 @@ fn what_is_wrong_is_named() {
         ("a range's middle", cluster("{podCIDR: 10.244.7.0/16}"), &["spec.podCIDR", "10.244.0.0/16"]),
         ("too small a range", cluster("{podCIDR: 10.244.7.0/25}"), &["spec.podCIDR", "8 to 24"]),
         ("ranges that overlap", cluster("{podCIDR: 10.0.0.0/8}"), &["spec.serviceCIDR", "apart"]),
+        (
+            "a virtual address of IPv6",
+            cluster("{virtualAddress: {address: '2001:db8::5'}}"),
+            &["spec.virtualAddress.address", "2001:db8::5", "IPv4"],
+        ),
+        (
+            "a virtual address of loopback",
+            cluster("{virtualAddress: {address: 127.0.0.2}}"),
+            &["spec.virtualAddress.address", "127.0.0.2", "loopback"],
+        ),
+        (
+            "a virtual address of a group",
+            cluster("{virtualAddress: {address: 224.0.0.18}}"),
+            &["spec.virtualAddress.address", "224.0.0.18", "multicast"],
+        ),
+        (
+            "a virtual address of pods",
+            cluster("{virtualAddress: {address: 10.244.3.2}}"),
+            &["spec.virtualAddress.address", "10.244.3.2", "podCIDR"],
+        ),
+        (
+            "a virtual address of Services",
+            cluster("{virtualAddress: {address: 10.96.0.1}}"),
+            &["spec.virtualAddress.address", "10.96.0.1", "serviceCIDR"],
+        ),
+        (
+            "a virtual router without number",
+            cluster("{virtualAddress: {address: 192.0.2.5, virtualRouterID: 0}}"),
+            &["spec.virtualAddress.virtualRouterID", "0"],
+        ),
+        (
+            "a virtual router of too large a number",
+            cluster("{virtualAddress: {address: 192.0.2.5, virtualRouterID: 256}}"),
+            &["spec.virtualAddress.virtualRouterID", "256", "255"],
+        ),
+        (
+            "a machine with the cluster's virtual address",
+            format!(
+                "{}\n---\n{}",
+                link("match: {name: a}, addresses: [192.0.2.5/24]"),
+                cluster("{virtualAddress: {address: 192.0.2.5}}")
+            ),
+            &["addresses[0]", "192.0.2.5/24", "virtualAddress"],
+        ),
         ("no mode", cluster("{proxyMode: userspace}"), &["spec.proxyMode", "userspace", "nftables, iptables, ipvs"]),
         (
             "no key",

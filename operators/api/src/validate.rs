@@ -18,6 +18,7 @@ use crate::machine::{
 };
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr, PublicKeyPin};
+use crate::virtual_address::{VIRTUAL_ADDRESS_WORDS, VirtualAddress};
 
 /// Collects what is wrong.
 #[derive(Default)]
@@ -252,6 +253,7 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
     errors.require(name == cluster::NAME, "metadata.name", name, "there is one Cluster, and its name is cluster");
     let ClusterSpec {
         endpoint,
+        virtual_address,
         cert_sans,
         pod_cidr,
         service_cidr,
@@ -283,9 +285,22 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
         let key = entry.public_key;
         errors.require(keys.insert(key), format!("{field}.publicKey"), key.to_string(), "each key once");
     }
+    if let Some(virtual_address) = virtual_address {
+        let ranges = [("podCIDR", *pod_cidr), ("serviceCIDR", *service_cidr)];
+        check_virtual_address(&mut errors, virtual_address, ranges);
+    }
     check_control_plane(&mut errors, control_plane);
     check_shared(&mut errors, "spec.machines", machines);
     errors.0
+}
+
+fn check_virtual_address(errors: &mut Errors, virtual_address: &VirtualAddress, ranges: [(&str, Cidr); 2]) {
+    let (field, value) = ("spec.virtualAddress.address", virtual_address.address.to_string());
+    errors.require(virtual_address.is_usable(), field, value.as_str(), VIRTUAL_ADDRESS_WORDS);
+    for (name, range) in ranges {
+        let allowed = format!("an address outside of {name}, {range}");
+        errors.require(!virtual_address.is_in(range.net()), field, value.as_str(), &allowed);
+    }
 }
 
 fn check_control_plane(errors: &mut Errors, control_plane: &ControlPlane) {
@@ -381,6 +396,13 @@ pub fn together(machine: &MachineSpec, cluster: &ClusterSpec) -> Vec<FieldError>
     let mut errors = Errors::default();
     for (index, link) in machine.network.links.iter().enumerate() {
         for (number, address) in link.addresses.iter().enumerate() {
+            let shared = cluster.virtual_address.as_ref().map(|shared| IpAddr::V4(shared.address));
+            errors.require(
+                shared != Some(address.net().addr()),
+                format!("spec.network.links[{index}].addresses[{number}]"),
+                address.to_string(),
+                "an address of this machine alone, not the cluster's virtualAddress",
+            );
             for (name, range) in [("podCIDR", cluster.pod_cidr), ("serviceCIDR", cluster.service_cidr)] {
                 errors.require(
                     !range.net().contains(&address.net().addr()),

@@ -1,5 +1,6 @@
 //! Keeps what the cluster as a whole needs in its API: the way to cluster DNS; and tells how the cluster is.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,8 +8,9 @@ use garboard_api::cluster::ClusterStatus;
 use garboard_api::{About, Cluster, condition};
 use garboard_catalog::{dns, kube_apiserver};
 use garboard_plan::addons::NodeInput;
-use garboard_plan::cluster::{self as plan, Observed};
+use garboard_plan::cluster::{self as plan, Observed, VirtualAddress};
 use garboard_plan::pki::Authority;
+use garboard_plan::virtual_address::Holding;
 use garboard_runtime::applier::chain;
 use garboard_runtime::status::{ANSWER, StatusError, in_time};
 use garboard_supervisor::status::ServiceStatus;
@@ -63,6 +65,7 @@ pub async fn reconcile(cluster: Arc<Cluster>, context: Arc<Context>) -> Result<A
         objects_problem: kept.as_ref().err().map(|error| chain(error)),
         account,
         refusals: context.refusals_of(&[About::Cluster]),
+        virtual_address: virtual_address(&cluster, &context),
     };
     publish(&cluster, &context, &observed).await?;
     kept?;
@@ -133,22 +136,33 @@ fn node(context: &Context) -> Option<NodeInput> {
     })
 }
 
+/// Who has the virtual address, as far as this machine knows; none while none is declared.
+fn virtual_address(cluster: &Cluster, context: &Context) -> Option<VirtualAddress> {
+    let declared = cluster.spec.virtual_address.as_ref()?;
+    let Holding { address, holder, own, problem } = context.holding.borrow().clone();
+    // What is declared on trial is not in force at once.
+    let holder = holder.filter(|_| address == Some(declared.address));
+    let machine = context.machine.current().filter(|_| own).map(|machine| machine.node_name().to_owned());
+    let peers = context.peers.borrow().clone();
+    let peer = || peers.iter().find(|peer| Some(peer.address) == holder.map(IpAddr::V4)).map(|peer| peer.name.clone());
+    Some(VirtualAddress { address: declared.address, holder, machine: machine.or_else(peer), problem })
+}
+
 async fn publish(cluster: &Cluster, context: &Context, observed: &Observed) -> Result<(), StatusError> {
     let former = context.statuses.former::<Cluster>(garboard_api::cluster::NAME);
     let address = context.network.borrow().primary();
+    let observations = plan::conditions(observed);
+    // One of a virtual address that is no longer declared goes with it.
+    let lasting = former.conditions.iter().filter(|former| {
+        former.type_ != condition::VIRTUAL_ADDRESS_HELD || observations.iter().any(|each| each.type_ == former.type_)
+    });
+    let lasting: Vec<_> = lasting.cloned().collect();
+    let generation = cluster.metadata.generation;
     let status = ClusterStatus {
-        observed_generation: cluster.metadata.generation,
-        conditions: condition::merge(
-            &former.conditions,
-            plan::conditions(observed),
-            cluster.metadata.generation,
-            &context.condition_time(),
-        ),
+        observed_generation: generation,
+        conditions: condition::merge(&lasting, observations, generation, &context.condition_time()),
         kubernetes_version: observed.api.clone().ok().or(former.kubernetes_version),
-        endpoint: match &cluster.spec.endpoint {
-            Some(endpoint) => Some(endpoint.to_string()),
-            None => address.map(|address| cluster.endpoint(address).to_string()),
-        },
+        endpoint: cluster.endpoint(address).map(|endpoint| endpoint.to_string()),
         ca_pin: context.pki.authority_pin(Authority::Kubernetes).ok().flatten().map(|pin| pin.to_string()),
         // The operators' to write.
         removed_machines: Vec::new(),

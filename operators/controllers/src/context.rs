@@ -12,6 +12,7 @@ use garboard_catalog::{EtcdFacts, EtcdRestore, Peer};
 use garboard_control::{Client as Control, MachineInfo, MachinePhase, Upkeep};
 use garboard_plan::events::Notable;
 use garboard_plan::trial::Configuration;
+use garboard_plan::virtual_address::{Declared as VirtualAddress, Holding};
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::Declared;
 use garboard_runtime::status::StatusSink;
@@ -105,6 +106,10 @@ pub struct Context {
     pub network_config: watch::Sender<NetworkConfig>,
     /// What the network has reached.
     pub network: watch::Receiver<NodeAddresses>,
+    /// The virtual address that the machine does its part for: written by the machine's reconciler.
+    pub virtual_address: watch::Sender<Option<VirtualAddress>>,
+    /// What has become of it.
+    pub holding: watch::Receiver<Holding>,
     /// What the kernel's settings should be, once a Machine is declared: written by its reconciler.
     pub kernel_config: watch::Sender<Option<MachineKernel>>,
     /// Settings of the kernel that are not as declared, in words.

@@ -46,3 +46,4 @@ pub mod services;
 pub mod time;
 pub mod trial;
 pub mod upkeep;
+pub mod virtual_address;

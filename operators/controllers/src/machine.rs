@@ -21,6 +21,7 @@ use garboard_plan::node as node_plan;
 use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Step};
 use garboard_plan::time::State;
 use garboard_plan::trial::Configuration;
+use garboard_plan::virtual_address;
 use garboard_runtime::applier::chain;
 use garboard_runtime::status::{StatusError, in_time};
 use garboard_supervisor::spec::ServiceSpec;
@@ -92,6 +93,7 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
     declare(&context.kernel_config, Some(spec.kernel.clone()));
     declare(&context.time_config, Some(spec.time.clone()));
     declare(&context.upkeep, Some(upkeep(&spec.watchdog, &spec.logs)));
+    declare(&context.virtual_address, virtual_address::declared(spec, cluster.as_ref()));
     let mut observed = observe(&context, configured.joins(), cluster.is_some());
     let converged = match cluster {
         Some(cluster) => converge(&configured, cluster, &context, &mut observed).await,
@@ -216,6 +218,7 @@ async fn converge(
 
 fn pki_input(machine: &Machine, cluster: &ClusterSpec, addresses: &[IpAddr]) -> PkiInput {
     let endpoint = cluster.endpoint.iter().map(|endpoint| endpoint.host.clone());
+    let shared = cluster.virtual_address.iter().map(|shared| shared.address.to_string());
     PkiInput {
         role: machine.role(),
         joins: machine.joins(),
@@ -223,7 +226,7 @@ fn pki_input(machine: &Machine, cluster: &ClusterSpec, addresses: &[IpAddr]) -> 
         node_addresses: addresses.to_owned(),
         service_addresses: apiserver_service_address(cluster).into_iter().collect(),
         dns_domain: cluster.dns_domain.clone(),
-        apiserver_names: endpoint.chain(cluster.cert_sans.iter().cloned()).collect(),
+        apiserver_names: endpoint.chain(shared).chain(cluster.cert_sans.iter().cloned()).collect(),
     }
 }
 
@@ -422,6 +425,7 @@ async fn publish(
             State::Following(status) => Some(status.clone()),
             State::Unasked | State::Lost(_) => None,
         },
+        virtual_address: context.holding.borrow().held(),
         versions: Some(context.versions.clone()),
         pool,
         effective: Some(effective),
@@ -438,4 +442,24 @@ async fn publish(
         differs
     });
     context.statuses.publish(machine, &status).await
+}
+
+#[cfg(test)]
+mod tests {
+    use garboard_api::{Endpoint, VirtualAddress};
+
+    use super::*;
+
+    #[test]
+    fn the_api_servers_certificate_is_for_every_declared_way_to_it() {
+        let machine = Machine::new("node-1", MachineSpec::default());
+        let cluster = ClusterSpec {
+            endpoint: Some(Endpoint { host: "api.example.org".to_owned(), port: 443 }),
+            virtual_address: Some(VirtualAddress { address: [192, 0, 2, 5].into(), virtual_router_id: None }),
+            cert_sans: vec!["*.example.org".to_owned()],
+            ..ClusterSpec::default()
+        };
+        let input = pki_input(&machine, &cluster, &[[192, 0, 2, 7].into()]);
+        assert_eq!(input.apiserver_names, ["api.example.org", "192.0.2.5", "*.example.org"]);
+    }
 }

@@ -169,7 +169,7 @@ async fn get(address: SocketAddr, path: &str, ca_file: &Path, client: Option<&Cl
     }
 }
 
-fn configuration(ca_file: &Path, client: Option<&ClientFiles>) -> Result<ClientConfig, ProbeError> {
+pub(crate) fn configuration(ca_file: &Path, client: Option<&ClientFiles>) -> Result<ClientConfig, ProbeError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(certificates(ca_file)?);
     let builder = ClientConfig::builder().with_root_certificates(roots);

@@ -69,6 +69,7 @@ fn the_examples_in_the_comments_are_valid() {
     let cluster = read(&folder, "cluster.yaml")
         .replace("  # endpoint:\n  #   host:", "  endpoint:\n    host:")
         .replace("  #   port:", "    port:")
+        .replace("  # virtualAddress:\n  #   address:", "  virtualAddress:\n    address:")
         .replace("  # certSANs:", "  certSANs:");
     let mut machine = read(&folder, "machine.yaml").replace("  #   ", "    ");
     for block in ["network", "kubelet", "kernel"] {
@@ -76,6 +77,7 @@ fn the_examples_in_the_comments_are_valid() {
     }
     let (cluster, machine, _) = manifests(&cluster, &machine);
     assert!(cluster.spec.endpoint.is_some() && cluster.spec.cert_sans.len() == 2);
+    assert_eq!(cluster.spec.virtual_address.unwrap().router_id(), 5);
     assert_eq!((machine.spec.network.links.len(), machine.spec.network.nameservers.len()), (1, 1));
     assert_eq!(machine.spec.kubelet.max_pods, Some(110));
     assert_eq!((machine.spec.kernel.sysctls.len(), machine.spec.kernel.modules.len()), (1, 1));

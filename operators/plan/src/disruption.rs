@@ -46,7 +46,7 @@ const MACHINE: [Disruption; 3] = [
 ];
 
 /// Of the Cluster's own settings.
-const CLUSTER: [Disruption; 5] = [
+const CLUSTER: [Disruption; 6] = [
     Disruption {
         parent: "controlPlane",
         fields: &["featureGates"],
@@ -70,6 +70,13 @@ const CLUSTER: [Disruption; 5] = [
         fields: &["scheduler"],
         restarts: &[kube_scheduler::NAME],
         means: "new pods wait for it",
+    },
+    Disruption {
+        parent: "",
+        fields: &["virtualAddress"],
+        restarts: &[],
+        means: "the API is no longer at the former virtual address, if there was one: connections to it break, and kubeconfigs and \
+                machines that know it find nobody there",
     },
     Disruption {
         parent: "",
@@ -179,6 +186,7 @@ mod tests {
             "rules" => json!([{ "from": "192.0.2.0/24", "table": 7, "priority": 9 }]),
             "apiServer" | "controllerManager" | "scheduler" => json!({ "extraArgs": { "v": "3" } }),
             "proxyMode" => json!("iptables"),
+            "virtualAddress" => json!({ "address": "192.0.2.5" }),
             other => panic!("no example of {other}"),
         }
     }

@@ -25,3 +25,4 @@ mod testing;
 pub mod time;
 pub mod trial;
 pub mod upkeep;
+pub mod virtual_address;

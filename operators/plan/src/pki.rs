@@ -187,7 +187,7 @@ pub struct PkiInput {
     pub service_addresses: Vec<IpAddr>,
     /// The cluster's DNS domain.
     pub dns_domain: String,
-    /// Further names and addresses of the API server: the endpoint's and the declared ones.
+    /// Further names and addresses of the API server: the endpoint's, the virtual one and the declared ones.
     pub apiserver_names: Vec<String>,
 }
 

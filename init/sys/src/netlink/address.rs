@@ -1,8 +1,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rtnetlink::AddressMessageBuilder;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, CacheInfo};
 
 use super::{Netlink, NetlinkError};
 
@@ -63,6 +64,25 @@ impl Netlink {
         message.attributes.push(AddressAttribute::Protocol(protocol.into()));
         message.header.flags.set(AddressHeaderFlags::Nodad, unique);
         self.ask(format!("add address {address} to link {index}"), request.execute()).await
+    }
+
+    /// Adds an address to a link for a time, whole seconds, or renews the time of one that is there already. Afterwards the kernel
+    /// removes it by itself, whatever has become of who added it.
+    ///
+    /// # Errors
+    /// When the link is gone, or the kernel refuses the address.
+    pub async fn lend_address(&mut self, address: &Address, time: Duration) -> Result<(), NetlinkError> {
+        let Address { index, address, protocol, unique } = *address;
+        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len()).replace();
+        let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        let mut times = CacheInfo::default();
+        times.ifa_preferred = seconds;
+        times.ifa_valid = seconds;
+        let message = request.message_mut();
+        message.attributes.push(AddressAttribute::Protocol(protocol.into()));
+        message.attributes.push(AddressAttribute::CacheInfo(times));
+        message.header.flags.set(AddressHeaderFlags::Nodad, unique);
+        self.ask(format!("lend address {address} to link {index}"), request.execute()).await
     }
 
     /// Removes an address from a link.

@@ -56,6 +56,9 @@ pub use watch::{Change, Watch};
 ///
 /// A number that neither `rtnetlink.h` nor a known routing daemon uses.
 pub const PROTOCOL: u8 = 103;
+/// Mark of the address that control-plane machines keep among themselves: its `IFA_PROTO`. What keeps the machine's own addresses leaves
+/// it alone.
+pub const SHARED: u8 = PROTOCOL + 1;
 /// Mark of links that Garboard made as they are declared: their group, which they have from their first moment on.
 pub const GROUP: u32 = PROTOCOL as u32;
 

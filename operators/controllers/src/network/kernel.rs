@@ -2,7 +2,7 @@
 
 use garboard_plan::network as plan;
 use garboard_sys::netlink::{
-    Address, GROUP, KERNEL_RA, Link, MAIN_TABLE, Netlink, NetlinkError, PROTOCOL, Route, Rule, driver,
+    Address, GROUP, KERNEL_RA, Link, MAIN_TABLE, Netlink, NetlinkError, PROTOCOL, Route, Rule, SHARED, driver,
 };
 use tracing::debug;
 
@@ -21,7 +21,9 @@ pub async fn observe(
     let with_drivers = config.links.iter().any(|link| matches!(link.selector, plan::Selector::Driver(_)));
     let found = netlink.links().await?;
     let links = found.iter().map(|each| link(each, hardware, with_drivers, &found)).collect();
-    let addresses = netlink.addresses().await?.into_iter().filter(|address| address.protocol != KERNEL_RA);
+    // The virtual address of the API is not the machine's: it comes and goes.
+    let addresses = netlink.addresses().await?.into_iter();
+    let addresses = addresses.filter(|address| ![KERNEL_RA, SHARED].contains(&address.protocol));
     let addresses = addresses.map(|address| {
         let Address { index, address, protocol, unique: _ } = address;
         (plan::Address { index, address }, protocol == PROTOCOL)

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use garboard_plan::network::{Config, LinkConfig, RouteConfig, Selector};
+use garboard_sys::netlink::SHARED;
 
 use self::scene::Scene;
 
@@ -206,6 +207,18 @@ fn addresses_from_router_advertisements_are_the_kernels_own() {
         let node = scene.wait("an address", |node| !node.addresses.is_empty()).await;
         assert!(scene.pool().contains(&node.addresses[0]) && node.addresses.len() == 1, "{node:?}");
         assert!(scene.ip("addr show dev eth0").contains("2001:db8::aa/64"));
+    });
+}
+
+#[test]
+fn the_virtual_address_is_neither_removed_nor_the_machines_own() {
+    Scene::run(|mut scene| async move {
+        scene.serve(&[]);
+        scene.add_address("192.0.2.5/32", SHARED).await;
+        scene.start(dhcp());
+        let node = scene.wait("an address", |node| !node.addresses.is_empty()).await;
+        assert!(scene.pool().contains(&node.addresses[0]) && node.addresses.len() == 1, "{node:?}");
+        assert!(scene.ip("addr show dev eth0").contains("192.0.2.5/32"));
     });
 }
 

@@ -112,6 +112,9 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
              admissionPlugins: [AlwaysPullImages], eventRateLimits: [{type: Server, qps: 50, burst: 100}]}}}",
         ),
         cluster("{endpoint: {host: kube.example.org}, certSANs: ['*.example.org', 192.0.2.9], proxyMode: ipvs}"),
+        cluster("{virtualAddress: {address: 192.0.2.5}}"),
+        cluster("{virtualAddress: null}"),
+        cluster("{virtualAddress: {address: 192.0.2.5, virtualRouterID: 255}}"),
     ] {
         if !good.contains("kind: MachinePool") {
             manifest::parse(&good).unwrap_or_else(|error| panic!("{good}: {error}"));
@@ -204,6 +207,10 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         (cluster("{proxyMode: userspace}"), "spec.proxyMode"),
         (cluster("{endpoint: {host: 'https://x'}}"), "spec.endpoint.host"),
         (cluster("{endpoint: {host: x, port: 0}}"), "spec.endpoint.port"),
+        (cluster("{virtualAddress: {address: '2001:db8::5'}}"), "spec.virtualAddress.address"),
+        (cluster("{virtualAddress: {address: 169.254.0.5}}"), "spec.virtualAddress.address"),
+        (cluster("{virtualAddress: {address: 10.244.0.5}}"), "spec.virtualAddress.address"),
+        (cluster("{virtualAddress: {address: 192.0.2.5, virtualRouterID: 0}}"), "virtualRouterID"),
         (cluster("{access: [{name: me, role: king, publicKey: x}]}"), "spec.access[0]"),
         (cluster("{}").replace("name: cluster", "name: x"), "its name is cluster"),
     ] {
