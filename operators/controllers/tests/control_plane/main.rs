@@ -285,7 +285,7 @@ async fn pools_are_counted(world: &World, client: &kube::Client) {
             .await;
     };
     expect("a machine that does not follow yet", (1, 0)).await;
-    let follows = json!({ "status": { "pool": { "name": "workers", "observedGeneration": generation } } });
+    let follows = json!({ "status": { "fingerprint": "sha256:0", "pool": { "name": "workers", "observedGeneration": generation } } });
     machines.patch_status("node-1", &PatchParams::default(), &Patch::Merge(follows)).await.unwrap();
     expect("a machine that follows", (1, 1)).await;
     let label = json!({ "metadata": { "labels": { "role": null } } });
@@ -310,7 +310,7 @@ async fn pools_are_rolled_out_until_one_fails(world: &World, client: &kube::Clie
         let mut condition = condition.clone();
         condition["lastTransitionTime"] = json!("2026-01-01T00:00:00Z");
         let follows = json!({ "name": "workers", "observedGeneration": generation });
-        let status = json!({ "status": { "pool": follows, "conditions": [condition] } });
+        let status = json!({ "status": { "fingerprint": "sha256:0", "pool": follows, "conditions": [condition] } });
         machines.patch_status(name, &merge, &Patch::Merge(status)).await.unwrap();
         let label = json!({ "metadata": { "labels": { "role": "worker" } } });
         machines.patch(name, &merge, &Patch::Merge(label)).await.unwrap();
