@@ -6,20 +6,19 @@ use anyhow::{Context, Result, ensure};
 use garboard_tests::cluster::{READY_LIMIT, sample_pod};
 use garboard_tests::machine::{Hardware, Machine, is_emulated};
 use garboard_tests::wait;
-use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::scene::{POD_LIMIT, Place, Scene, VIRTUAL_ADDRESS, on_ready};
+use crate::scene::{POD_LIMIT, Place, Scenario, Scene, VIRTUAL_ADDRESS, on_ready};
 
 /// The names of those that join.
 const OTHERS: [&str; 2] = ["node-2", "node-3"];
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![
         on_ready("control_plane::a_second_machine_takes_over_from_the_first", a_second_machine_takes_over),
         // Three API servers on two emulated processors take a quarter of an hour.
         on_ready("control_plane::three_machines_outlive_the_loss_of_the_first", three_machines_outlive_a_loss)
-            .with_ignored_flag(is_emulated()),
+            .ignored(is_emulated()),
     ]
 }
 

@@ -5,13 +5,12 @@ use garboard_tests::cluster::{Cluster, READY_LIMIT};
 use garboard_tests::image::Image;
 use garboard_tests::machine::Hardware;
 use garboard_tests::wait;
-use libtest_mimic::Trial;
 use serde_json::json;
 
 use crate::refusal::EARLY_LIMIT;
-use crate::scene::{POD_LIMIT, Scene, cold, on_ready};
+use crate::scene::{POD_LIMIT, Scenario, Scene, cold, on_ready};
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![
         cold("declare::a_machine_without_manifests_waits_for_the_first_who_claims_it", without_manifests_it_waits),
         on_ready("declare::the_machine_api_takes_what_new_wrote_and_its_changes", the_machine_api_takes_changes),

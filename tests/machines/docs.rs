@@ -5,11 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use garboard_tests::image::top;
-use libtest_mimic::Trial;
 
-use crate::scene::cold;
+use crate::scene::{Scenario, cold};
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![cold("docs::the_first_hour_works_as_written", the_first_hour_works_as_written)]
 }
 

@@ -5,12 +5,11 @@ use std::fs;
 use anyhow::{Result, ensure};
 use garboard_tests::cluster::READY_LIMIT;
 use garboard_tests::wait;
-use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::scene::{Scene, on_ready};
+use crate::scene::{Scenario, Scene, on_ready};
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![on_ready(
         "etcd::a_snapshot_brings_back_what_was_there_when_it_was_taken",
         a_snapshot_brings_back_what_was_there,

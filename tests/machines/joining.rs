@@ -8,16 +8,15 @@ use garboard_tests::cluster::{READY_LIMIT, sample_pod};
 use garboard_tests::lan::Lan;
 use garboard_tests::machine::{Hardware, Machine};
 use garboard_tests::wait;
-use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::rollout;
-use crate::scene::{POD_LIMIT, Scene, on_ready};
+use crate::scene::{POD_LIMIT, Scenario, Scene, on_ready};
 
 /// The worker's name.
 const WORKER: &str = "node-2";
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![on_ready("joining::a_worker_joins_by_one_resource", a_worker_joins_by_one_resource)]
 }
 

@@ -19,12 +19,12 @@ mod sources;
 mod trial;
 mod workloads;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    let trials: Vec<Trial> = [
+    let scenarios = [
         docs::scenarios(),
         ready::scenarios(),
         declare::scenarios(),
@@ -38,11 +38,8 @@ fn main() {
         faults::scenarios(),
         power::scenarios(),
         refusal::scenarios(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
+    ];
+    let conclusion = libtest_mimic::run(&arguments, scene::in_order(scenarios.into_iter().flatten()));
     scene::finish();
     conclusion.exit();
 }

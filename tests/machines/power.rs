@@ -8,11 +8,10 @@ use garboard_tests::cluster::READY_LIMIT;
 use garboard_tests::cluster::sample_pod;
 use garboard_tests::machine::Hardware;
 use garboard_tests::wait;
-use libtest_mimic::Trial;
 
-use crate::scene::{POD_LIMIT, Scene, cold, on_ready};
+use crate::scene::{POD_LIMIT, Scenario, Scene, cold, on_ready};
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![
         on_ready(
             "power::the_button_gives_pods_their_grace_and_powers_off",
@@ -25,8 +24,12 @@ pub fn scenarios() -> Vec<Trial> {
     ]
 }
 
-/// Power cuts during first boot, and during work.
-const CUTS: u32 = 10;
+/// Power cuts during first boot.
+const FIRST_CUTS: u32 = 12;
+/// Power cuts during work. After each the machine has to come up far enough to show what it has.
+const WORK_CUTS: u32 = 8;
+/// Most of what happens once only in the life of a machine happens within this time.
+const FIRST_BOOT: Duration = Duration::from_secs(30);
 
 /// What the agent brings into the API before anything of its own.
 const FIRST_DEFINITION: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/clusters.garboard.dev";
@@ -149,14 +152,14 @@ fn cuts_at_first_boot_and_at_work_lose_nothing() -> Result<()> {
         scene.cluster.kubectl_ok(&["get", "--raw", FIRST_DEFINITION]).map_err(|error| error.to_string())
     })?;
     cut_power_after(&mut scene, random.below(Duration::from_millis(2500)))?;
-    for _ in 0..CUTS {
+    for _ in 0..FIRST_CUTS {
         scene.machine.start()?;
-        cut_power_after(&mut scene, random.below(Duration::from_secs(40)))?;
+        cut_power_after(&mut scene, random.below(FIRST_BOOT))?;
     }
     scene.boot()?;
 
     let mut acknowledged = BTreeSet::new();
-    for cut in 0..CUTS {
+    for cut in 0..WORK_CUTS {
         let until = Instant::now() + random.below(Duration::from_secs(8));
         let mut number = 0;
         while Instant::now() < until {

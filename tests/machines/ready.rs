@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use libtest_mimic::Trial;
 use serde_json::Value;
 
-use crate::scene::{Scene, on_ready};
+use crate::scene::{Scenario, Scene, on_ready};
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![
         on_ready("ready::every_service_is_ready", every_service_is_ready),
         on_ready("ready::machine_and_cluster_report_their_conditions", machine_and_cluster_report_their_conditions),

@@ -8,11 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use garboard_tests::image::Image;
 use garboard_tests::machine::Hardware;
-use libtest_mimic::Trial;
 
-use crate::scene::{Scene, cold};
+use crate::scene::{Scenario, Scene, cold};
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![
         cold("refusal::a_changed_root_never_runs", a_changed_root_never_runs),
         cold("refusal::bad_manifests_are_named_and_change_nothing", bad_manifests_are_named_and_change_nothing),

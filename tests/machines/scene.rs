@@ -193,11 +193,31 @@ impl Scene {
     }
 }
 
+/// A scenario, and which machine it is about.
+pub struct Scenario {
+    trial: Trial,
+    /// Whether it makes machines of its own.
+    cold: bool,
+}
+
+impl Scenario {
+    /// The same, but run by its name alone if `ignored`.
+    pub fn ignored(self, ignored: bool) -> Self {
+        Self { trial: self.trial.with_ignored_flag(ignored), ..self }
+    }
+}
+
+/// The trials of scenarios in the order in which they run: those that share the Ready machine first, so that it is booted once.
+pub fn in_order(scenarios: impl IntoIterator<Item = Scenario>) -> Vec<Trial> {
+    let (cold, shared): (Vec<_>, Vec<_>) = scenarios.into_iter().partition(|scenario| scenario.cold);
+    shared.into_iter().chain(cold).map(|scenario| scenario.trial).collect()
+}
+
 static SHARED: OnceLock<Mutex<Option<Scene>>> = OnceLock::new();
 
 /// A scenario that starts from the Ready machine; what it changes is undone before the next one.
-pub fn on_ready(name: &'static str, scenario: fn(&mut Scene) -> Result<()>) -> Trial {
-    timed(name, move || {
+pub fn on_ready(name: &'static str, scenario: fn(&mut Scene) -> Result<()>) -> Scenario {
+    let trial = timed(name, move || {
         let mut shared = SHARED
             .get_or_init(|| Mutex::new(None))
             .lock()
@@ -215,17 +235,19 @@ pub fn on_ready(name: &'static str, scenario: fn(&mut Scene) -> Result<()>) -> T
         }
         scene.cluster.wait_ready(READY_LIMIT).map_err(failed)?;
         scenario(scene).with_context(|| scene.account()).map_err(failed)
-    })
+    });
+    Scenario { trial, cold: false }
 }
 
 /// A scenario that makes machines of its own; the shared one is ended to give it the memory and the processors.
-pub fn cold(name: &'static str, scenario: fn() -> Result<()>) -> Trial {
-    timed(name, move || {
+pub fn cold(name: &'static str, scenario: fn() -> Result<()>) -> Scenario {
+    let trial = timed(name, move || {
         if let Some(shared) = SHARED.get() {
             shared.lock().map_err(|_| Failed::from("an earlier scenario broke off"))?.take();
         }
         scenario().map_err(failed)
-    })
+    });
+    Scenario { trial, cold: true }
 }
 
 /// A trial that tells how long it took: the whole run has a limit, and somebody looks for what to shorten.

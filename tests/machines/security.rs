@@ -7,12 +7,11 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use garboard_tests::cluster::sample_pod;
-use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::scene::{POD_LIMIT, Scene, on_ready};
+use crate::scene::{POD_LIMIT, Scenario, Scene, on_ready};
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![
         on_ready("security::strangers_and_privileged_pods_are_refused", strangers_and_privileged_pods_are_refused),
         on_ready("security::secrets_are_sealed_on_disk", secrets_are_sealed_on_disk),

@@ -8,12 +8,11 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use garboard_tests::machine::Hardware;
-use libtest_mimic::Trial;
 
-use crate::scene::{Scene, cold};
+use crate::scene::{Scenario, Scene, cold};
 use crate::workloads;
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![
         cold("sources::smbios_strings_and_iptables", smbios_strings_and_iptables),
         cold("sources::a_config_drive_and_ipvs", a_config_drive_and_ipvs),

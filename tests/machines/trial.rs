@@ -5,12 +5,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use garboard_tests::cluster::READY_LIMIT;
 use garboard_tests::wait;
-use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::scene::{POD_LIMIT, Scene, on_ready};
+use crate::scene::{POD_LIMIT, Scenario, Scene, on_ready};
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![
         on_ready("trial::a_change_proves_itself_or_is_ended", a_change_proves_itself_or_is_ended),
         on_ready("trial::a_change_that_cuts_the_machine_off_is_undone", a_change_that_cuts_off_is_undone),

@@ -5,12 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use garboard_tests::cluster::sample_pod;
 use garboard_tests::wait;
-use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::scene::{POD_LIMIT, Scene, on_ready};
+use crate::scene::{POD_LIMIT, Scenario, Scene, on_ready};
 
-pub fn scenarios() -> Vec<Trial> {
+pub fn scenarios() -> Vec<Scenario> {
     vec![
         on_ready(
             "workloads::a_deployment_serves_through_its_service_and_name",

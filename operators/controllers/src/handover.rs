@@ -39,6 +39,8 @@ use crate::served::whenever_served;
 const FIELD_MANAGER: &str = "garboard-handover";
 /// How soon machines that could not be told are tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// Time in which what was told of a machine comes back by the watch; until then it is not told again.
+const ECHO: Duration = Duration::from_secs(30);
 
 /// A machine was not told what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +130,7 @@ async fn follow(context: &Context, identity: &Identity, client: &Client) {
     let watch = watcher::watcher(api.clone(), watcher::Config::default());
     let mut watch = pin!(garboard_api_client::uninterrupted("machine", watch));
     let mut waiting = BTreeMap::<String, Machine>::new();
+    let mut told = BTreeMap::<String, Instant>::new();
     let (mut browser, mut again) = (None, Instant::now());
     loop {
         if !waiting.values().any(is_looked_for) {
@@ -145,9 +148,15 @@ async fn follow(context: &Context, identity: &Identity, client: &Client) {
             () = changed(&mut browser) => {}
             () = sleep_until(again), if !waiting.is_empty() => {}
         }
-        let attempt = |machine| attempt(context, identity, &api, machine, browser.as_ref());
-        join_all(waiting.values().map(attempt)).await;
+        told.retain(|_, at| at.elapsed() < ECHO);
+        let due = waiting.iter().filter(|(name, _)| !told.contains_key(*name));
+        let attempts = due.map(|(name, machine)| {
+            let attempt = attempt(context, identity, &api, machine, browser.as_ref());
+            async move { attempt.await.then(|| name.clone()) }
+        });
+        let handed_over: Vec<_> = join_all(attempts).await.into_iter().flatten().collect();
         again = Instant::now() + RETRY;
+        told.extend(handed_over.into_iter().map(|name| (name, Instant::now())));
     }
 }
 
@@ -209,21 +218,23 @@ async fn changed(browser: &mut Option<Browser>) {
     }
 }
 
+/// Does what is due for a Machine, and tells; says whether its machine was told.
 async fn attempt(
     context: &Context,
     identity: &Identity,
     api: &Api<Machine>,
     machine: &Machine,
     browser: Option<&Browser>,
-) {
-    let observation = match hand_over(context, identity, api, machine, browser).await {
-        Ok(None) => return,
-        Ok(Some(told)) => told,
-        Err(error) => plan::not_told(error.reason(), error.message()),
+) -> bool {
+    let (handed_over, observation) = match hand_over(context, identity, api, machine, browser).await {
+        Ok(None) => return false,
+        Ok(Some(told)) => (true, told),
+        Err(error) => (false, plan::not_told(error.reason(), error.message())),
     };
     if let Err(error) = tell(context, api, machine, observation).await {
         warn!(error = chain(&error), machine = machine.name_any(), "cannot tell whether a machine was told");
     }
+    handed_over
 }
 
 /// Does what is due; none if there is nothing to tell of it.

@@ -67,6 +67,10 @@ pub struct Target {
 pub enum Command {
     New(New),
     Kubeconfig(Kubeconfig),
+    /// Watch machines, their services, trials and logs in the terminal
+    ///
+    /// All machines of config.yaml are asked every two seconds, and the log of the service that is chosen comes as it is written.
+    Dashboard,
     /// Show what the machine is, what it waits for and what is wrong
     ///
     /// Conditions are those of the Machine and the Cluster, as `kubectl describe` shows them; here they are also seen

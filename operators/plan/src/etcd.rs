@@ -2,6 +2,8 @@
 //!
 //! etcd itself refuses a change that would cost it its majority. What is refused, and why, is told and tried again.
 
+pub mod upkeep;
+
 use std::collections::BTreeMap;
 
 use garboard_api::EtcdRole;

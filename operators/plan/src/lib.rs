@@ -24,5 +24,4 @@ pub mod rollout;
 mod testing;
 pub mod time;
 pub mod trial;
-pub mod upkeep;
 pub mod virtual_address;

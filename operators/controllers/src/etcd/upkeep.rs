@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use garboard_etcd_client::{Client, EtcdError, Health};
-use garboard_plan::upkeep;
+use garboard_plan::etcd::upkeep;
 use tracing::{info, warn};
 
 /// The alarm that a database has reached the size at which it takes no more (etcd: `AlarmType`).

@@ -2,6 +2,7 @@
 
 mod apply;
 mod claim;
+mod dashboard;
 mod etcd;
 mod join;
 mod kubeconfig;
@@ -30,6 +31,7 @@ pub async fn run(Cli { target, command }: Cli) -> anyhow::Result<()> {
         Command::Support(arguments) => support::run(&target, &arguments).await,
         Command::Version(arguments) => version::run(&target, &arguments).await,
         Command::Kubeconfig(arguments) => kubeconfig::run(&Contact::of_cluster(&target)?, &arguments).await,
+        Command::Dashboard => dashboard::run(&target).await,
         Command::Status(arguments) => status::run(&Contact::find(&target)?, arguments.output.output).await,
         Command::Services(arguments) => service::list(&Contact::find(&target)?, arguments.output.output).await,
         Command::Service(arguments) => service::act(&Contact::find(&target)?, &arguments.command).await,

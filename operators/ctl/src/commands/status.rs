@@ -14,7 +14,7 @@ use crate::output::{Format, age, show, table, time};
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     machine: String,
-    phase: String,
+    pub phase: String,
     uptime_ms: u64,
     garboard: String,
     kubernetes: String,
@@ -22,23 +22,24 @@ pub struct Status {
     boot_id: String,
     slot: String,
     root_hash: String,
-    addresses: Vec<String>,
+    pub addresses: Vec<String>,
     api_endpoint: Option<String>,
-    conditions: Vec<Condition>,
-    problems: Vec<String>,
+    pub conditions: Vec<Condition>,
+    pub problems: Vec<String>,
     pub services: Vec<Service>,
 }
 
+/// A condition of the machine, or of what is declared on it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Condition {
-    kind: String,
+pub struct Condition {
+    pub kind: String,
     name: String,
     #[serde(rename = "type")]
-    type_: String,
-    status: String,
-    reason: String,
-    message: String,
+    pub type_: String,
+    pub status: String,
+    pub reason: String,
+    pub message: String,
     since: Option<String>,
     #[serde(skip)]
     since_unix_ms: i64,
