@@ -14,6 +14,8 @@ pub mod state;
 pub mod status;
 pub mod step;
 pub mod supervisor;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod validate;
 
 pub use exit::Exit;

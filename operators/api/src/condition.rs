@@ -96,7 +96,38 @@ pub fn merge(
     merged
 }
 
+/// The condition that follows from an observation, as the only one of those who tell no other; none when it is what is among the `former`.
+pub fn news(
+    former: &[Condition],
+    observed: Observation,
+    generation: Option<i64>,
+    now: &Time,
+) -> Option<Vec<Condition>> {
+    let former: Vec<_> = former.iter().filter(|condition| condition.type_ == observed.type_).cloned().collect();
+    let conditions = merge(&former, [observed], generation, now);
+    (conditions != former).then_some(conditions)
+}
+
 /// The condition of a type.
 pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
     conditions.iter().find(|condition| condition.type_ == type_)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn what_was_told_already_is_no_news_and_conditions_of_others_stay_theirs() {
+        let now = Time(Timestamp::UNIX_EPOCH);
+        let told = || Observation::new(DRAINED, false, "Pods", "one is there");
+        let others = merge(&[], [Observation::new(READY, true, "Ready", "")], None, &now);
+        let first = news(&others, told(), Some(1), &now).unwrap();
+        assert_eq!((first.len(), first[0].type_.as_str()), (1, DRAINED));
+        let former = [others, first].concat();
+        assert_eq!(news(&former, told(), Some(1), &now), None);
+        assert!(news(&former, told(), Some(2), &now).is_some());
+    }
 }

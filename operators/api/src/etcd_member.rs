@@ -103,3 +103,15 @@ pub struct EtcdMemberStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defragmented: Option<Time>,
 }
+
+impl EtcdMember {
+    /// What it is in etcd, as far as that was told.
+    pub fn role(&self) -> Option<EtcdRole> {
+        self.status.as_ref().and_then(|status| status.role)
+    }
+
+    /// Whether etcd has it, as a learner or a voter.
+    pub fn is_taken_in(&self) -> bool {
+        matches!(self.role(), Some(EtcdRole::Learner | EtcdRole::Voter))
+    }
+}

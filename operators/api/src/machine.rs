@@ -299,6 +299,11 @@ impl Machine {
         self.spec.join.is_some()
     }
 
+    /// The machine that it is for, if that one waits without manifests.
+    pub fn waiting(&self) -> Option<&WaitingMachine> {
+        self.spec.join.as_ref()?.waiting.as_ref()
+    }
+
     /// What the machine tells of itself; none before it was ever there, when others may have told of it.
     pub fn own_status(&self) -> Option<&MachineStatus> {
         self.status.as_ref().filter(|status| status.fingerprint.is_some())

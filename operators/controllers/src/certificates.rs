@@ -7,7 +7,7 @@ use futures::future::join_all;
 use garboard_catalog::pki::Leaf;
 use garboard_plan::pki::Profile;
 use garboard_runtime::applier::chain;
-use garboard_runtime::backoff::Backoff;
+use garboard_runtime::backoff::{Backoff, after};
 use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -70,15 +70,9 @@ impl Certificates {
                     retry = (!failed.is_empty()).then(|| backoff.wait());
                     self.outcome.send_replace(failed);
                 }
-                let again = async {
-                    match retry {
-                        Some(wait) => tokio::time::sleep(wait).await,
-                        None => std::future::pending().await,
-                    }
-                };
                 // Cancel-safe: each arm only waits. Whoever declares what is due looks again at each outcome.
                 tokio::select! {
-                    () = again => {}
+                    () = after(retry) => {}
                     Ok(()) = self.due.changed() => backoff.reset(),
                     Ok(()) = api.changed() => backoff.reset(),
                 }

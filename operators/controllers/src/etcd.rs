@@ -136,11 +136,11 @@ impl Etcd {
         stop.run_until_cancelled(work).await;
     }
 
-    /// Tends the membership of a machine that is alone.
-    async fn tend_alone(&self, client: &Client) {
+    /// Does something whenever the machine's etcd serves, and after it has ended leaves others time to do it.
+    async fn while_served<Duty: Future<Output = ()>>(&self, duty: impl Fn() -> Duty) {
         let mut services = self.services.clone();
         while services.wait_for(|services| readiness(services, NAME) == Some(true)).await.is_ok() {
-            self.tend(client).await;
+            duty().await;
             sleep(AWAY).await;
         }
     }
@@ -155,18 +155,22 @@ impl Etcd {
         // Alone there is nobody to agree with.
         tokio::select! {
             others = declared.wait_for(|declared| declared.len() > 1) => if others.is_err() { return },
-            () = self.tend_alone(client) => return,
+            () = self.while_served(|| self.tend(client)) => return,
         }
         let tell = |standing| {
             info!(%standing, "membership of etcd");
             self.leads.send_replace(standing == Standing::Leads);
         };
-        let mut services = self.services.clone();
-        while services.wait_for(|services| readiness(services, NAME) == Some(true)).await.is_ok() {
+        self.while_served(|| async move {
             let identity = Identity::new(machine.node_name(), &self.boot_id);
             lead(client.clone(), ETCD, identity, tell, |_| self.tend(client), CancellationToken::new()).await;
             self.leads.send_replace(false);
-            sleep(AWAY).await;
-        }
+        })
+        .await;
     }
+}
+
+/// The member of a machine among all.
+fn of<'a>(all: &'a [EtcdMember], name: &str) -> Option<&'a EtcdMember> {
+    all.iter().find(|member| member.metadata.name.as_deref() == Some(name))
 }

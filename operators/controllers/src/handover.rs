@@ -16,16 +16,16 @@ use garboard_api::types::PublicKeyPin;
 use garboard_api::{Cluster, Endpoint as ApiEndpoint, Machine};
 use garboard_machine_api::client::{Client as MachineClient, ClientError};
 use garboard_machine_api::endpoint::InvalidEndpoint;
-use garboard_machine_api::waiting::{Browser, Found, MulticastError};
+use garboard_machine_api::waiting::{Browser, Found};
 use garboard_machine_api::{DEFAULT_PORT, Endpoint, Identity, Pin};
 use garboard_plan::handover::{self as plan, Announced, Due};
 use garboard_plan::machine::phase;
 use garboard_plan::pki::Authority;
 use garboard_runtime::applier::chain;
-use garboard_runtime::status;
+use garboard_runtime::status::{self, there};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -51,9 +51,6 @@ enum HandOverError {
     /// Several do.
     #[error("several machines say that they are this one: {0}")]
     Ambiguous(String),
-    /// Nothing can be found.
-    #[error(transparent)]
-    Multicast(#[from] MulticastError),
     /// Where it should be is no such thing.
     #[error(transparent)]
     Endpoint(#[from] InvalidEndpoint),
@@ -72,7 +69,7 @@ impl HandOverError {
     /// The reason in the condition.
     fn reason(&self) -> &'static str {
         match self {
-            Self::NotFound | Self::Multicast(_) => "NotFound",
+            Self::NotFound => "NotFound",
             Self::Ambiguous(_) => "Ambiguous",
             Self::Machine(ClientError::UnknownKey { .. }) => "NotWaiting",
             Self::Machine(ClientError::OtherMachine { .. }) => "OtherMachine",
@@ -94,13 +91,21 @@ impl HandOverError {
     }
 }
 
+/// What handing over takes: what is known here, the key that machines see, and the API.
+struct HandOver<'a> {
+    context: &'a Context,
+    identity: &'a Identity,
+    api: Api<Machine>,
+}
+
 /// Hands Machines over while this machine speaks for the cluster, until `stop`. The machines that wait see this machine's `identity`.
 pub async fn run(context: Arc<Context>, identity: Arc<Identity>, stop: CancellationToken) {
     let work = whenever_served(context.api.clone(), async |client| {
+        let hand_over = HandOver { context: &context, identity: &identity, api: Api::all(client) };
         loop {
             speaks(&context, true).await;
             tokio::select! {
-                () = follow(&context, &identity, &client) => {}
+                () = hand_over.follow() => {}
                 // What was begun is found out by who speaks next.
                 () = speaks(&context, false) => {}
             }
@@ -124,39 +129,134 @@ async fn speaks(context: &Context, wanted: bool) {
     }
 }
 
-/// Never ends by itself.
-async fn follow(context: &Context, identity: &Identity, client: &Client) {
-    let api = Api::<Machine>::all(client.clone());
-    let watch = watcher::watcher(api.clone(), watcher::Config::default());
-    let mut watch = pin!(garboard_api_client::uninterrupted("machine", watch));
-    let mut waiting = BTreeMap::<String, Machine>::new();
-    let mut told = BTreeMap::<String, Instant>::new();
-    let (mut browser, mut again) = (None, Instant::now());
-    loop {
-        if !waiting.values().any(is_looked_for) {
-            browser = None;
-        } else if browser.is_none() {
-            browser = look(context);
-        }
-        // Cancel-safe: an event is kept before anything is awaited.
-        tokio::select! {
-            Some(event) = watch.next() => {
-                if !keep(&mut waiting, event) {
-                    continue;
-                }
+impl HandOver<'_> {
+    /// Never ends by itself.
+    async fn follow(&self) {
+        let watch = watcher::watcher(self.api.clone(), watcher::Config::default());
+        let mut watch = pin!(garboard_api_client::uninterrupted("machine", watch));
+        let mut waiting = BTreeMap::<String, Machine>::new();
+        let mut told = BTreeMap::<String, Instant>::new();
+        let (mut browser, mut again) = (None, Instant::now());
+        loop {
+            if !waiting.values().any(is_looked_for) {
+                browser = None;
+            } else if browser.is_none() {
+                browser = look(self.context);
             }
-            () = changed(&mut browser) => {}
-            () = sleep_until(again), if !waiting.is_empty() => {}
+            // Cancel-safe: an event is kept before anything is awaited.
+            tokio::select! {
+                Some(event) = watch.next() => {
+                    if !keep(&mut waiting, event) {
+                        continue;
+                    }
+                }
+                () = changed(&mut browser) => {}
+                () = sleep_until(again), if !waiting.is_empty() => {}
+            }
+            told.retain(|_, at| at.elapsed() < ECHO);
+            let due = waiting.iter().filter(|(name, _)| !told.contains_key(*name));
+            let attempts = due.map(|(name, machine)| {
+                let attempt = self.attempt(machine, browser.as_ref());
+                async move { attempt.await.then(|| name.clone()) }
+            });
+            let handed_over: Vec<_> = join_all(attempts).await.into_iter().flatten().collect();
+            again = Instant::now() + RETRY;
+            told.extend(handed_over.into_iter().map(|name| (name, Instant::now())));
         }
-        told.retain(|_, at| at.elapsed() < ECHO);
-        let due = waiting.iter().filter(|(name, _)| !told.contains_key(*name));
-        let attempts = due.map(|(name, machine)| {
-            let attempt = attempt(context, identity, &api, machine, browser.as_ref());
-            async move { attempt.await.then(|| name.clone()) }
-        });
-        let handed_over: Vec<_> = join_all(attempts).await.into_iter().flatten().collect();
-        again = Instant::now() + RETRY;
-        told.extend(handed_over.into_iter().map(|name| (name, Instant::now())));
+    }
+
+    /// Does what is due for a Machine, and tells; says whether its machine was told.
+    async fn attempt(&self, machine: &Machine, browser: Option<&Browser>) -> bool {
+        let (handed_over, observation) = match self.hand_over(machine, browser).await {
+            Ok(None) => return false,
+            Ok(Some(told)) => (true, told),
+            Err(error) => (false, plan::not_told(error.reason(), error.message())),
+        };
+        if let Err(error) = self.tell(machine, observation).await {
+            warn!(error = chain(&error), machine = machine.name_any(), "cannot tell whether a machine was told");
+        }
+        handed_over
+    }
+
+    /// Does what is due; none if there is nothing to tell of it.
+    async fn hand_over(
+        &self,
+        machine: &Machine,
+        browser: Option<&Browser>,
+    ) -> Result<Option<Observation>, HandOverError> {
+        let context = self.context;
+        let (own, cluster) = (context.machine.current(), context.cluster.current());
+        let address = context.network.borrow().primary();
+        let endpoint = own.zip(cluster.clone()).and_then(|(own, cluster)| cluster.endpoint_of(&own, address));
+        let ca_pin = context.pki.authority_pin(Authority::Kubernetes).ok().flatten();
+        let (Some(cluster), Some(endpoint), Some(ca_pin)) = (cluster, endpoint, ca_pin) else { return Ok(None) };
+        let name = machine.name_any();
+        match plan::due(machine, &endpoint, ca_pin, context.now()) {
+            Due::Nothing => Ok(None),
+            Due::Complete(patch) => {
+                // It is handed over when this comes back.
+                self.api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+                Ok(None)
+            }
+            Due::HandOver => {
+                let Some(waiting) = machine.waiting() else { return Ok(None) };
+                let (at, key) = self.target(&cluster, waiting, browser)?;
+                let mut client = MachineClient::connect(&at, key, self.identity).await?;
+                // A token is made only for one that would take it.
+                client.claim(plan::manifests(machine, None), true).await?;
+                let (token, _) =
+                    issue_token(&context.pki, &name, machine.role(), plan::LIFETIME, context.now()).await?;
+                client.claim(plan::manifests(machine, Some(&token)), false).await?;
+                info!(machine = name, %at, fingerprint = %key, "handed over");
+                Ok(Some(plan::told(&key.to_string(), &at.to_string())))
+            }
+        }
+    }
+
+    /// Where the machine is, and its key.
+    fn target(
+        &self,
+        cluster: &Cluster,
+        waiting: &WaitingMachine,
+        browser: Option<&Browser>,
+    ) -> Result<(Endpoint, Pin), HandOverError> {
+        if let (Some(host), Some(fingerprint)) = (&waiting.host, waiting.fingerprint) {
+            let at = ApiEndpoint { host: host.clone(), port: waiting.port.unwrap_or(DEFAULT_PORT) };
+            return Ok((at.to_string().parse()?, Pin::of_digest(*fingerprint.digest())));
+        }
+        let mut candidates = BTreeMap::new();
+        for found in browser.iter().flat_map(|browser| browser.found()) {
+            if plan::is_meant(waiting, &announced(found))
+                && let Some(address) = found.addresses.iter().find(|address| may_be(self.context, cluster, **address))
+                && found.port == DEFAULT_PORT
+            {
+                candidates.insert(found.announcement.pin, *address);
+            }
+        }
+        match (candidates.pop_first(), candidates.is_empty()) {
+            (Some((pin, address)), true) => {
+                let at = ApiEndpoint { host: address.to_string(), port: DEFAULT_PORT };
+                Ok((at.to_string().parse()?, pin))
+            }
+            (Some((first, _)), false) => {
+                let all: Vec<_> = [first].iter().chain(candidates.keys()).map(Pin::to_string).collect();
+                Err(HandOverError::Ambiguous(all.join(", ")))
+            }
+            (None, _) => Err(HandOverError::NotFound),
+        }
+    }
+
+    /// Tells how it stands, if that is news.
+    async fn tell(&self, machine: &Machine, observation: Observation) -> Result<(), kube::Error> {
+        let former = machine.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        // Its own agent tells the phase from when it has joined.
+        let phase = if observation.holds == Some(true) { phase::JOINING } else { phase::WAITING };
+        let now = self.context.condition_time();
+        let Some(conditions) = condition::news(former, observation, machine.metadata.generation, &now) else {
+            return Ok(());
+        };
+        let status = json!({ "phase": phase, "conditions": conditions });
+        there(status::apply(&self.api, &machine.name_any(), FIELD_MANAGER, &status).await).map(drop)
     }
 }
 
@@ -190,11 +290,7 @@ fn keep(waiting: &mut BTreeMap<String, Machine>, event: Event<Machine>) -> bool 
 
 /// Whether it is not said where the machine is.
 fn is_looked_for(machine: &Machine) -> bool {
-    waiting_of(machine).is_some_and(|waiting| waiting.host.is_none())
-}
-
-fn waiting_of(machine: &Machine) -> Option<&WaitingMachine> {
-    machine.spec.join.as_ref()?.waiting.as_ref()
+    machine.waiting().is_some_and(|waiting| waiting.host.is_none())
 }
 
 /// Looks on the machine's own link alone: pods, which are on others, must not be able to pose as machines.
@@ -218,93 +314,6 @@ async fn changed(browser: &mut Option<Browser>) {
     }
 }
 
-/// Does what is due for a Machine, and tells; says whether its machine was told.
-async fn attempt(
-    context: &Context,
-    identity: &Identity,
-    api: &Api<Machine>,
-    machine: &Machine,
-    browser: Option<&Browser>,
-) -> bool {
-    let (handed_over, observation) = match hand_over(context, identity, api, machine, browser).await {
-        Ok(None) => return false,
-        Ok(Some(told)) => (true, told),
-        Err(error) => (false, plan::not_told(error.reason(), error.message())),
-    };
-    if let Err(error) = tell(context, api, machine, observation).await {
-        warn!(error = chain(&error), machine = machine.name_any(), "cannot tell whether a machine was told");
-    }
-    handed_over
-}
-
-/// Does what is due; none if there is nothing to tell of it.
-async fn hand_over(
-    context: &Context,
-    identity: &Identity,
-    api: &Api<Machine>,
-    machine: &Machine,
-    browser: Option<&Browser>,
-) -> Result<Option<Observation>, HandOverError> {
-    let (own, cluster) = (context.machine.current(), context.cluster.current());
-    let address = context.network.borrow().primary();
-    let endpoint = own.zip(cluster.clone()).and_then(|(own, cluster)| cluster.endpoint_of(&own, address));
-    let ca_pin = context.pki.authority_pin(Authority::Kubernetes).ok().flatten();
-    let (Some(cluster), Some(endpoint), Some(ca_pin)) = (cluster, endpoint, ca_pin) else { return Ok(None) };
-    let name = machine.name_any();
-    match plan::due(machine, &endpoint, ca_pin, context.now()) {
-        Due::Nothing => Ok(None),
-        Due::Complete(patch) => {
-            // It is handed over when this comes back.
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
-            Ok(None)
-        }
-        Due::HandOver => {
-            let Some(waiting) = waiting_of(machine) else { return Ok(None) };
-            let (at, key) = target(context, &cluster, waiting, browser)?;
-            let mut client = MachineClient::connect(&at, key, identity).await?;
-            // A token is made only for one that would take it.
-            client.claim(plan::manifests(machine, None), true).await?;
-            let (token, _) = issue_token(&context.pki, &name, machine.role(), plan::LIFETIME, context.now()).await?;
-            client.claim(plan::manifests(machine, Some(&token)), false).await?;
-            info!(machine = name, %at, fingerprint = %key, "handed over");
-            Ok(Some(plan::told(&key.to_string(), &at.to_string())))
-        }
-    }
-}
-
-/// Where the machine is, and its key.
-fn target(
-    context: &Context,
-    cluster: &Cluster,
-    waiting: &WaitingMachine,
-    browser: Option<&Browser>,
-) -> Result<(Endpoint, Pin), HandOverError> {
-    if let (Some(host), Some(fingerprint)) = (&waiting.host, waiting.fingerprint) {
-        let at = ApiEndpoint { host: host.clone(), port: waiting.port.unwrap_or(DEFAULT_PORT) };
-        return Ok((at.to_string().parse()?, pin_of(fingerprint)));
-    }
-    let mut candidates = BTreeMap::new();
-    for found in browser.iter().flat_map(|browser| browser.found()) {
-        if plan::is_meant(waiting, &announced(found))
-            && let Some(address) = found.addresses.iter().find(|address| may_be(context, cluster, **address))
-            && found.port == DEFAULT_PORT
-        {
-            candidates.insert(found.announcement.pin, *address);
-        }
-    }
-    match (candidates.pop_first(), candidates.is_empty()) {
-        (Some((pin, address)), true) => {
-            let at = ApiEndpoint { host: address.to_string(), port: DEFAULT_PORT };
-            Ok((at.to_string().parse()?, pin))
-        }
-        (Some((first, _)), false) => {
-            let all: Vec<_> = [first].iter().chain(candidates.keys()).map(Pin::to_string).collect();
-            Err(HandOverError::Ambiguous(all.join(", ")))
-        }
-        (None, _) => Err(HandOverError::NotFound),
-    }
-}
-
 /// Whether a machine that waits may have this address: none that pods or other machines of the cluster have.
 fn may_be(context: &Context, cluster: &Cluster, address: IpAddr) -> bool {
     let spec = &cluster.spec;
@@ -320,37 +329,9 @@ fn may_be(context: &Context, cluster: &Cluster, address: IpAddr) -> bool {
 fn announced(found: &Found) -> Announced {
     let said = &found.announcement;
     Announced {
-        fingerprint: said.pin.to_string().parse().ok(),
+        fingerprint: PublicKeyPin::new(*said.pin.digest()),
         mac_addresses: said.mac_addresses.iter().filter_map(|mac| mac.parse().ok()).collect(),
         serial_number: said.serial_number.clone(),
         system_uuid: said.system_uuid.clone(),
-    }
-}
-
-fn pin_of(fingerprint: PublicKeyPin) -> Pin {
-    Pin::of_digest(*fingerprint.digest())
-}
-
-/// Tells how it stands, if that is news.
-async fn tell(
-    context: &Context,
-    api: &Api<Machine>,
-    machine: &Machine,
-    observation: Observation,
-) -> Result<(), kube::Error> {
-    let former = machine.status.iter().flat_map(|status| &status.conditions);
-    let former: Vec<_> = former.filter(|found| found.type_ == condition::HANDED_OVER).cloned().collect();
-    let conditions = condition::merge(&former, [observation], machine.metadata.generation, &context.condition_time());
-    if conditions == former {
-        return Ok(());
-    }
-    let joins = conditions.iter().any(|condition| condition.status == condition::TRUE);
-    // Its own agent tells it from when it has joined.
-    let phase = if joins { phase::JOINING } else { phase::WAITING };
-    let status = json!({ "phase": phase, "conditions": conditions });
-    match status::apply(api, &machine.name_any(), FIELD_MANAGER, &status).await {
-        // It was deleted meanwhile.
-        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
-        other => other.map(drop),
     }
 }

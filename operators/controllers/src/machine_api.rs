@@ -22,7 +22,7 @@ use garboard_machine_api::server::{Limits, ServeError, listen, serve};
 use garboard_machine_api::{Access, AccessList, DEFAULT_PORT, Identity, Pin, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::claim::Claimants;
 
@@ -196,15 +196,9 @@ impl Admission {
 fn entries(spec: &ClusterSpec) -> impl Iterator<Item = (Pin, Access)> {
     let entry = |access: &garboard_api::Access| {
         let garboard_api::Access { name, role, public_key } = access;
-        match public_key.to_string().parse::<Pin>() {
-            Ok(pin) => Some((pin, Access { name: name.clone(), role: role_of(*role) })),
-            Err(error) => {
-                warn!(%name, %error, "an entry of spec.access is not used");
-                None
-            }
-        }
+        (Pin::of_digest(*public_key.digest()), Access { name: name.clone(), role: role_of(*role) })
     };
-    spec.access.iter().filter_map(entry)
+    spec.access.iter().map(entry)
 }
 
 fn role_of(role: garboard_api::Role) -> Role {

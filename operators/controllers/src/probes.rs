@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -149,12 +150,10 @@ async fn ask(probe: &Probe) -> Result<(), ProbeError> {
     }
 }
 
-/// `GET`s a path; the service's certificate must hold for the address.
+/// `GET`s a path.
 async fn get(address: SocketAddr, path: &str, ca_file: &Path, client: Option<&ClientFiles>) -> Result<(), ProbeError> {
     let connection = |source| ProbeError::Connection { address, source };
-    let connector = TlsConnector::from(Arc::new(configuration(ca_file, client)?));
-    let tcp = TcpStream::connect(address).await.map_err(connection)?;
-    let mut stream = connector.connect(ServerName::from(address.ip()), tcp).await.map_err(connection)?;
+    let mut stream = connect(address, ca_file, client).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(connection)?;
     let mut line = Vec::with_capacity(STATUS_LINE_LIMIT);
@@ -162,14 +161,27 @@ async fn get(address: SocketAddr, path: &str, ca_file: &Path, client: Option<&Cl
     while !line.contains(&b'\n') && limited.read_buf(&mut line).await.map_err(connection)? > 0 {}
     let line = String::from_utf8_lossy(&line);
     let status = line.lines().next().unwrap_or_default().to_owned();
-    if status.split(' ').nth(1).is_some_and(|code| code.len() == 3 && code.starts_with('2')) {
-        Ok(())
-    } else {
-        Err(ProbeError::Status { path: path.to_owned(), status })
-    }
+    if is_good(&status) { Ok(()) } else { Err(ProbeError::Status { path: path.to_owned(), status }) }
 }
 
-pub(crate) fn configuration(ca_file: &Path, client: Option<&ClientFiles>) -> Result<ClientConfig, ProbeError> {
+/// Connects; the service's certificate must hold for the address.
+pub(crate) async fn connect(
+    address: SocketAddr,
+    ca_file: &Path,
+    client: Option<&ClientFiles>,
+) -> Result<TlsStream<TcpStream>, ProbeError> {
+    let broken = |source| ProbeError::Connection { address, source };
+    let connector = TlsConnector::from(Arc::new(configuration(ca_file, client)?));
+    let tcp = TcpStream::connect(address).await.map_err(broken)?;
+    connector.connect(ServerName::from(address.ip()), tcp).await.map_err(broken)
+}
+
+/// Whether the first line of an answer says that the service serves.
+pub(crate) fn is_good(status: &str) -> bool {
+    status.split(' ').nth(1).is_some_and(|code| code.len() == 3 && code.starts_with('2'))
+}
+
+fn configuration(ca_file: &Path, client: Option<&ClientFiles>) -> Result<ClientConfig, ProbeError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(certificates(ca_file)?);
     let builder = ClientConfig::builder().with_root_certificates(roots);

@@ -8,7 +8,7 @@ use garboard_api::machine::MachineRole;
 use garboard_api::{EtcdMember, Machine, REMOVAL_FINALIZER, condition};
 use garboard_plan::removal::{self as plan, Observed, Step};
 use garboard_plan::revocation;
-use garboard_runtime::status;
+use garboard_runtime::status::{self, there};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -145,22 +145,13 @@ async fn finalize(machine: &Machine, finalizers: Vec<&str>, client: &Client) -> 
     }
 }
 
-/// That something is not there any more is as good.
-fn there<T>(answer: Result<T, kube::Error>) -> Result<Option<T>, kube::Error> {
-    match answer {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        other => other.map(Some),
-    }
-}
-
 /// Tells on the Machine how its leaving is, if that is news.
 async fn tell(observation: condition::Observation, machine: &Machine, client: &Client) -> Result<(), kube::Error> {
-    let mut former = machine.status.clone().unwrap_or_default().conditions;
-    former.retain(|condition| condition.type_ == observation.type_);
-    let conditions = condition::merge(&former, [observation], machine.metadata.generation, &Time(Timestamp::now()));
-    if conditions == former {
+    let former = machine.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let now = Time(Timestamp::now());
+    let Some(conditions) = condition::news(former, observation, machine.metadata.generation, &now) else {
         return Ok(());
-    }
+    };
     let machines = Api::<Machine>::all(client.clone());
     let status = json!({ "conditions": conditions });
     there(status::apply(&machines, machine.node_name(), FIELD_MANAGER, &status).await).map(drop)

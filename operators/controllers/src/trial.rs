@@ -14,6 +14,7 @@ use garboard_catalog::containerd;
 use garboard_plan::events::Notable;
 use garboard_plan::trial::{self as plan, Configuration, Due, Now, Record, Verdict};
 use garboard_runtime::applier::chain;
+use garboard_runtime::backoff::after;
 use garboard_runtime::ledger::Ledger;
 use garboard_sys::clock::boot_time;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -163,18 +164,12 @@ impl Trials {
                 }
                 None => None,
             };
-            let again = async {
-                match wait {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => std::future::pending().await,
-                }
-            };
             // Cancel-safe: each arm only waits, or takes what it returns.
             tokio::select! {
                 () = stop.cancelled() => return,
                 Ok(()) = self.declared.changed() => {}
                 Some(decide) = decisions.recv() => self.decide(decide),
-                () = again => {}
+                () = after(wait) => {}
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use garboard_api::machine::{MachineLogs, MachineWatchdog};
 use garboard_control::{Client, Upkeep};
 use garboard_runtime::applier::chain;
-use garboard_runtime::backoff::Backoff;
+use garboard_runtime::backoff::{Backoff, after};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -54,15 +54,9 @@ pub async fn run(
                     }
                 }
             }
-            let again = async {
-                match retry {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => std::future::pending().await,
-                }
-            };
             // Cancel-safe: each arm only waits.
             tokio::select! {
-                () = again => {}
+                () = after(retry) => {}
                 changed = declared.changed() => if changed.is_err() { return std::future::pending().await },
             }
         }

@@ -25,6 +25,11 @@ impl Pin {
         Self(digest)
     }
 
+    /// The digest.
+    pub const fn digest(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The pin of a DER-encoded `SubjectPublicKeyInfo`.
     pub fn of_public_key(spki: &[u8]) -> Self {
         let mut bytes = [0; 32];

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::status;
+use garboard_supervisor::testing::status;
 
 fn running(name: &str) -> ServiceStatus {
     status(name, PublicState::Running { ready: true })

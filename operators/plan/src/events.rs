@@ -150,7 +150,7 @@ mod tests {
 
     use super::*;
     use crate::pki::{Profile, Validity};
-    use crate::testing::status;
+    use garboard_supervisor::testing::status;
 
     fn service(restarts: u32, crash_looping: bool, ready: bool) -> ServiceStatus {
         ServiceStatus { restarts, crash_looping, ..status("etcd", PublicState::Running { ready }) }

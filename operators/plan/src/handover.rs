@@ -39,8 +39,7 @@ pub fn due(machine: &Machine, endpoint: &Endpoint, ca_pin: PublicKeyPin, now: Sy
 
 /// Whether the machine is one that waits and has not come yet.
 pub fn waits(machine: &Machine) -> bool {
-    let waiting = machine.spec.join.as_ref().is_some_and(|join| join.waiting.is_some());
-    waiting && machine.own_status().is_none() && machine.metadata.deletion_timestamp.is_none()
+    machine.waiting().is_some() && machine.own_status().is_none() && machine.metadata.deletion_timestamp.is_none()
 }
 
 /// Whether the machine was told what is declared now, and its token still counts.
@@ -77,10 +76,10 @@ pub fn manifests(machine: &Machine, token: Option<&str>) -> String {
 }
 
 /// A machine that says on a link that it waits.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announced {
     /// SHA-256 of its public key.
-    pub fingerprint: Option<PublicKeyPin>,
+    pub fingerprint: PublicKeyPin,
     /// The hardware addresses of its links.
     pub mac_addresses: Vec<MacAddress>,
     /// The serial number in its firmware.
@@ -94,7 +93,7 @@ pub fn is_meant(waiting: &WaitingMachine, announced: &Announced) -> bool {
     let WaitingMachine { host: _, port: _, fingerprint, mac_address, serial_number, system_uuid } = waiting;
     let known = fingerprint.is_some() || mac_address.is_some() || serial_number.is_some() || system_uuid.is_some();
     known
-        && (fingerprint.is_none() || *fingerprint == announced.fingerprint)
+        && fingerprint.is_none_or(|fingerprint| fingerprint == announced.fingerprint)
         && mac_address.is_none_or(|mac| announced.mac_addresses.contains(&mac))
         && (serial_number.is_none() || *serial_number == announced.serial_number)
         && (system_uuid.is_none() || *system_uuid == announced.system_uuid)

@@ -93,7 +93,7 @@ fn nothing_is_due_for_those_that_do_not_wait_have_come_leave_or_were_just_told()
 fn everything_that_is_known_of_a_machine_must_be_so() {
     let mac = |text: &str| text.parse::<MacAddress>().unwrap();
     let announced = Announced {
-        fingerprint: Some(pin(2)),
+        fingerprint: pin(2),
         mac_addresses: vec![mac("52:54:00:00:00:01"), mac("52:54:00:00:00:02")],
         serial_number: Some("A1".into()),
         system_uuid: None,

@@ -20,8 +20,6 @@ pub mod pool;
 pub mod removal;
 pub mod revocation;
 pub mod rollout;
-#[cfg(test)]
-mod testing;
 pub mod time;
 pub mod trial;
 pub mod virtual_address;

@@ -4,7 +4,7 @@ use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::status;
+use garboard_supervisor::testing::status;
 
 fn serving() -> Observed {
     Observed {

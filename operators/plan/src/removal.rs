@@ -114,8 +114,7 @@ pub fn member(member: &EtcdMember) -> Member {
 
 /// Whether an EtcdMember is one that counts and is not to leave.
 pub fn stays(member: &EtcdMember) -> bool {
-    let role = member.status.as_ref().and_then(|status| status.role);
-    !member.spec.leave && role == Some(EtcdRole::Voter)
+    !member.spec.leave && member.role() == Some(EtcdRole::Voter)
 }
 
 /// What a Node says of itself.

@@ -29,6 +29,14 @@ impl Backoff {
     }
 }
 
+/// Ends after this time, if there is one to wait for, and else never.
+pub async fn after(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

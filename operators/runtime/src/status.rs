@@ -102,6 +102,17 @@ where
     api.patch_status(name, &PatchParams::apply(manager).force(), &Patch::Apply(&body)).await
 }
 
+/// What an answer comes to where it is as good that the object is not there any more.
+///
+/// # Errors
+/// Every other answer.
+pub fn there<T>(answer: Result<T, kube::Error>) -> Result<Option<T>, kube::Error> {
+    match answer {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 /// Where statuses go.
 pub struct StatusSink {
     folder: PathBuf,
@@ -155,15 +166,12 @@ impl StatusSink {
         let Ok(applied) = in_time(apply(&Api::<K>::all(client), &name, FIELD_MANAGER, &value)).await else {
             return Err(StatusError::Timeout { kind, name });
         };
-        match applied {
-            Ok(_) => {
-                self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value);
-                Ok(())
-            }
-            // It was deleted meanwhile; whoever declares it makes it again, with another UID.
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(source) => Err(StatusError::Apply { kind, name, source: Box::new(source) }),
+        // One that was deleted meanwhile is made again by whoever declares it, with another UID.
+        let applied = there(applied).map_err(|source| StatusError::Apply { kind, name, source: Box::new(source) })?;
+        if applied.is_some() {
+            self.applied.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value);
         }
+        Ok(())
     }
 
     fn path<K: Kind>(&self, name: &str) -> PathBuf {

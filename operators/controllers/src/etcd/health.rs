@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::json;
 use tracing::debug;
 
-use super::{Etcd, store, upkeep};
+use super::{Etcd, of, store, upkeep};
 use crate::services::readiness;
 
 /// Sizes are told so often; a start or an end of etcd at once.
@@ -71,13 +71,11 @@ impl Etcd {
     async fn keep_up(&self, asked: bool) -> (Result<Health, EtcdError>, bool) {
         let kept = async {
             let mut etcd = store::connect().await?;
-            let health = etcd.health().await?;
             if asked {
-                upkeep::defragment(&mut etcd).await?;
-            } else if !upkeep::make_space(&mut etcd, &health).await? {
-                return Ok(health);
+                return upkeep::defragment(&mut etcd).await.map(|(_, after)| after);
             }
-            etcd.health().await
+            let health = etcd.health().await?;
+            upkeep::make_space(&mut etcd, health).await
         };
         let answer = kept.await;
         // Where the store takes no changes no status can tell it.
@@ -90,20 +88,17 @@ impl Etcd {
     pub(super) async fn report(&self, client: &Client, machine: &Machine) {
         let (api, name) = (Api::<EtcdMember>::all(client.clone()), machine.node_name());
         let (mut services, mut declared) = (self.services.clone(), self.declared.subscribe());
-        // Whether it is declared; and when it was told to defragment, and what it has done.
-        let own = |all: &Vec<EtcdMember>| {
-            let own = all.iter().find(|member| member.metadata.name.as_deref() == Some(name))?;
-            let status = own.status.clone().unwrap_or_default();
-            Some((status.defragmentation_due, status.defragmented))
-        };
+        // What it is told; what it tells of itself is no news to it.
+        let due = |own: &EtcdMember| own.status.as_ref().and_then(|status| status.defragmentation_due.clone());
         let mut told = None;
         loop {
-            let (there, serves) = (own(&declared.borrow_and_update()), readiness(&services.borrow_and_update(), NAME));
-            if let (Some((due, done)), Some(serves)) = (&there, serves) {
-                let asked = due.as_ref().filter(|due| serves && done.as_ref() < Some(*due));
+            let own = of(&declared.borrow_and_update(), name).cloned();
+            let (told_due, serves) = (own.as_ref().map(due), readiness(&services.borrow_and_update(), NAME));
+            if let (Some(own), Some(serves)) = (own, serves) {
+                let done_before = own.status.as_ref().and_then(|status| status.defragmented.clone());
+                let asked = due(&own).filter(|due| serves && done_before.as_ref() < Some(due));
                 let (answer, done) = self.keep_up(asked.is_some()).await;
-                let defragmented = asked.filter(|_| done).or(done_before(there.as_ref()));
-                let report = Report::new(serves, answer, defragmented.cloned());
+                let report = Report::new(serves, answer, asked.filter(|_| done).or(done_before));
                 if told.as_ref() != Some(&report) {
                     match report.tell(&api, name).await {
                         Ok(()) => told = Some(report),
@@ -115,7 +110,7 @@ impl Etcd {
                 // Cancel-safe: each arm only waits.
                 tokio::select! {
                     found = services.wait_for(|now| readiness(now, NAME) != serves) => found.is_ok(),
-                    found = declared.wait_for(|now| due_of(own(now)) != due_of(there.clone())) => found.is_ok(),
+                    found = declared.wait_for(|now| of(now, name).map(due) != told_due) => found.is_ok(),
                 }
             };
             if tokio::time::timeout(LOOK, change).await == Ok(false) {
@@ -123,15 +118,6 @@ impl Etcd {
             }
         }
     }
-}
-
-/// Whether it is declared, and when it was told to defragment: what it tells of itself is no news to it.
-fn due_of(own: Option<(Option<Time>, Option<Time>)>) -> Option<Option<Time>> {
-    own.map(|(due, _)| due)
-}
-
-fn done_before(own: Option<&(Option<Time>, Option<Time>)>) -> Option<&Time> {
-    own.and_then(|(_, done)| done.as_ref())
 }
 
 /// Full MiB, and what is left.

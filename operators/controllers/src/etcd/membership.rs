@@ -15,7 +15,7 @@ use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{Etcd, FILE, Membership};
+use super::{Etcd, FILE, Membership, of};
 use crate::machine::declare;
 
 impl Etcd {
@@ -41,7 +41,7 @@ impl Etcd {
             let uid = current.borrow_and_update().as_ref().and_then(|machine| machine.metadata.uid.clone());
             if listed {
                 let all: Vec<_> = members.state().iter().map(|member| member.as_ref().clone()).collect();
-                let own = all.iter().find(|member| member.name_any() == machine.node_name());
+                let own = of(&all, machine.node_name());
                 self.learn(own, &all, machine);
                 // Without a Machine in the API there is nothing that it could belong to.
                 if let (Some(address), Some(uid)) = (address, uid) {
@@ -86,17 +86,16 @@ impl Etcd {
 
     /// Takes over what the cluster makes of the machine's member.
     fn learn(&self, own: Option<&EtcdMember>, all: &[EtcdMember], machine: &Machine) {
-        let role = |member: &EtcdMember| member.status.as_ref().and_then(|status| status.role);
-        let counts = |member: &EtcdMember| matches!(role(member), Some(EtcdRole::Learner | EtcdRole::Voter));
+        let role = own.and_then(EtcdMember::role);
         let former = self.membership.borrow().clone();
         let begun =
             own.and_then(|own| own.status.clone()).map(|status| status.initial_cluster).filter(|all| !all.is_empty());
         let membership = Membership {
             // What it began with stays: with another beginning it would be started again.
             initial_cluster: former.initial_cluster.clone().or_else(|| begun.filter(|_| machine.joins())),
-            votes: former.votes || own.and_then(role) == Some(EtcdRole::Voter),
-            left: former.left || own.and_then(role) == Some(EtcdRole::Left),
-            others: all.iter().any(|member| member.name_any() != machine.node_name() && counts(member)),
+            votes: former.votes || role == Some(EtcdRole::Voter),
+            left: former.left || role == Some(EtcdRole::Left),
+            others: all.iter().any(|member| member.name_any() != machine.node_name() && member.is_taken_in()),
         };
         if membership == former {
             return;

@@ -8,7 +8,7 @@ use garboard_etcd_client::EtcdError;
 use garboard_plan::etcd::upkeep::{self, Observed};
 use garboard_plan::etcd::{self as plan, Declared, Standing};
 use garboard_runtime::applier::chain;
-use garboard_runtime::status;
+use garboard_runtime::status::{self, there};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client, ResourceExt as _};
@@ -16,8 +16,7 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::upkeep::now;
-use super::{Etcd, store};
+use super::{Etcd, of, store};
 
 /// The name under which the leading machine owns its part of statuses.
 const FIELD_MANAGER: &str = "garboard-etcd";
@@ -94,21 +93,13 @@ async fn round(api: &Api<EtcdMember>, all: &[EtcdMember]) -> Result<bool, TendEr
     Ok(more)
 }
 
-fn of<'a>(all: &'a [EtcdMember], name: &str) -> Option<&'a EtcdMember> {
-    all.iter().find(|member| member.metadata.name.as_deref() == Some(name))
-}
-
 fn declaration(member: &EtcdMember) -> Declared {
     Declared {
         name: member.name_any(),
         peer_url: member.spec.peer_url.clone(),
         leave: member.spec.leave || member.metadata.deletion_timestamp.is_some(),
-        left: member.status.as_ref().and_then(|status| status.role) == Some(EtcdRole::Left),
-        joined: member.spec.joined
-            || matches!(
-                member.status.as_ref().and_then(|status| status.role),
-                Some(EtcdRole::Learner | EtcdRole::Voter)
-            ),
+        left: member.role() == Some(EtcdRole::Left),
+        joined: member.spec.joined || member.is_taken_in(),
         id: member.status.as_ref().and_then(|status| u64::from_str_radix(status.id.as_deref()?, 16).ok()),
     }
 }
@@ -131,18 +122,15 @@ fn observation(member: &EtcdMember) -> Observed {
 
 /// Tells a member to defragment, if it is worth it and the time for it.
 async fn keep_small(api: &Api<EtcdMember>, all: &[EtcdMember], members: usize) -> Result<(), kube::Error> {
-    let counts = |member: &&EtcdMember| {
-        let role = member.status.as_ref().and_then(|status| status.role);
-        matches!(role, Some(EtcdRole::Learner | EtcdRole::Voter))
-    };
-    let observed: Vec<_> = all.iter().filter(counts).map(observation).collect();
+    let observed: Vec<_> = all.iter().filter(|member| member.is_taken_in()).map(observation).collect();
     // One that nobody tells of may be doing it.
     if observed.len() != members {
         return Ok(());
     }
-    let now = now();
-    let Some(name) = upkeep::next(&observed, now) else { return Ok(()) };
-    let due = Time(Timestamp::from_second(now).unwrap_or_default());
+    let now = Timestamp::now();
+    let Some(name) = upkeep::next(&observed, now.as_second()) else { return Ok(()) };
+    // Whole seconds, as the API server keeps them.
+    let due = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
     info!(member = name, "a member of etcd is to defragment");
     status::apply(api, name, UPKEEP_MANAGER, &json!({ "defragmentationDue": due })).await.map(drop)
 }
@@ -162,9 +150,6 @@ async fn tell(api: &Api<EtcdMember>, member: &EtcdMember, standing: &Standing) -
         return Ok(());
     }
     let status = json!({ "id": id, "role": role, "initialCluster": initial_cluster, "conditions": conditions });
-    match status::apply(api, &member.name_any(), FIELD_MANAGER, &status).await {
-        // Its machine has gone meanwhile.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        other => other.map(drop),
-    }
+    // Its machine may have gone meanwhile.
+    there(status::apply(api, &member.name_any(), FIELD_MANAGER, &status).await).map(drop)
 }

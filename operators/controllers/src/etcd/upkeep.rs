@@ -1,9 +1,8 @@
 //! Gives back what the database of the machine's member does not use, and takes its alarm back when it has space again.
 
-use std::time::SystemTime;
-
 use garboard_etcd_client::{Client, EtcdError, Health};
 use garboard_plan::etcd::upkeep;
+use k8s_openapi::jiff::Timestamp;
 use tracing::{info, warn};
 
 /// The alarm that a database has reached the size at which it takes no more (etcd: `AlarmType`).
@@ -49,17 +48,14 @@ pub(super) fn no_space(health: &Health) -> Option<String> {
     })
 }
 
-/// Makes space in the machine's member while the store takes no changes, when it is its turn. Says whether it tried.
-pub(super) async fn make_space(etcd: &mut Client, health: &Health) -> Result<bool, EtcdError> {
-    let members: Vec<_> = etcd.known_members().await?.iter().map(|member| member.id).collect();
-    if !health.alarms.contains(&NOSPACE) || !upkeep::has_turn(&members, health.id, now()) {
-        return Ok(false);
+/// Makes space in the machine's member while the store takes no changes, when it is its turn. Returns how it is then.
+pub(super) async fn make_space(etcd: &mut Client, health: Health) -> Result<Health, EtcdError> {
+    if !health.alarms.contains(&NOSPACE) {
+        return Ok(health);
     }
-    defragment(etcd).await.map(|_| true)
-}
-
-/// The time of day, seconds since 1970.
-pub(super) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    let members: Vec<_> = etcd.known_members().await?.iter().map(|member| member.id).collect();
+    if !upkeep::has_turn(&members, health.id, Timestamp::now().as_second()) {
+        return Ok(health);
+    }
+    defragment(etcd).await.map(|(_, after)| after)
 }

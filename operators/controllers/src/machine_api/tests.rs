@@ -13,8 +13,8 @@ use garboard_machine_api::client::{Client, ClientError};
 use garboard_machine_api::proto::etcd_restore_request::Source;
 use garboard_machine_api::proto::{AppliedObject, EtcdOwnData, EtcdRestoreRequest, EtcdSetAside};
 use garboard_machine_api::testing::only;
-use garboard_supervisor::spec::ServiceName;
 use garboard_supervisor::status::{PublicState, ServiceStatus};
+use garboard_supervisor::testing::status;
 use tokio::net::TcpListener;
 
 use super::*;
@@ -27,20 +27,12 @@ const UPTIME_MS: u64 = 10_000;
 
 fn etcd() -> ServiceStatus {
     ServiceStatus {
-        name: ServiceName::try_from("etcd").unwrap(),
-        state: PublicState::BackOff { until_ms: 12_000, reason: "exited with 1".into() },
-        pid: None,
         since_ms: 9_000,
         restarts: 2,
-        ready: false,
         crash_looping: true,
-        last_exit: None,
         message: "old words".into(),
         last_lines: vec!["disk full".into()],
-        waiting_on: Vec::new(),
-        memory_bytes: None,
-        cpu_usec: None,
-        spec_hash: String::new(),
+        ..status("etcd", PublicState::BackOff { until_ms: 12_000, reason: "exited with 1".into() })
     }
 }
 

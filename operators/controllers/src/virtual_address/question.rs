@@ -5,14 +5,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::probes::{self, ProbeError};
@@ -52,7 +49,7 @@ impl Questions {
                 return Ok(answered);
             }
             // There is none yet, or the server has closed it.
-            let connection = self.connect().await?;
+            let connection = probes::connect(self.address, &self.ca_file, None).await?;
             self.get(connection).await
         };
         let answered = timeout(LIMIT, asked).await.map_err(|_| ProbeError::Timeout(self.address))??;
@@ -63,13 +60,6 @@ impl Questions {
     /// Ends the connection.
     pub fn pause(&mut self) {
         self.connection = None;
-    }
-
-    async fn connect(&self) -> Result<Connection, ProbeError> {
-        let connector = TlsConnector::from(Arc::new(probes::configuration(&self.ca_file, None)?));
-        let broken = |source| ProbeError::Connection { address: self.address, source };
-        let tcp = TcpStream::connect(self.address).await.map_err(broken)?;
-        connector.connect(ServerName::from(self.address.ip()), tcp).await.map_err(broken)
     }
 
     /// Reads a good answer whole; returns the connection if it can be used again.
@@ -112,7 +102,7 @@ fn read(answer: &[u8]) -> Answer {
     let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();
     let mut lines = text.lines();
     let status = lines.next().unwrap_or_default();
-    if !status.split(' ').nth(1).is_some_and(|code| code.len() == 3 && code.starts_with('2')) {
+    if !probes::is_good(status) {
         return Answer::Bad(status.to_owned());
     }
     let fields: Vec<_> = lines.filter_map(|line| line.split_once(':')).collect();

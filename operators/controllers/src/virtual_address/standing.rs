@@ -121,8 +121,8 @@ fn goes_on(phase: &MachinePhase) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use garboard_supervisor::spec::ServiceName;
     use garboard_supervisor::status::PublicState;
+    use garboard_supervisor::testing::status;
     use tokio::time::{Instant, timeout};
 
     use super::super::testing::{GOOD, Server};
@@ -135,22 +135,8 @@ mod tests {
         let server = Server::start().await;
         let declared = Declared { address: Ipv4Addr::new(192, 0, 2, 5), router_id: 5 };
         let state = |ready| {
-            Arc::new(vec![ServiceStatus {
-                name: ServiceName::try_from(garboard_catalog::kube_apiserver::NAME).unwrap(),
-                state: if ready { PublicState::Running { ready } } else { PublicState::Starting },
-                pid: None,
-                since_ms: 0,
-                restarts: 0,
-                ready,
-                crash_looping: false,
-                last_exit: None,
-                message: String::new(),
-                last_lines: Vec::new(),
-                waiting_on: Vec::new(),
-                memory_bytes: None,
-                cpu_usec: None,
-                spec_hash: String::new(),
-            }])
+            let state = if ready { PublicState::Running { ready } } else { PublicState::Starting };
+            Arc::new(vec![status(garboard_catalog::kube_apiserver::NAME, state)])
         };
         let services = watch::Sender::new(Arc::default());
         let phase = watch::Sender::new(MachinePhase::Running);

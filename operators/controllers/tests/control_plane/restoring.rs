@@ -15,8 +15,9 @@ use garboard_controllers::problems::{Listed, Problems};
 use garboard_etcd_client::Client;
 use garboard_machine_api::snapshot::Check;
 use garboard_runtime::ledger::Ledger;
-use garboard_supervisor::spec::{ServiceName, ServiceSpec};
+use garboard_supervisor::spec::ServiceSpec;
 use garboard_supervisor::status::{PublicState, ServiceStatus};
+use garboard_supervisor::testing;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
@@ -112,23 +113,11 @@ impl Agent {
     }
 }
 
+/// A service in a state; a one-shot that has succeeded is ready.
 fn status(name: &str, state: PublicState) -> ServiceStatus {
-    ServiceStatus {
-        name: ServiceName::try_from(name).unwrap(),
-        ready: matches!(state, PublicState::Finished | PublicState::Running { ready: true }),
-        state,
-        pid: None,
-        since_ms: 0,
-        restarts: 0,
-        crash_looping: false,
-        last_exit: None,
-        message: String::new(),
-        last_lines: Vec::new(),
-        waiting_on: Vec::new(),
-        memory_bytes: None,
-        cpu_usec: None,
-        spec_hash: String::new(),
-    }
+    let finished = state == PublicState::Finished;
+    let status = testing::status(name, state);
+    ServiceStatus { ready: finished || status.ready, ..status }
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! What several tests make.
+//! What tests of several crates make.
 
-use garboard_supervisor::spec::ServiceName;
-use garboard_supervisor::status::{PublicState, ServiceStatus};
+use crate::spec::ServiceName;
+use crate::status::{PublicState, ServiceStatus};
 
-/// A service in a state, of which nothing else is known.
+/// A service in a state, of which nothing else is known; ready if it runs and is.
+#[allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a test fails by panicking")]
 pub fn status(name: &str, state: PublicState) -> ServiceStatus {
     ServiceStatus {
         name: ServiceName::try_from(name).unwrap(),
