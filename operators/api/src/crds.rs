@@ -1,13 +1,35 @@
 //! The custom resource definitions, generated from the types.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::core::CustomResourceExt;
 
 use crate::{Cluster, EtcdMember, Machine, MachinePool};
 
 /// The definition of every kind.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![Cluster::crd(), Machine::crd(), MachinePool::crd(), EtcdMember::crd()]
+    let mut definitions = vec![Cluster::crd(), Machine::crd(), MachinePool::crd(), EtcdMember::crd()];
+    for version in definitions.iter_mut().flat_map(|definition| &mut definition.spec.versions) {
+        if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            forget_unsigned_formats(schema);
+        }
+    }
+    definitions
+}
+
+/// Kubernetes knows no formats of numbers without a sign, and warns of each. The bounds beside them say the same.
+fn forget_unsigned_formats(schema: &mut JSONSchemaProps) {
+    schema.format.take_if(|format| format.starts_with("uint"));
+    for property in schema.properties.iter_mut().flat_map(|properties| properties.values_mut()) {
+        forget_unsigned_formats(property);
+    }
+    if let Some(JSONSchemaPropsOrArray::Schema(each)) = &mut schema.items {
+        forget_unsigned_formats(each);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(each)) = &mut schema.additional_properties {
+        forget_unsigned_formats(each);
+    }
 }
 
 /// The definitions as YAML documents, which `kubectl apply -f` takes.

@@ -17,7 +17,9 @@ use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
 use garboard_runtime::crds::{self, CrdError};
 use http::Uri;
-use kube::Client;
+use k8s_openapi::api::core::v1::Node;
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client, ResourceExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +35,8 @@ use crate::served::first;
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// Time for which the API server may refuse what it needs itself without anybody being told: while it starts it does.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time for which definitions wait for the node.
+const NODE_FIRST: Duration = Duration::from_secs(10);
 /// What problems are about.
 const PART: &str = "API server";
 
@@ -109,7 +113,8 @@ impl Connect {
         if others {
             self.follow(outage.clone()).await;
         }
-        self.until_done(|| self.set_up(&outage)).await;
+        let machine = self.machine.borrow().as_ref().map(|machine| machine.name_any()).unwrap_or_default();
+        self.until_done(|| self.set_up(&machine, &outage)).await;
         info!("the API server is set up");
         if !others {
             self.api.send_replace(Some(client(local(), Leaf::Agent, outage.clone())));
@@ -154,10 +159,16 @@ impl Connect {
     }
 
     /// What everybody at the API server needs.
-    async fn set_up(&self, outage: &Outage) -> Result<(), ConnectError> {
+    async fn set_up(&self, machine: &str, outage: &Outage) -> Result<(), ConnectError> {
         let administrator = self.administrator(outage)?;
         addons::keep_roles(&administrator).await?;
-        crds::apply(&administrator).await?;
+        let due = crds::due(&administrator).await?;
+        if !due.is_empty() {
+            // They would take the processors from the node, which gets ready at the same time and needs none of them.
+            let nodes = Api::<Node>::all(administrator.clone());
+            tokio::time::timeout(NODE_FIRST, await_condition(nodes, machine, is_ready)).await.ok();
+            crds::apply(&administrator, &due).await?;
+        }
         Ok(())
     }
 
@@ -172,6 +183,11 @@ impl Connect {
     fn administrator(&self, outage: &Outage) -> Result<Client, AddonsError> {
         addons::administrator(&self.pki, local(), outage.clone(), SystemTime::now())
     }
+}
+
+fn is_ready(node: Option<&Node>) -> bool {
+    let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Whether the API server has answered, and not as it should.

@@ -367,7 +367,7 @@ async fn pools_are_rolled_out_until_one_fails(world: &World, client: &kube::Clie
 }
 
 async fn events_tell_what_happened(world: &World, client: &kube::Client) {
-    crds::apply(client).await.unwrap();
+    crds::apply(client, &crds::due(client).await.unwrap()).await.unwrap();
     let (machines, clusters) = (Api::<Machine>::all(client.clone()), Api::<Cluster>::all(client.clone()));
     let mut machine =
         machines.create(&PostParams::default(), &Machine::new("node-1", Default::default())).await.unwrap();

@@ -15,6 +15,7 @@ use garboard_runtime::kind::Kind;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::{Declared, Source, SubmitError};
 use garboard_runtime::status::StatusSink;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
@@ -33,11 +34,7 @@ const PIN: &str = "sha256:777777777777777777777777777777777777777777777777777777
 async fn declarations_and_statuses_follow_the_api_server() {
     let Some(mut server) = Server::start().await else { return };
     let client = server.client();
-    crds::apply(&client).await.unwrap();
-    let versions = definitions(&client).await;
-    crds::apply(&client).await.unwrap();
-    assert_eq!(definitions(&client).await, versions, "applying again changes nothing");
-
+    the_definitions_are_applied_when_they_are_due(&client).await;
     the_api_server_refuses_what_local_manifests_refuse(&client).await;
     the_api_server_refuses_pools_that_cannot_be_rolled_out(&client).await;
     people_are_shown_what_matters(&server);
@@ -49,10 +46,34 @@ async fn declarations_and_statuses_follow_the_api_server() {
     statuses_are_written_on_change_only(&client).await;
 }
 
-async fn definitions(client: &Client) -> Vec<Option<String>> {
-    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-    let list = Api::<CustomResourceDefinition>::all(client.clone()).list(&Default::default()).await.unwrap();
-    list.items.into_iter().map(|item| item.metadata.resource_version).collect()
+async fn the_definitions_are_applied_when_they_are_due(client: &Client) {
+    let due = async || crds::due(client).await.unwrap();
+    let names = |definitions: &[CustomResourceDefinition]| -> Vec<_> {
+        definitions.iter().map(|definition| definition.metadata.name.clone().unwrap()).collect()
+    };
+    let all = due().await;
+    assert_eq!(all.len(), 4, "{:?}", names(&all));
+    crds::apply(client, &all).await.unwrap();
+    assert!(due().await.is_empty(), "{:?}", names(&due().await));
+
+    let api = Api::<CustomResourceDefinition>::all(client.clone());
+    let versions = async || -> Vec<_> {
+        let list = api.list(&Default::default()).await.unwrap();
+        list.items.into_iter().map(|item| item.metadata.resource_version).collect()
+    };
+    let before = versions().await;
+    crds::apply(client, &all).await.unwrap();
+    assert_eq!(versions().await, before, "applying again changes nothing");
+
+    // Somebody has another opinion of how many pods a machine takes.
+    let bound = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/kubelet/properties/maxPods/maximum";
+    let edit = json!([{ "op": "replace", "path": bound, "value": 7 }]);
+    let edit = Patch::<()>::Json(serde_json::from_value(edit).unwrap());
+    api.patch("machines.garboard.dev", &PatchParams::default(), &edit).await.unwrap();
+    let edited = due().await;
+    assert_eq!(names(&edited), ["machines.garboard.dev"]);
+    crds::apply(client, &edited).await.unwrap();
+    assert!(due().await.is_empty());
 }
 
 fn machine(spec: &str) -> String {
