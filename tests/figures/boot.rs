@@ -153,7 +153,7 @@ const PHASES: &[Phase] = &[
     Phase { name: "kubelet ready", log: Log::Kernel, line: "garboard: ready service=kubelet" },
     Phase { name: "API serving", log: Log::Service("kube-apiserver"), line: "Serving securely" },
     Phase { name: "node registered", log: Log::Service("kubelet"), line: "Successfully registered node" },
-    Phase { name: "roles and CRDs applied", log: Log::Service("agent"), line: "the API server answers" },
+    Phase { name: "roles and CRDs applied", log: Log::Service("agent"), line: "the API server is set up" },
     Phase { name: "pod network ready", log: Log::Kernel, line: "garboard: ready service=cni" },
     Phase { name: "node Ready", log: Log::Service("agent"), line: "node ready=true" },
     Phase { name: "API ready", log: Log::Kernel, line: "garboard: ready service=kube-apiserver" },

@@ -2,19 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::image::Image;
 use crate::machine::Ports;
-use crate::wait;
+use crate::wait::{self, Look};
 
 /// Longest time from power-on to a Ready node that a test accepts: three times what is usual under emulation.
 pub const READY_LIMIT: Duration = Duration::from_secs(300);
+
+/// How long `kubectl` follows an object over one connection: a machine whose power is cut ends none.
+const FOLLOW: Duration = Duration::from_secs(10);
 
 /// The user's side of a cluster: manifests, keys, kubeconfig.
 pub struct Cluster {
@@ -193,15 +197,46 @@ impl Cluster {
         self.kubectl_ok(&["apply", "-f", file.to_str().context("the folder's path is not UTF-8")?])
     }
 
+    /// Looks at an object, and again whenever it has changed, until it is as wanted; gives what the look found. Asking for it again and
+    /// again would take of the processors that the machine runs on.
+    ///
+    /// # Errors
+    /// When `limit` has passed: names `what` and the last thing seen.
+    pub fn until<T>(
+        &self,
+        what: &str,
+        object: &[&str],
+        limit: Duration,
+        mut look: impl FnMut(&Value) -> Look<T>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        let mut seen = String::new();
+        wait::until(what, limit, || {
+            let follow = FOLLOW.min(limit.saturating_sub(start.elapsed())).as_secs().max(1);
+            let timeout = format!("--request-timeout={follow}s");
+            let arguments = [&["get", "--watch", "-o", "json", &timeout], object].concat();
+            let mut followed =
+                Followed::start(self.kubectl_command(&arguments)).map_err(|error| format!("{error:#}"))?;
+            let mut found = false;
+            while let Some(value) = followed.next() {
+                found = true;
+                match look(&value) {
+                    Ok(wanted) => return Ok(wanted),
+                    Err(other) => seen = other,
+                }
+            }
+            Err(if found { seen.clone() } else { followed.complaint() })
+        })
+    }
+
     /// Waits until an object's JSON pointer has this value.
     ///
     /// # Errors
     /// When it has not within `limit`; says what it had.
     pub fn wait_for(&self, object: &[&str], pointer: &str, wanted: &Value, limit: Duration) -> Result<Value> {
-        wait::until(&format!("{} {pointer} = {wanted}", object.join(" ")), limit, || {
-            let seen = self.get(object).map_err(|error| error.to_string())?;
+        self.until(&format!("{} {pointer} = {wanted}", object.join(" ")), object, limit, |seen| {
             let value = seen.pointer(pointer);
-            if value == Some(wanted) { Ok(seen) } else { Err(format!("{value:?}")) }
+            if value == Some(wanted) { Ok(seen.clone()) } else { Err(format!("{value:?}")) }
         })
     }
 
@@ -210,10 +245,8 @@ impl Cluster {
     /// # Errors
     /// When it is not within `limit`; says what it was, with reason and message.
     pub fn wait_condition(&self, object: &[&str], condition: &str, limit: Duration) -> Result<()> {
-        wait::until(&format!("{} {condition}", object.join(" ")), limit, || {
-            let seen = self.get(object).map_err(|error| error.to_string())?;
-            let conditions = seen.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
-            match conditions.iter().find(|c| c["type"] == condition) {
+        self.until(&format!("{} {condition}", object.join(" ")), object, limit, |seen| {
+            match condition_of(seen, condition) {
                 Some(found) if found["status"] == "True" => Ok(()),
                 Some(found) => match seen.pointer("/status/containerStatuses") {
                     Some(containers) => Err(format!("{found}; {containers}")),
@@ -224,12 +257,25 @@ impl Cluster {
         })
     }
 
+    /// Waits until a condition of an object has this reason.
+    ///
+    /// # Errors
+    /// When it has not within `limit`; says what the condition was.
+    pub fn wait_reason(&self, object: &[&str], condition: &str, reason: &str, limit: Duration) -> Result<Value> {
+        self.until(&format!("{} {condition}: {reason}", object.join(" ")), object, limit, |seen| {
+            match condition_of(seen, condition) {
+                Some(found) if found["reason"] == reason => Ok(seen.clone()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+    }
+
     /// Waits until an object exists.
     ///
     /// # Errors
     /// When it does not within `limit`.
     pub fn wait_exists(&self, object: &[&str], limit: Duration) -> Result<()> {
-        wait::until(&object.join(" "), limit, || self.get(object).map(drop).map_err(|error| error.to_string()))
+        self.until(&object.join(" "), object, limit, |_| Ok(()))
     }
 
     /// Waits until the node is Ready.
@@ -329,6 +375,51 @@ impl Cluster {
         let restarts = |service: &Value| Some((service["name"].as_str()?.to_owned(), service["restarts"].as_i64()?));
         let services = self.services()?;
         services.iter().map(|service| restarts(service).with_context(|| format!("no restarts in {service}"))).collect()
+    }
+}
+
+/// The condition of an object that has this type.
+pub fn condition_of<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
+    let conditions = object.pointer("/status/conditions")?.as_array()?;
+    conditions.iter().find(|condition| condition["type"] == type_)
+}
+
+/// A `kubectl` that prints objects one after the other; it ends when this is dropped.
+struct Followed {
+    kubectl: Child,
+    printed:
+        serde_json::StreamDeserializer<'static, serde_json::de::IoRead<BufReader<std::process::ChildStdout>>, Value>,
+}
+
+impl Followed {
+    fn start(mut command: Command) -> Result<Self> {
+        let mut kubectl = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("run kubectl")?;
+        let stdout = kubectl.stdout.take().context("kubectl has no pipe")?;
+        let printed = serde_json::Deserializer::from_reader(BufReader::new(stdout)).into_iter();
+        Ok(Self { kubectl, printed })
+    }
+
+    /// The next object; none when `kubectl` has ended.
+    fn next(&mut self) -> Option<Value> {
+        self.printed.next().and_then(Result::ok)
+    }
+
+    /// What `kubectl` said before it ended.
+    fn complaint(mut self) -> String {
+        let mut said = String::new();
+        let read = self.kubectl.stderr.take().map(|mut stderr| stderr.read_to_string(&mut said));
+        match read {
+            Some(Ok(_)) => said.trim().to_owned(),
+            other => format!("kubectl said nothing: {other:?}"),
+        }
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.kubectl.kill().ok();
+        self.kubectl.wait().ok();
     }
 }
 

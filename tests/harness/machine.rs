@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::image::{Image, top};
@@ -172,6 +173,14 @@ impl Machine {
     /// When QEMU does not start; with what it printed.
     pub fn start(&mut self) -> Result<()> {
         self.launch(&[])
+    }
+
+    /// Powers on with the hardware's clock at this time.
+    ///
+    /// # Errors
+    /// When QEMU does not start; with what it printed.
+    pub fn start_at(&mut self, clock: Timestamp) -> Result<()> {
+        self.launch(&["-rtc", &format!("base={}", clock.strftime("%Y-%m-%dT%H:%M:%S"))])
     }
 
     fn launch(&mut self, more: &[&str]) -> Result<()> {

@@ -118,10 +118,9 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
     // A second pool is one too many: the machine says so and keeps what it has.
     cluster.apply(&pool("others", "others", 30))?;
     cluster.kubectl_ok(&["label", "machines.garboard.dev", "node-1", "others=yes"])?;
-    let accepted = wait::until("the machine to refuse two pools", POD_LIMIT, || {
-        let found = cluster.get(&machine).map_err(|error| error.to_string())?;
+    let accepted = cluster.until("the machine to refuse two pools", &machine, POD_LIMIT, |found| {
         let accepted = found.pointer("/status/conditions/0").map(ToString::to_string).unwrap_or_default();
-        if accepted.contains("others, workers") { Ok(found) } else { Err(accepted) }
+        if accepted.contains("others, workers") { Ok(found.clone()) } else { Err(accepted) }
     })?;
     ensure!(
         accepted.pointer("/status/effective/spec/kubelet/maxPods") == Some(&json!(50)),
@@ -164,8 +163,7 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
     patch("machines.garboard.dev/node-1", r#"{"spec": {"kubelet": {"maxPods": null}}}"#)?;
     cluster.kubectl_ok(&["delete", "machinepool", "workers"])?;
     source("kubelet.maxPods", "Image")?;
-    wait::until("the taint to go", POD_LIMIT, || {
-        let found = cluster.get(&node).map_err(|error| error.to_string())?;
+    cluster.until("the taint to go", &node, POD_LIMIT, |found| {
         found.pointer("/spec/taints/0").map_or(Ok(()), |taint| Err(taint.to_string()))
     })?;
 
@@ -183,15 +181,7 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
     source("watchdog.timeoutSeconds", "Image")?;
 
     // Nobody answers on loopback: the machine says so, and serves all the same.
-    let condition = |reason: &str| {
-        wait::until(&format!("TimeSynchronized: {reason}"), POD_LIMIT, || {
-            let found = cluster.get(&machine).map_err(|error| error.to_string())?;
-            let conditions =
-                found.pointer("/status/conditions").and_then(|list| list.as_array()).cloned().unwrap_or_default();
-            let time = conditions.into_iter().find(|each| each["type"] == "TimeSynchronized").unwrap_or_default();
-            if time["reason"] == reason { Ok(()) } else { Err(time.to_string()) }
-        })
-    };
+    let condition = |reason: &str| cluster.wait_reason(&machine, "TimeSynchronized", reason, POD_LIMIT).map(drop);
     condition("NoServers")?;
     patch("machines.garboard.dev/node-1", r#"{"spec": {"time": {"servers": ["127.0.0.1"]}}}"#)?;
     condition("NoAnswer")?;
@@ -204,8 +194,7 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
     let made = r#"[{"match": {"name": "eth0"}}, {"name": "lan7", "vlan": {"parent": "eth0", "id": 7}, "addresses": ["192.168.77.2/24"]}]"#;
     for (links, there) in [(made, true), ("null", false)] {
         patch("machines.garboard.dev/node-1", &format!(r#"{{"spec": {{"network": {{"links": {links}}}}}}}"#))?;
-        wait::until(&format!("the VLAN's address: {there}"), POD_LIMIT, || {
-            let found = cluster.get(&machine).map_err(|error| error.to_string())?;
+        cluster.until(&format!("the VLAN's address: {there}"), &machine, POD_LIMIT, |found| {
             let addresses = found.pointer("/status/addresses").map(ToString::to_string).unwrap_or_default();
             if addresses.contains("192.168.77.2") == there { Ok(()) } else { Err(addresses) }
         })?;

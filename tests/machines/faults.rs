@@ -130,16 +130,8 @@ fn a_full_disk_leaves_etcd_writing(scene: &mut Scene) -> Result<()> {
         command.extend(parts.iter().map(String::as_str));
         scene.cluster.kubectl_ok(&command).with_context(|| format!("write {write} to a full disk"))?;
     }
-    wait::until("the kubelet to clear the disk", POD_LIMIT, || {
-        // A program that ends well when it is told to leaves its pod Succeeded; the condition is there either way.
-        let pod = scene.cluster.get(&["pod", "filler"]).map_err(|error| error.to_string())?;
-        let by_kubelet = |condition: &Value| {
-            condition["type"] == "DisruptionTarget" && condition["reason"] == "TerminationByKubelet"
-        };
-        let evicted =
-            pod["status"]["conditions"].as_array().is_some_and(|conditions| conditions.iter().any(by_kubelet));
-        if evicted { Ok(()) } else { Err(pod["status"].to_string()) }
-    })?;
+    // A program that ends well when it is told to leaves its pod Succeeded; the condition is there either way.
+    scene.cluster.wait_reason(&["pod", "filler"], "DisruptionTarget", "TerminationByKubelet", POD_LIMIT)?;
     let after = scene.cluster.restarts()?;
     ensure!(before == after, "services went down: {before:?}, now {after:?}");
     Ok(())

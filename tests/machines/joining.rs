@@ -8,7 +8,7 @@ use garboard_tests::cluster::{READY_LIMIT, sample_pod};
 use garboard_tests::lan::Lan;
 use garboard_tests::machine::{Hardware, Machine};
 use garboard_tests::wait;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::rollout;
 use crate::scene::{POD_LIMIT, Scenario, Scene, on_ready};
@@ -121,9 +121,7 @@ fn pods_reach_each_other_across_machines(scene: &Scene) -> Result<()> {
 
 /// Without any API server a worker starts again with what it knows, and its cluster finds it again.
 fn it_works_on_while_the_control_plane_is_away(scene: &mut Scene, worker: &mut Machine) -> Result<()> {
-    let uid =
-        |scene: &Scene| -> Result<Value> { Ok(scene.cluster.get(&["machine", WORKER])?["status"]["bootID"].clone()) };
-    let before = uid(scene)?;
+    let before = scene.cluster.get(&["machine", WORKER])?["status"]["bootID"].clone();
     scene.machine.cut_power()?;
     worker.cut_power()?;
     worker.start()?;
@@ -137,9 +135,9 @@ fn it_works_on_while_the_control_plane_is_away(scene: &mut Scene, worker: &mut M
     scene.machine.start()?;
     scene.wait_ready()?;
     let limit = READY_LIMIT + Duration::from_secs(60);
-    wait::until("the worker to tell of its new start", limit, || {
-        let after = uid(scene).map_err(|error| error.to_string())?;
-        if after != before { Ok(()) } else { Err(after.to_string()) }
+    scene.cluster.until("the worker to tell of its new start", &["machine", WORKER], limit, |machine| {
+        let after = &machine["status"]["bootID"];
+        if *after != before { Ok(()) } else { Err(after.to_string()) }
     })?;
     scene.cluster.wait_condition(&["node", WORKER], "Ready", READY_LIMIT)
 }

@@ -19,20 +19,26 @@ pub fn scenarios() -> Vec<Scenario> {
         ),
         on_ready("power::a_reboot_keeps_everything", a_reboot_keeps_everything),
         on_ready("power::the_watchdog_resets_a_machine_whose_first_process_hangs", the_watchdog_resets),
-        cold("power::certificates_that_expired_while_it_was_off_are_renewed", certificates_that_expired_are_renewed),
+        on_ready(
+            "power::certificates_that_expired_while_it_was_off_are_renewed",
+            certificates_that_expired_are_renewed,
+        ),
+        on_ready("power::a_clock_ten_years_behind_goes_on_from_the_time_that_is_known", a_clock_behind_goes_on),
         cold("power::cuts_at_first_boot_and_at_work_lose_nothing", cuts_at_first_boot_and_at_work_lose_nothing),
     ]
 }
 
 /// Power cuts during first boot.
-const FIRST_CUTS: u32 = 12;
+const FIRST_CUTS: u32 = 15;
 /// Power cuts during work. After each the machine has to come up far enough to show what it has.
-const WORK_CUTS: u32 = 8;
+const WORK_CUTS: u32 = 5;
 /// Most of what happens once only in the life of a machine happens within this time.
 const FIRST_BOOT: Duration = Duration::from_secs(30);
 
 /// What the agent brings into the API before anything of its own.
-const FIRST_DEFINITION: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/clusters.garboard.dev";
+const FIRST_DEFINITION: [&str; 2] = ["customresourcedefinition", "clusters.garboard.dev"];
+
+const NODE: [&str; 2] = ["node", "node-1"];
 
 /// The longest an orderly shutdown may take: the pods' grace and the services' deadlines.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(180);
@@ -76,23 +82,18 @@ fn the_watchdog_resets(scene: &mut Scene) -> Result<()> {
 
 /// Waits until the machine has booted since the boot `before`, and is Ready.
 fn wait_boot_after(scene: &mut Scene, before: &str) -> Result<()> {
-    wait::until("another boot", READY_LIMIT, || match boot_id(scene) {
-        Ok(now) if now != before => Ok(()),
-        Ok(_) => Err("the same boot".to_owned()),
-        Err(error) => Err(error.to_string()),
+    scene.cluster.until("another boot", &NODE, READY_LIMIT, |node| {
+        if node["status"]["nodeInfo"]["bootID"] == before { Err("the same boot".to_owned()) } else { Ok(()) }
     })?;
     scene.wait_ready()
 }
 
-fn certificates_that_expired_are_renewed() -> Result<()> {
-    let mut scene = Scene::new(Hardware::default())?;
-    scene.boot()?;
+fn certificates_that_expired_are_renewed(scene: &mut Scene) -> Result<()> {
     scene.cluster.garboardctl_ok(&["shutdown"])?;
     scene.machine.wait_off(SHUTDOWN_LIMIT)?;
     // Every certificate but the authorities' is good for a year.
     let later = jiff::Timestamp::now() + jiff::Span::new().hours(400 * 24);
-    scene.machine.add_arguments(["-rtc", &format!("base={}", later.strftime("%Y-%m-%dT%H:%M:%S"))]);
-    scene.machine.start()?;
+    scene.machine.start_at(later)?;
     // To kubectl, which has this host's clock, the new certificates are not valid yet; keys have no time.
     let wanted = [("Machine/node-1", "CertificatesReady"), ("Machine/node-1", "Ready"), ("Cluster/cluster", "Ready")];
     wait::until("the machine and the cluster to be Ready", READY_LIMIT, || {
@@ -107,8 +108,21 @@ fn certificates_that_expired_are_renewed() -> Result<()> {
     Ok(())
 }
 
+fn a_clock_behind_goes_on(scene: &mut Scene) -> Result<()> {
+    scene.cluster.garboardctl_ok(&["shutdown"])?;
+    scene.machine.wait_off(SHUTDOWN_LIMIT)?;
+    let known = jiff::Timestamp::now();
+    scene.machine.start_at(known - jiff::Span::new().hours(10 * 365 * 24))?;
+    scene.wait_ready()?;
+    let log = scene.cluster.garboardctl_ok(&["logs", "agent", "--timestamps", "-n", "1"])?;
+    let said: jiff::Timestamp = log.split(' ').next().unwrap_or_default().parse().with_context(|| log.clone())?;
+    // It ran until it was shut down, a moment ago; in between it stands.
+    ensure!(said > known - jiff::Span::new().hours(1), "the clock went on from {said}, at {known}");
+    Ok(())
+}
+
 fn boot_id(scene: &Scene) -> Result<String> {
-    let node = scene.cluster.get(&["node", "node-1"])?;
+    let node = scene.cluster.get(&NODE)?;
     node["status"]["nodeInfo"]["bootID"].as_str().map(str::to_owned).context("no boot id")
 }
 
@@ -148,9 +162,7 @@ fn cuts_at_first_boot_and_at_work_lose_nothing() -> Result<()> {
     scene.machine.start()?;
     scene.cluster.fetch_kubeconfig(READY_LIMIT)?;
     // The API server forgets what it was about to do with a definition when it ends meanwhile.
-    wait::until("the first definition to come", READY_LIMIT, || {
-        scene.cluster.kubectl_ok(&["get", "--raw", FIRST_DEFINITION]).map_err(|error| error.to_string())
-    })?;
+    scene.cluster.wait_exists(&FIRST_DEFINITION, READY_LIMIT)?;
     cut_power_after(&mut scene, random.below(Duration::from_millis(2500)))?;
     for _ in 0..FIRST_CUTS {
         scene.machine.start()?;

@@ -75,9 +75,8 @@ fn change(cluster: &Cluster, patch: &str) -> Result<()> {
 
 /// Waits until both machines follow the template.
 fn wait_updated(cluster: &Cluster) -> Result<()> {
-    wait::until("both machines to follow the template", READY_LIMIT, || {
-        let pool = cluster.get(&POOL).map_err(|error| error.to_string())?;
-        if is_updated(&pool) { Ok(()) } else { Err(pool["status"].to_string()) }
+    cluster.until("both machines to follow the template", &POOL, READY_LIMIT, |pool| {
+        if is_updated(pool) { Ok(()) } else { Err(pool["status"].to_string()) }
     })
 }
 
@@ -91,16 +90,13 @@ fn ready(pool: &Value) -> &Value {
 
 /// Waits until something holds of the pool, and fails as soon as more machines try a change than may.
 fn roll(cluster: &Cluster, machines: [&str; 2], what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
-    let look = || -> Result<(bool, Value)> {
-        let mut tries = Vec::new();
-        for machine in machines {
-            tries.push(cluster.get(&["machine", machine])?["status"]["trial"]["state"] == "Running");
-        }
-        Ok((tries == [true; 2], cluster.get(&POOL)?))
-    };
+    let [one, other] = machines.map(|machine| format!("machine/{machine}"));
+    let all = [one, other, POOL.join("/")];
     let (at_once, pool) = wait::until(what, READY_LIMIT, || {
-        let (at_once, pool) = look().map_err(|error| error.to_string())?;
-        if at_once || holds(&pool) { Ok((at_once, pool)) } else { Err(pool["status"].to_string()) }
+        let seen = cluster.get(&all.each_ref().map(String::as_str)).map_err(|error| error.to_string())?;
+        let [one, other, pool] = [0, 1, 2].map(|index| &seen["items"][index]);
+        let at_once = [one, other].iter().all(|machine| machine["status"]["trial"]["state"] == "Running");
+        if at_once || holds(pool) { Ok((at_once, pool.clone())) } else { Err(pool["status"].to_string()) }
     })?;
     ensure!(!at_once, "both machines try it at once: {pool}");
     Ok(pool)
@@ -108,8 +104,8 @@ fn roll(cluster: &Cluster, machines: [&str; 2], what: &str, holds: impl Fn(&Valu
 
 /// Waits until this is what sets the kernel parameter of the good change.
 fn source(cluster: &Cluster, machine: &str, wanted: &Value) -> Result<()> {
-    wait::until(&format!("{machine} to have the parameter from {wanted}"), READY_LIMIT, || {
-        let found = cluster.get(&["machine", machine]).map_err(|error| error.to_string())?;
+    let what = format!("{machine} to have the parameter from {wanted}");
+    cluster.until(&what, &["machine", machine], READY_LIMIT, |found| {
         let source = &found["status"]["effective"]["sources"]["kernel.sysctls.vm.swappiness"];
         if source == wanted { Ok(()) } else { Err(source.to_string()) }
     })

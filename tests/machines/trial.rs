@@ -44,8 +44,7 @@ fn swappiness(scene: &Scene, wanted: &str) -> Result<()> {
 
 /// Waits until it is known what works before any change, and returns that.
 fn wait_known(scene: &Scene) -> Result<Vec<Value>> {
-    wait::until("what works to be known", READY_LIMIT, || {
-        let machine = scene.cluster.get(&MACHINE).map_err(|error| error.to_string())?;
+    scene.cluster.until("what works to be known", &MACHINE, READY_LIMIT, |machine| {
         match machine.pointer("/status/trial/required").and_then(Value::as_array) {
             Some(required) if !required.is_empty() => Ok(required.clone()),
             _ => Err(machine["status"]["trial"].to_string()),
@@ -119,12 +118,5 @@ fn a_change_that_cuts_off_is_undone(scene: &mut Scene) -> Result<()> {
 
 /// Waits until the machine has returned from a change and says so.
 fn wait_returned(scene: &Scene) -> Result<Value> {
-    wait::until("the machine to be reached again and to tell of its return", BACK_LIMIT, || {
-        let machine = scene.cluster.get(&MACHINE).map_err(|error| error.to_string())?;
-        let conditions = machine["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        match conditions.iter().find(|condition| condition["type"] == "ChangeProved") {
-            Some(condition) if condition["reason"] == "Returned" => Ok(machine),
-            other => Err(format!("{other:?}")),
-        }
-    })
+    scene.cluster.wait_reason(&MACHINE, "ChangeProved", "Returned", BACK_LIMIT)
 }

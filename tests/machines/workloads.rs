@@ -163,8 +163,7 @@ fn a_pod_that_eats_all_memory_takes_nothing_else_down(scene: &mut Scene) -> Resu
     let before = scene.cluster.restarts()?;
     let eater = sample_pod(&scene.cluster.sample_image()?, "eater", &["eat", "8192"]);
     scene.cluster.apply(&eater.to_string())?;
-    wait::until("the pod to be killed for its memory", POD_LIMIT, || {
-        let pod = scene.cluster.get(&["pod", "eater"]).map_err(|error| error.to_string())?;
+    scene.cluster.until("the pod to be killed for its memory", &["pod", "eater"], POD_LIMIT, |pod| {
         let status = &pod["status"];
         let text = status.to_string();
         if text.contains("OOMKilled") || status["reason"] == "Evicted" || text.contains("\"exitCode\":137") {
