@@ -194,6 +194,11 @@ fn what_is_wrong_is_named() {
             ),
             &["spec.controlPlane.apiServer.eventRateLimits[1].type", "User", "once"],
         ),
+        (
+            "no name of a Secret",
+            machine("spec: {registries: [{host: a, credentials: {secretName: A_b}}]}"),
+            &["spec.registries[0].credentials.secretName", "A_b"],
+        ),
         ("no host name", machine("spec: {hostname: A_b}"), &["spec.hostname", "A_b", "DNS label"]),
         (
             "both matches",

@@ -95,7 +95,7 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
              kubelet: {taints: [{key: example.org/gpu, value: a, effect: NoExecute}], featureGates: {A: true}, \
                        systemReserved: {memory: 1Gi}, evictionHard: {nodefs.available: 5%}}, \
              network: {hosts: [{address: 192.0.2.9, names: [nas]}]}, \
-             registries: [{host: 'registry.example:5000', mirrors: ['http://mirror.example']}]}",
+             registries: [{host: 'registry.example:5000', mirrors: ['http://mirror.example'], credentials: {secretName: keel}}]}",
         ),
         pool("{selector: {matchLabels: {role: worker}}, template: {spec: {kubelet: {maxPods: 50}}}}"),
         pool("{selector: {matchExpressions: [{key: role, operator: Exists}]}}"),
@@ -152,6 +152,8 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         (cluster("{controlPlane: {apiServer: {podSecurity: {enforce: none}}}}"), "podSecurity.enforce"),
         (
             cluster(
+        (machine("{registries: [{host: x, credentials: {secretName: A_b}}]}"), "spec.registries[0].credentials.secretName"),
+        (machine("{registries: [{host: x, credentials: {}}]}"), "spec.registries[0].credentials.secretName"),
                 "{controlPlane: {apiServer: {oidc: [{issuerURL: 'http://x', audiences: [a], usernamePrefix: 'o:'}]}}}",
             ),
             "issuerURL",
