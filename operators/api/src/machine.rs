@@ -28,7 +28,7 @@ pub(crate) use self::kubelet::{EVICTION_SIGNALS, RESERVABLE};
 pub use self::kubelet::{MachineKubelet, Taint, TaintEffect};
 pub use self::network::{
     Bond, BondMode, Bridge, HostEntry, LacpRate, Link, LinkMatch, LinkRoute, MachineNetwork, RoutingRule,
-    TransmitHashPolicy, Vlan, VlanProtocol,
+    TransmitHashPolicy, Vlan, VlanProtocol, Wireguard, WireguardPeer, WireguardStatus,
 };
 pub use self::time::{MachineTime, TimeStatus};
 pub use self::trial::{MachineTrial, TcpServer, TrialFailure, TrialProbe, TrialState, TrialStatus};
@@ -175,6 +175,10 @@ pub struct MachineStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "status_addresses_schema")]
     pub addresses: Vec<IpAddr>,
+    /// The WireGuard links that it has, with the public keys by which their peers know them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub wireguard: Vec<WireguardStatus>,
     /// The server whose time it follows, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<TimeStatus>,

@@ -51,6 +51,8 @@ pub struct Paths {
     pub join_token: PathBuf,
     /// The credentials of registries that the machine uses.
     pub registries: PathBuf,
+    /// The private keys of WireGuard links.
+    pub wireguard: PathBuf,
     /// By whom the machine was claimed.
     pub claimant: PathBuf,
     /// What the machine has of the cluster's store.
@@ -69,6 +71,7 @@ impl Default for Paths {
             identity: crate::machine_api::IDENTITY_FILE.into(),
             join_token: "/state/join-token".into(),
             registries: "/state/registries".into(),
+            wireguard: crate::network::WIREGUARD_KEYS.into(),
             claimant: "/state/claimant".into(),
             etcd: garboard_catalog::etcd::DATA_DIR.into(),
             etcd_restore: garboard_catalog::etcd_restore::DIR.into(),

@@ -70,11 +70,12 @@ impl Leave {
             identity: _,
             join_token,
             registries,
+            wireguard,
             claimant,
             etcd,
             etcd_restore,
         } = &self.paths;
-        for path in [pki_state, join_token, registries, claimant, etcd, etcd_restore] {
+        for path in [pki_state, join_token, registries, wireguard, claimant, etcd, etcd_restore] {
             remove(path)?;
         }
         self.ledger.forget()

@@ -424,6 +424,7 @@ async fn publish(
         role: Some(machine.role()),
         services: observed.services.iter().map(plan::summary).collect(),
         addresses: observed.addresses.clone(),
+        wireguard: context.network.borrow().wireguard.clone(),
         time: match &observed.time {
             State::Following(status) => Some(status.clone()),
             State::Unasked | State::Lost(_) => None,
