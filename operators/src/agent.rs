@@ -31,6 +31,7 @@ use garboard_controllers::pki::PkiStore;
 use garboard_controllers::pool::PoolWatch;
 use garboard_controllers::probes::{self, Watched};
 use garboard_controllers::problems::Problems;
+use garboard_controllers::registries::{self, Registries, RegistryPaths};
 use garboard_controllers::revocations::Revocations;
 use garboard_controllers::services::Services;
 use garboard_controllers::time::{self, KernelClock, Timekeeper};
@@ -130,6 +131,17 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (kernel_config, config) = watch::channel(None);
     let (kernel, kernel_problems) = Kernel::new(config, notables.clone(), KernelPaths::default());
     tasks.spawn("kernel", kernel.run(stop.clone()));
+    // Before kubelet is started, so that it finds what was kept.
+    let in_force_now = in_force.borrow().configuration.as_ref().map(|in_force| registries::declared(&in_force.machine));
+    let (registries_config, config) = watch::channel(in_force_now);
+    let (registries, registry_problems) = Registries::new(
+        config,
+        api_seen.clone(),
+        statuses.clone(),
+        control.clone(),
+        RegistryPaths { kept: paths.registries.clone(), ..RegistryPaths::default() },
+    );
+    tasks.spawn("registries", registries.run(stop.clone()));
     let (time_config, config) = watch::channel(None);
     let clock_watched = time::Watched { config, network: addresses.clone(), services: statuses.clone() };
     let made = std::fs::metadata(IMAGE_FILE).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -212,6 +224,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         holding: holding.clone(),
         kernel_config,
         kernel: kernel_problems.clone(),
+        registries_config,
+        registries: registry_problems.clone(),
         time_config,
         time: time_view.clone(),
         upkeep,
@@ -273,6 +287,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let machine_again = stream::select_all([
         changes(addresses),
         changes(kernel_problems),
+        changes(registry_problems),
         changes(time_view),
         changes(holding.clone()),
         changes(statuses.clone()),

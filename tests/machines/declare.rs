@@ -200,6 +200,7 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
         })?;
         cluster.wait_condition(&machine, "ChangeProved", READY_LIMIT)?;
     }
+    a_wireguard_link_comes_and_goes(cluster)?;
     cluster.wait_for(&node, "/status/allocatable/pods", &json!("110"), READY_LIMIT)?;
 
     let unsafe_setting = r#"{"spec": {"kernel": {"sysctls": {"kernel.core_pattern": "|/bin/sh"}}}}"#;
@@ -207,4 +208,30 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && error.contains("not to be changed"), "not refused in words: {refused:?}");
     cluster.wait_ready(READY_LIMIT)
+}
+
+/// With its address, and the public part of a key that is the same when it comes again.
+fn a_wireguard_link_comes_and_goes(cluster: &Cluster) -> Result<()> {
+    let machine = ["machines.garboard.dev", "node-1"];
+    let peer = r#"{"publicKey": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE=", "endpoint": "192.168.78.3:51820"}"#;
+    let wireguard = format!(
+        r#"[{{"match": {{"name": "eth0"}}}}, {{"name": "wg0", "addresses": ["192.168.78.2/24"],
+            "wireguard": {{"listenPort": 51820, "peers": [{peer}]}}}}]"#
+    );
+    let mut keys = Vec::new();
+    for (links, there) in [(wireguard.as_str(), true), ("null", false), (&wireguard, true), ("null", false)] {
+        let patch = format!(r#"{{"spec": {{"network": {{"links": {links}}}}}}}"#);
+        cluster.kubectl_ok(&["patch", "machines.garboard.dev/node-1", "--type=merge", "-p", &patch])?;
+        let key = wait::until(&format!("the WireGuard link's address and key: {there}"), POD_LIMIT, || {
+            let found = cluster.get(&machine).map_err(|error| error.to_string())?;
+            let told = |field: &str| found.pointer(field).map(ToString::to_string).unwrap_or_default();
+            let (addresses, key) = (told("/status/addresses"), told("/status/wireguard/0/publicKey"));
+            let seen = (addresses.contains("192.168.78.2"), !key.is_empty());
+            if seen == (there, there) { Ok(key) } else { Err(format!("{addresses} {key}")) }
+        })?;
+        keys.push(key);
+        cluster.wait_condition(&machine, "ChangeProved", READY_LIMIT)?;
+    }
+    ensure!(keys[0] == keys[2], "its key is another one: {keys:?}");
+    Ok(())
 }

@@ -11,7 +11,8 @@ use std::os::fd::AsFd;
 
 use garboard_sys::netlink::{
     Address, Bond, BondLacpRate, BondMode, BondXmitHashPolicy, Bridge, BridgePort, GROUP, Link, LinkKind, MAIN_TABLE,
-    Monitor, Netlink, PROTOCOL, Route, Rule, VethPair, Vlan, VlanProtocol, driver, solicit_routers,
+    Monitor, Netlink, PROTOCOL, PrivateKey, Route, Rule, VethPair, Vlan, VlanProtocol, Wireguard, WireguardChange,
+    WireguardLinks, WireguardPeer, driver, solicit_routers,
 };
 use support::{LIMIT, MAC, SILENCE, in_namespace};
 use tokio::time::timeout;
@@ -112,6 +113,48 @@ fn a_bond_is_made_changed_and_read_back() {
         let changed = LinkKind::Bond(Bond { hash: BondXmitHashPolicy::Encap23, ..lacp });
         netlink.change_kind(made.index, &changed).await.unwrap();
         assert_eq!(link(&mut netlink, "bond2").await.settings, Some(changed), "while it is up");
+    });
+}
+
+#[test]
+fn a_wireguard_link_knows_what_it_is_told() {
+    in_namespace(async |mut netlink| {
+        let Some(made) = add(&mut netlink, "wg0", &LinkKind::Wireguard).await else { return };
+        assert_eq!((made.group, made.settings, made.mac), (GROUP, Some(LinkKind::Wireguard), None));
+        let links = WireguardLinks::open().unwrap();
+        assert_eq!(links.get("wg0").unwrap(), Wireguard::default());
+        // As the kernel keeps it.
+        let key = PrivateKey([64; 32]);
+        let allowed = |count: u8| (0..count).map(|last| format!("10.0.0.{last}/32").parse().unwrap()).collect();
+        // More than one message holds.
+        let peers = (1..=32).map(|number| WireguardPeer {
+            public_key: [number; 32],
+            endpoint: Some(format!("192.0.2.{number}:51820").parse().unwrap()),
+            keepalive_seconds: 25,
+            allowed: if number == 1 { allowed(255) } else { Vec::new() },
+            handshake: None,
+        });
+        let peers: Vec<_> = peers.collect();
+        let told = peers.iter().map(|peer| WireguardChange::Peer {
+            public_key: peer.public_key,
+            endpoint: peer.endpoint,
+            keepalive_seconds: peer.keepalive_seconds,
+            allowed: peer.allowed.clone(),
+        });
+        let device = [WireguardChange::PrivateKey(key.clone()), WireguardChange::ListenPort(51820)];
+        for change in device.into_iter().chain(told) {
+            links.change("wg0", &change).unwrap();
+        }
+        let mut known = links.get("wg0").unwrap();
+        known.peers.sort_by_key(|peer| peer.public_key);
+        known.peers.iter_mut().for_each(|peer| peer.allowed.sort());
+        assert_eq!((known.private_key, known.listen_port), (Some(key), 51820));
+        assert!(known.public_key.is_some());
+        assert_eq!(known.peers, peers);
+        links.change("wg0", &WireguardChange::RemovePeer([1; 32])).unwrap();
+        assert_eq!(links.get("wg0").unwrap().peers.len(), 31);
+        netlink.remove_link(made.index).await.unwrap();
+        assert!(links.get("wg0").unwrap_err().is_missing());
     });
 }
 

@@ -34,7 +34,7 @@ use tower::{BoxError, Service, ServiceBuilder};
 
 pub use identity::{Identity, IdentityError};
 pub use outage::Outage;
-pub use watch::uninterrupted;
+pub use watch::{Refused, or_refused, uninterrupted};
 
 /// Longest time until a connection is made.
 const CONNECT: Duration = Duration::from_secs(5);

@@ -27,22 +27,37 @@ pub fn uninterrupted<T>(
     kind: &'static str,
     watch: impl Stream<Item = Result<T, watcher::Error>>,
 ) -> impl Stream<Item = T> {
+    or_refused(kind, watch).filter_map(|event| ready(event.ok()))
+}
+
+/// The same, and among it each refusal of the API server that lasts.
+pub fn or_refused<T>(
+    kind: &'static str,
+    watch: impl Stream<Item = Result<T, watcher::Error>>,
+) -> impl Stream<Item = Result<T, Refused>> {
     let (mut refused, mut times) = (String::new(), 0);
     watch.backoff(ResetTimerBackoff::new(Waits(RETRY.0), SUCCESS)).filter_map(move |event| {
-        let event = event.inspect_err(|error| {
-            if !is_refusal(error) {
-                return;
+        let event = match event {
+            Ok(event) => Some(Ok(event)),
+            Err(error) if is_refusal(&error) => {
+                let text = error.to_string();
+                times = if text == refused { times + 1 } else { 1 };
+                refused = text;
+                (times == PATIENCE).then(|| {
+                    warn!(kind, error = refused, "the API server refuses a watch");
+                    Err(Refused(refused.clone()))
+                })
             }
-            let text = error.to_string();
-            times = if text == refused { times + 1 } else { 1 };
-            refused = text;
-            if times == PATIENCE {
-                warn!(kind, error = refused, "the API server refuses a watch");
-            }
-        });
-        ready(event.ok())
+            Err(_) => None,
+        };
+        ready(event)
     })
 }
+
+/// The API server has answered, again and again, but not with what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(String);
 
 struct Waits(Duration);
 

@@ -14,6 +14,8 @@ pub const TIME_SYNCHRONIZED: &str = "TimeSynchronized";
 pub const KERNEL_READY: &str = "KernelReady";
 /// Keys and certificates are there and valid.
 pub const CERTIFICATES_READY: &str = "CertificatesReady";
+/// The credentials of registries are there.
+pub const REGISTRIES_READY: &str = "RegistriesReady";
 /// Every service runs and serves.
 pub const SERVICES_READY: &str = "ServicesReady";
 /// The latest change of the configuration has proved itself.

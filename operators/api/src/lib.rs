@@ -32,8 +32,8 @@ pub use etcd_member::{EtcdMember, EtcdMemberSpec, EtcdMemberStatus, EtcdRole};
 pub use field_error::FieldError;
 pub use machine::{
     Effective, HostEntry, Link, LinkMatch, LinkRoute, Machine, MachineJoin, MachineKernel, MachineKubelet,
-    MachineNetwork, MachineRole, MachineSpec, MachineStatus, MachineTrial, PoolReference, Registry, ServiceSummary,
-    Taint, TaintEffect, Versions,
+    MachineNetwork, MachineRole, MachineSpec, MachineStatus, MachineTrial, PoolReference, Registry,
+    RegistryCredentials, ServiceSummary, Taint, TaintEffect, Versions,
 };
 pub use machine_pool::{
     MachinePool, MachinePoolSpec, MachinePoolStatus, MachineTemplate, MaxUnavailable, Rollout, RolloutFailure,
@@ -59,3 +59,9 @@ pub const IDENTITY_SECRET_KEY: &str = "identity.key";
 pub const JOIN_SECRET_TYPE: &str = "garboard.dev/join-token";
 /// Key of the token in that Secret.
 pub const JOIN_SECRET_KEY: &str = "token";
+/// The namespace of the Secrets with credentials of registries.
+pub const REGISTRIES_NAMESPACE: &str = "garboard-registries";
+/// Type of the Secrets that hold credentials of registries, one of Kubernetes' own.
+pub const REGISTRY_SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
+/// Key of the credentials in such a Secret.
+pub const REGISTRY_SECRET_KEY: &str = ".dockerconfigjson";

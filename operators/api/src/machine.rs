@@ -19,7 +19,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::types::{LABEL, REGISTRY, URL};
+use crate::types::{DOMAIN, LABEL, REGISTRY, URL};
 
 pub use self::join::{MachineJoin, MachineRole, WaitingMachine};
 pub(crate) use self::kernel::KEPT_SYSCTLS;
@@ -28,7 +28,7 @@ pub(crate) use self::kubelet::{EVICTION_SIGNALS, RESERVABLE};
 pub use self::kubelet::{MachineKubelet, Taint, TaintEffect};
 pub use self::network::{
     Bond, BondMode, Bridge, HostEntry, LacpRate, Link, LinkMatch, LinkRoute, MachineNetwork, RoutingRule,
-    TransmitHashPolicy, Vlan, VlanProtocol,
+    TransmitHashPolicy, Vlan, VlanProtocol, Wireguard, WireguardPeer, WireguardStatus,
 };
 pub use self::time::{MachineTime, TimeStatus};
 pub use self::trial::{MachineTrial, TcpServer, TrialFailure, TrialProbe, TrialState, TrialStatus};
@@ -129,6 +129,23 @@ pub struct Registry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65536))]
     pub ca: Option<String>,
+    /// The user that the machine is to the registry when it pulls images for pods, whatever their own `imagePullSecrets` are. A mirror
+    /// that asks for a user is shown the same. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<RegistryCredentials>,
+}
+
+/// Where a user's name and password are, which stand in no Machine.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryCredentials {
+    /// Name of a Secret in the namespace `garboard-registries`, as `kubectl create secret docker-registry NAME -n garboard-registries
+    /// --docker-server=HOST --docker-username=USER --docker-password=PASSWORD` makes it: its type is kubernetes.io/dockerconfigjson, and
+    /// among its servers is `host`, or repositories of it such as `registry.example/team`. All machines of the cluster may read the
+    /// Secrets of this namespace, and no others. A machine keeps what it uses of them on its own disk; while one cannot be used, the
+    /// condition RegistriesReady tells why. A change counts within seconds: kubelet is started again, and pods run on.
+    #[schemars(length(min = 1, max = 253), regex(pattern = DOMAIN))]
+    pub secret_name: String,
 }
 
 /// What a machine is.
@@ -143,7 +160,7 @@ pub struct MachineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// What holds of the machine: Ready, Accepted, NetworkReady, TimeSynchronized, KernelReady, CertificatesReady,
-    /// ServicesReady, ChangeProved; HandedOver of one that waited without manifests; and Drained while it leaves because it was deleted.
+    /// RegistriesReady, ServicesReady, ChangeProved; HandedOver of one that waited without manifests; and Drained while it leaves because it was deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -158,6 +175,10 @@ pub struct MachineStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "status_addresses_schema")]
     pub addresses: Vec<IpAddr>,
+    /// The WireGuard links that it has, with the public keys by which their peers know them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub wireguard: Vec<WireguardStatus>,
     /// The server whose time it follows, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<TimeStatus>,

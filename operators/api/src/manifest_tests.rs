@@ -194,13 +194,18 @@ fn what_is_wrong_is_named() {
             ),
             &["spec.controlPlane.apiServer.eventRateLimits[1].type", "User", "once"],
         ),
+        (
+            "no name of a Secret",
+            machine("spec: {registries: [{host: a, credentials: {secretName: A_b}}]}"),
+            &["spec.registries[0].credentials.secretName", "A_b"],
+        ),
         ("no host name", machine("spec: {hostname: A_b}"), &["spec.hostname", "A_b", "DNS label"]),
         (
             "both matches",
             link("match: {name: a, mac: '52:54:00:12:34:56'}"),
             &["links[0].match", "one of name, mac and driver"],
         ),
-        ("no match", link("dhcp4: true"), &["spec.network.links[0].match", "one of vlan, bond and bridge"]),
+        ("no match", link("dhcp4: true"), &["spec.network.links[0].match", "one of vlan, bond, bridge and wireguard"]),
         ("a bad hardware address", link("match: {mac: '52:54:00:12:34'}"), &["links[0].match.mac", "52:54:00:12:34"]),
         ("a bad name server", machine("spec: {network: {nameservers: [one]}}"), &["network.nameservers[0]", "\"one\""]),
         (
@@ -394,6 +399,65 @@ fn what_is_wrong_with_links_to_make_and_rules_is_named() {
             "a rule twice",
             rule("fwmark: 7}, {table: 7, priority: 9, fwmark: 7"),
             &["spec.network.rules[1]", "each rule once"],
+        ),
+    ];
+    for (what, text, named) in cases {
+        let error = parse(text).expect_err(what).to_string();
+        for name in *named {
+            assert!(error.contains(name), "{what}: {name:?} is not named in: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_wireguard_links_is_named() {
+    let link = |fields: &str| machine(&format!("spec: {{network: {{links: [{{name: wg0, {fields}}}]}}}}"));
+    let key = |last: char| format!("{}{last}=", "A".repeat(42));
+    let peer = |fields: &str| link(&format!("wireguard: {{peers: [{{publicKey: {}, {fields}}}]}}", key('E')));
+    let two = |first: &str, second: &str| {
+        let (one, other) = (key('E'), key('I'));
+        link(&format!("wireguard: {{peers: [{{publicKey: {one}, {first}}}, {{publicKey: {other}, {second}}}]}}"))
+    };
+    let whole = "endpoint: '[2001:db8::7]:51820', allowedIPs: [192.0.2.0/24, '::/0'], persistentKeepaliveSeconds: 25";
+    let good = parse(&peer(whole)).unwrap().machine.unwrap();
+    assert!(!good.spec.network.links[0].dhcp4(), "no server reaches it");
+    let cases: &[(&str, String, &[&str])] = &[
+        ("no port", link("wireguard: {listenPort: 65536}"), &["links[0].wireguard.listenPort", "65536", "65535"]),
+        (
+            "a port twice",
+            link("wireguard: {listenPort: 7}}, {name: wg1, wireguard: {listenPort: 7}"),
+            &["links[1].wireguard.listenPort", "7", "each port once"],
+        ),
+        ("no key", link("wireguard: {peers: [{publicKey: keel}]}"), &["peers[0].publicKey", "keel"]),
+        (
+            "a key of more bits",
+            link(&format!("wireguard: {{peers: [{{publicKey: {}}}]}}", key('F'))),
+            &["peers[0].publicKey", "44 characters of base64"],
+        ),
+        ("a peer twice", two("", "").replace(&key('I'), &key('E')), &["links[0].wireguard.peers[1]", "once"]),
+        ("a name for an address", peer("endpoint: 'a.example:7'"), &["peers[0].endpoint", "a.example:7", "192.0.2.7:"]),
+        ("no such address", peer("endpoint: '192.0.2.700:7'"), &["peers[0].endpoint", "192.0.2.700:7"]),
+        ("port zero", peer("endpoint: '192.0.2.7:0'"), &["peers[0].endpoint", "192.0.2.7:0", "1 to 65535"]),
+        ("anywhere", peer("endpoint: '0.0.0.0:7'"), &["peers[0].endpoint", "0.0.0.0:7"]),
+        ("no range", peer("allowedIPs: [192.0.2.7]"), &["peers[0].allowedIPs[0]", "192.0.2.7"]),
+        ("a range's middle", peer("allowedIPs: [192.0.2.7/24]"), &["peers[0].allowedIPs[0]", "192.0.2.0/24"]),
+        (
+            "a range of two",
+            two("allowedIPs: [192.0.2.0/24]", "allowedIPs: [192.0.2.0/24]"),
+            &["peers[1].allowedIPs[0]", "192.0.2.0/24", "one peer"],
+        ),
+        ("no interval", peer("persistentKeepaliveSeconds: 0"), &["peers[0].persistentKeepaliveSeconds", "0"]),
+        ("a lease", link("wireguard: {}, dhcp4: true"), &["links[0].dhcp4", "WireGuard"]),
+        ("advertisements", link("wireguard: {}, acceptRA: true"), &["links[0].acceptRA", "WireGuard"]),
+        (
+            "a part of a bridge",
+            link("wireguard: {}}, {name: br0, bridge: {ports: [wg0]}"),
+            &["links[1].bridge.ports[0]", "wg0", "an Ethernet"],
+        ),
+        (
+            "tags on it",
+            link("wireguard: {}}, {name: v7, vlan: {parent: wg0, id: 7}"),
+            &["links[1].vlan.parent", "wg0", "an Ethernet"],
         ),
     ];
     for (what, text, named) in cases {

@@ -236,6 +236,15 @@ pub(crate) const INTERFACE: &str = r"^[^\s/:]+$";
 pub(crate) const MODULE: &str = "^[A-Za-z0-9_-]+$";
 /// Pattern of the name of a registry.
 pub(crate) const REGISTRY: &str = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?$";
+/// Pattern of a key of WireGuard: base64 of 32 bytes.
+pub(crate) const WIREGUARD_KEY: &str = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$";
+/// Pattern of an address with a port.
+pub(crate) const SOCKET_ADDRESS: &str = r"^([0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$";
+/// [`SOCKET_ADDRESS`] in words.
+pub(crate) const SOCKET_ADDRESS_WORDS: &str =
+    "an IP address and a port of 1 to 65535, such as 192.0.2.7:51820 or [2001:db8::7]:51820";
+/// Pattern of a range of addresses.
+pub(crate) const RANGE: &str = "^[0-9A-Fa-f:.]+/[0-9]{1,3}$";
 /// Pattern of where a mirror is.
 pub(crate) const URL: &str = r"^https?://[A-Za-z0-9][-A-Za-z0-9.:/_]*$";
 /// Pattern of where an issuer of tokens is.
@@ -265,6 +274,9 @@ pub(crate) fn pattern_words(pattern: &str) -> Option<&'static str> {
         INTERFACE => Some("the name of an interface: no blank, slash or colon"),
         REGISTRY => Some("a registry's name, such as docker.io or registry.example:5000"),
         HTTPS_URL => Some("an https URL, such as https://issuer.example"),
+        WIREGUARD_KEY => Some("a public key as WireGuard writes it: 44 characters of base64"),
+        SOCKET_ADDRESS => Some(SOCKET_ADDRESS_WORDS),
+        RANGE => Some(Cidr::ALLOWED),
         UUID => Some("a UUID in lower case, such as 4c4c4544-0042-3510-8051-b4c04f333632"),
         URL => Some("where it is, such as https://mirror.example"),
         QUANTITY => Some("an amount, such as 500m, 2 or 1Gi"),

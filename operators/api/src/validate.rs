@@ -13,8 +13,8 @@ use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
 use crate::control_plane::{self, ApiServer, ControlPlane, EventRateLimit, OidcIssuer};
 use crate::field_error::FieldError;
 use crate::machine::{
-    self, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineRole, MachineSpec, MachineTime, Registry, Taint,
-    TrialProbe,
+    self, Machine, MachineJoin, MachineKernel, MachineKubelet, MachineRole, MachineSpec, MachineTime, Registry,
+    RegistryCredentials, Taint, TrialProbe,
 };
 use crate::machine_pool::{MachinePool, MachinePoolSpec, MachineTemplate};
 use crate::types::{self, Cidr, PublicKeyPin};
@@ -149,10 +149,20 @@ fn check_settings(errors: &mut Errors, base: &str, spec: &MachineSpec) {
 
 fn check_registries(errors: &mut Errors, base: &str, registries: &[Registry]) {
     let mut hosts = BTreeSet::new();
-    for (index, Registry { host, mirrors: _, ca }) in registries.iter().enumerate() {
+    for (index, Registry { host, mirrors: _, ca, credentials }) in registries.iter().enumerate() {
         let field = format!("{base}.registries[{index}]");
         errors.require(hosts.insert(host), format!("{field}.host"), host.as_str(), "each registry once");
         check_pem(errors, &format!("{field}.ca"), ca.as_deref());
+        if let Some(RegistryCredentials { secret_name }) = credentials {
+            let named = types::is_domain(secret_name);
+            let field = format!("{field}.credentials.secretName");
+            errors.require(
+                named,
+                field,
+                secret_name.as_str(),
+                "the name of a Secret: labels of a-z, 0-9 and -, joined by dots",
+            );
+        }
     }
 }
 

@@ -81,12 +81,12 @@ pub fn administrator(pki: &PkiStore, server: Uri, outage: Outage, now: SystemTim
     Ok(garboard_api_client::client(server, identity, outage))
 }
 
-/// Keeps the roles; `client` is an [`administrator`]'s. Returns how many objects differed.
+/// Keeps the namespaces and the roles; `client` is an [`administrator`]'s. Returns how many objects differed.
 ///
 /// # Errors
 /// [`AddonsError`] of the first object that failed. Repeating continues there.
 pub async fn keep_roles(client: &Client) -> Result<usize, AddonsError> {
-    keep(client, plan::roles()).await
+    Ok(keep(client, plan::namespaces()).await? + keep(client, plan::roles()).await?)
 }
 
 /// Keeps what tells users before a change what it would disrupt, and what holds workers to what is their own. Returns how many objects

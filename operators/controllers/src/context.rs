@@ -11,6 +11,7 @@ use garboard_api::{About, Cluster, Machine, MachinePool, Refusals};
 use garboard_catalog::{EtcdFacts, EtcdRestore, Peer};
 use garboard_control::{Client as Control, MachineInfo, MachinePhase, Upkeep};
 use garboard_plan::events::Notable;
+use garboard_plan::registries;
 use garboard_plan::trial::Configuration;
 use garboard_plan::virtual_address::{Declared as VirtualAddress, Holding};
 use garboard_runtime::ledger::Ledger;
@@ -48,6 +49,10 @@ pub struct Paths {
     pub identity: PathBuf,
     /// The token by which the machine joins a cluster, until it has.
     pub join_token: PathBuf,
+    /// The credentials of registries that the machine uses.
+    pub registries: PathBuf,
+    /// The private keys of WireGuard links.
+    pub wireguard: PathBuf,
     /// By whom the machine was claimed.
     pub claimant: PathBuf,
     /// What the machine has of the cluster's store.
@@ -65,6 +70,8 @@ impl Default for Paths {
             status: "/run/garboard/status".into(),
             identity: crate::machine_api::IDENTITY_FILE.into(),
             join_token: "/state/join-token".into(),
+            registries: "/state/registries".into(),
+            wireguard: crate::network::WIREGUARD_KEYS.into(),
             claimant: "/state/claimant".into(),
             etcd: garboard_catalog::etcd::DATA_DIR.into(),
             etcd_restore: garboard_catalog::etcd_restore::DIR.into(),
@@ -114,6 +121,10 @@ pub struct Context {
     pub kernel_config: watch::Sender<Option<MachineKernel>>,
     /// Settings of the kernel that are not as declared, in words.
     pub kernel: watch::Receiver<Vec<String>>,
+    /// The credentials of registries that are declared, once a Machine is: written by its reconciler.
+    pub registries_config: watch::Sender<Option<registries::Declared>>,
+    /// Those that the machine lacks, in words.
+    pub registries: watch::Receiver<Vec<String>>,
     /// Where the time of day comes from, once a Machine is declared: written by its reconciler.
     pub time_config: watch::Sender<Option<MachineTime>>,
     /// What the machine has of its time servers.

@@ -62,9 +62,20 @@ impl Leave {
 
     /// The ledger goes last: an interrupted removal is seen again and finished.
     fn forget(&self) -> io::Result<()> {
-        let Paths { pki_state, pki: _, ledger: _, status: _, identity: _, join_token, claimant, etcd, etcd_restore } =
-            &self.paths;
-        for path in [pki_state, join_token, claimant, etcd, etcd_restore] {
+        let Paths {
+            pki_state,
+            pki: _,
+            ledger: _,
+            status: _,
+            identity: _,
+            join_token,
+            registries,
+            wireguard,
+            claimant,
+            etcd,
+            etcd_restore,
+        } = &self.paths;
+        for path in [pki_state, join_token, registries, wireguard, claimant, etcd, etcd_restore] {
             remove(path)?;
         }
         self.ledger.forget()

@@ -36,6 +36,7 @@ pub mod pools;
 pub mod preload;
 pub mod probes;
 pub mod problems;
+pub mod registries;
 pub mod release;
 pub mod removals;
 mod request;

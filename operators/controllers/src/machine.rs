@@ -19,6 +19,7 @@ use garboard_plan::layers;
 use garboard_plan::machine::{self as plan, Observed};
 use garboard_plan::node as node_plan;
 use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Step};
+use garboard_plan::registries;
 use garboard_plan::time::State;
 use garboard_plan::trial::Configuration;
 use garboard_plan::virtual_address;
@@ -91,6 +92,7 @@ pub async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<A
     let configured = configured(&machine, spec);
     declare(&context.network_config, NetworkConfig::from(&configured));
     declare(&context.kernel_config, Some(spec.kernel.clone()));
+    declare(&context.registries_config, Some(registries::declared(spec)));
     declare(&context.time_config, Some(spec.time.clone()));
     declare(&context.upkeep, Some(upkeep(&spec.watchdog, &spec.logs)));
     declare(&context.virtual_address, virtual_address::declared(spec, cluster.as_ref()));
@@ -153,6 +155,7 @@ fn observe(context: &Context, joins: bool, cluster_declared: bool) -> Observed {
         time_servers: servers,
         time: state,
         kernel_problems: context.kernel.borrow().clone(),
+        registry_problems: context.registries.borrow().clone(),
         certificate_problems: None,
         desired_services: (!specs.is_empty()).then(|| names(&specs)),
         services_problem: None,
@@ -421,6 +424,7 @@ async fn publish(
         role: Some(machine.role()),
         services: observed.services.iter().map(plan::summary).collect(),
         addresses: observed.addresses.clone(),
+        wireguard: context.network.borrow().wireguard.clone(),
         time: match &observed.time {
             State::Following(status) => Some(status.clone()),
             State::Unasked | State::Lost(_) => None,

@@ -9,6 +9,7 @@ mod etc;
 mod kernel;
 mod made;
 mod wire;
+mod wireguard;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use garboard_api::machine::WireguardStatus;
 use garboard_plan::network as plan;
 use garboard_plan::network::lease::Lease;
 use garboard_sys::netlink::{Monitor, Netlink, NetlinkError, solicit_routers};
@@ -26,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::client::{DhcpLink, LinkIdentity};
+use self::wireguard::Keeper;
 use crate::parameters::Kept;
 use crate::{hostname, passing};
 
@@ -33,11 +36,13 @@ use crate::{hostname, passing};
 const RETRY: Duration = Duration::from_secs(5);
 /// Shortest time between two looks at the kernel: a starting pod makes a dozen notifications.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Where the private keys of WireGuard links are.
+pub const WIREGUARD_KEYS: &str = "/state/wireguard";
 /// File of what was declared last.
 const DECLARED: &str = "declared.json";
 /// File of the kernel's parameters that were set, and what they were before.
 const PARAMETERS: &str = "parameters.json";
-/// The kernel tells nobody when a parameter changes: time between two looks at those that were set.
+/// The kernel tells nobody when a parameter or a peer of WireGuard changes: time between two looks at those that were set.
 const LOOK: Duration = Duration::from_secs(3);
 /// Observing and planning ends when nothing is left to do, which needs one round more than the kernel has surprises: links to make have
 /// one or two, and addresses again.
@@ -60,11 +65,13 @@ pub struct NetworkPaths {
     pub etc: PathBuf,
     /// Directory of what the next run of the agent must know: the leases and what was declared last.
     pub state: PathBuf,
+    /// Directory of the private keys of WireGuard links, on the state partition.
+    pub keys: PathBuf,
 }
 
 impl Default for NetworkPaths {
     fn default() -> Self {
-        Self { etc: "/run/garboard/etc".into(), state: "/run/garboard/network".into() }
+        Self { etc: "/run/garboard/etc".into(), state: "/run/garboard/network".into(), keys: WIREGUARD_KEYS.into() }
     }
 }
 
@@ -81,6 +88,8 @@ pub struct NodeAddresses {
     pub search: Vec<String>,
     /// NTP servers that DHCP names, in order of preference.
     pub time_servers: Vec<IpAddr>,
+    /// The WireGuard links that have their key.
+    pub wireguard: Vec<WireguardStatus>,
     /// What it waits for, in words; empty when all is reached.
     pub waiting: Vec<String>,
     /// What failed, in words.
@@ -119,6 +128,7 @@ pub struct Network {
     clients: BTreeMap<u32, DhcpLink>,
     current: Option<u32>,
     parameters: Kept,
+    wireguard: Keeper,
     /// Changes of links that the kernel refused lately: to try them takes links down.
     refused: Vec<RefusedLink>,
     changed: Arc<Notify>,
@@ -150,6 +160,7 @@ impl Network {
         let declared = passing::load(&paths.state.join(DECLARED)).unwrap_or_else(|| config.borrow().clone());
         let hostname = watch::Sender::new(declared.hostname.clone());
         let parameters = Kept::new("/proc/sys".into(), paths.state.join(PARAMETERS));
+        let wireguard = Keeper::new(&paths.keys);
         let network = Self {
             hostname,
             config,
@@ -161,6 +172,7 @@ impl Network {
             clients: BTreeMap::new(),
             current: None,
             parameters,
+            wireguard,
             refused: Vec::new(),
             changed: Arc::new(Notify::new()),
             reported: Vec::new(),
@@ -201,7 +213,7 @@ impl Network {
                     tokio::time::sleep_until(looked + PAUSE).await;
                 }
                 () = retry => {}
-                () = drift(&self.parameters) => {}
+                () = drift(&self.parameters, &self.wireguard, &self.declared.network) => {}
             }
         }
     }
@@ -275,6 +287,7 @@ impl Network {
         let mut impossible: Vec<plan::LinkStep> = Vec::new();
         self.refused.retain(|refused| refused.at.elapsed() < RETRY);
         problems.extend(self.refused.iter().map(|refused| refused.problem.clone()));
+        let mut wireguard = None;
         let mut round = 0;
         loop {
             let observed = kernel::observe(&mut netlink, self.hardware, config).await?;
@@ -283,6 +296,12 @@ impl Network {
                 round += 1;
                 continue;
             }
+            // Before they are up, so that none takes a port of the kernel's choice; once is enough.
+            if wireguard.is_none() {
+                let (status, failed) = self.wireguard.keep(config, &observed.links);
+                problems.extend(failed);
+                wireguard = Some(status);
+            }
             let selected = self.select(config, &observed, clients_stop);
             self.keep_parameters(&selected, &observed, problems);
             let desired = plan::desire(config, &observed.links, &selected, &self.leases());
@@ -290,7 +309,8 @@ impl Network {
             steps.retain(|step| !refused.contains(step));
             round += 1;
             if steps.is_empty() || round > MAX_ROUNDS {
-                return Ok(self.describe(config, &observed, &selected));
+                let wireguard = wireguard.unwrap_or_default();
+                return Ok(NodeAddresses { wireguard, ..self.describe(config, &observed, &selected) });
             }
             for step in steps {
                 match kernel::apply(&mut netlink, &step).await {
@@ -418,20 +438,21 @@ impl Network {
             nameservers: plan::distinct(nameservers),
             search: plan::distinct(search),
             time_servers: plan::distinct(time_servers),
+            wireguard: Vec::new(),
             waiting: plan::waiting(config, observed, selected, &phases),
             problems: Vec::new(),
         }
     }
 }
 
-/// Waits until somebody changes a parameter that was set.
-async fn drift(parameters: &Kept) {
-    if !parameters.is_in_use() {
+/// Waits until somebody changes a parameter that was set, or what a WireGuard link knows.
+async fn drift(parameters: &Kept, wireguard: &Keeper, config: &plan::Config) {
+    if !parameters.is_in_use() && !wireguard.is_in_use() {
         return std::future::pending().await;
     }
     loop {
         tokio::time::sleep(LOOK).await;
-        if parameters.has_drifted() {
+        if parameters.has_drifted() || wireguard.has_drifted(config) {
             return;
         }
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use garboard_api::REGISTRIES_NAMESPACE;
 use garboard_api::cluster::ClusterSpec;
 use garboard_catalog::identity;
 use garboard_catalog::input::dns_service_address;
@@ -80,6 +81,16 @@ fn holds(live: &Value, desired: &Value) -> bool {
     }
 }
 
+/// The namespace of the Secrets with credentials of registries, which comes before [`roles`]. It has nothing but what every machine may
+/// read, so that no machine need be trusted with other Secrets, nor its declaration with the choice of one.
+pub fn namespaces() -> Vec<Value> {
+    vec![json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": { "name": REGISTRIES_NAMESPACE, "labels": labels() },
+    })]
+}
+
 /// Roles and their bindings. They give rights away, so only an administrator can apply them.
 pub fn roles() -> Vec<Value> {
     let mut objects = vec![
@@ -107,6 +118,7 @@ pub fn roles() -> Vec<Value> {
     ] {
         objects.extend(system_role(name, group, &rules));
     }
+    objects.extend(registries_role("garboard:agent", identity::AGENT_GROUP));
     objects
 }
 
@@ -115,6 +127,7 @@ pub fn worker_roles() -> Vec<Value> {
     let mut objects = vec![bind_group("garboard:joiners", "system:node-bootstrapper", identity::JOINERS_GROUP)];
     objects.extend(role("garboard:workers", identity::WORKERS_GROUP, &worker_rules()));
     objects.extend(system_role("garboard:workers", identity::WORKERS_GROUP, &worker_system_rules()));
+    objects.extend(registries_role("garboard:workers", identity::WORKERS_GROUP));
     objects
 }
 
@@ -133,6 +146,12 @@ fn role(name: &str, group: &str, rules: &Value) -> [Value; 2] {
 fn system_role(name: &str, group: &str, rules: &Value) -> [Value; 2] {
     let metadata = json!({ "name": name, "namespace": "kube-system", "labels": labels() });
     role_in(&metadata, rules, "Group", group)
+}
+
+/// The right to the credentials of registries, and a group that has it.
+fn registries_role(name: &str, group: &str) -> [Value; 2] {
+    let metadata = json!({ "name": name, "namespace": REGISTRIES_NAMESPACE, "labels": labels() });
+    role_in(&metadata, &json!([rule("", &["secrets"], &["list", "watch"])]), "Group", group)
 }
 
 /// A role in a namespace, and who has it: two objects with the same metadata.

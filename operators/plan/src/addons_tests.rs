@@ -14,7 +14,8 @@ fn all_roles() -> Vec<Value> {
 }
 
 fn all() -> Vec<Value> {
-    let mut objects = all_roles();
+    let mut objects = namespaces();
+    objects.extend(all_roles());
     objects.extend(dns_service(&ClusterSpec::default()));
     objects.extend(dns_endpoint(&node()));
     objects.push(node_labels(&node()));
@@ -78,9 +79,13 @@ fn only_administrators_get_everything() {
 fn nobody_but_an_administrator_reads_secrets_or_gives_rights_away() {
     for object in all_roles() {
         let mut object = object;
-        // To take a Secret away tells nothing of it.
+        let namespace = object["metadata"]["namespace"].clone();
+        // To take a Secret away tells nothing of it, and those of one namespace are for machines.
         if let Some(rules) = object["rules"].as_array_mut() {
             rules.retain(|rule| *rule != self::rule("", &["secrets"], &["delete"]));
+            rules.retain(|rule| {
+                namespace != REGISTRIES_NAMESPACE || *rule != self::rule("", &["secrets"], &["list", "watch"])
+            });
         }
         let rules = object["rules"].to_string();
         for word in ["secrets", "escalate", "impersonate", "\"bind\"", "clusterroles", "pods/exec"] {

@@ -17,6 +17,7 @@ pub mod network;
 pub mod node;
 pub mod pki;
 pub mod pool;
+pub mod registries;
 pub mod removal;
 pub mod revocation;
 pub mod rollout;

@@ -45,6 +45,8 @@ pub struct Observed {
     pub time: time::State,
     /// Kernel parameters and modules that are not as declared, in words.
     pub kernel_problems: Vec<String>,
+    /// Credentials of registries that it lacks, in words.
+    pub registry_problems: Vec<String>,
     /// What is wrong with its certificates, in words; none while they have not been looked at.
     pub certificate_problems: Option<Vec<String>>,
     /// Names of the services that it should run; none while that is not known.
@@ -64,9 +66,9 @@ pub fn conditions(observed: &Observed) -> Vec<Observation> {
         None => Observation::new(condition::READY, true, "Serving", "every service serves"),
         Some(part) => Observation::new(condition::READY, false, part.reason.clone(), part.message.clone()),
     };
-    // What is not a part of being ready: a machine without a time server serves all the same.
+    // What is not a part of being ready: without a time server, or with fewer images, a machine serves all the same.
     let time = time::condition(&observed.time_servers, &observed.time);
-    parts.into_iter().chain([time, ready, accepted(&observed.refusals)]).collect()
+    parts.into_iter().chain([time, registries(observed), ready, accepted(&observed.refusals)]).collect()
 }
 
 /// Whether what is declared was accepted.
@@ -99,6 +101,14 @@ fn kernel(observed: &Observed) -> Observation {
     match observed.kernel_problems[..] {
         [] => Observation::new(type_, true, "Configured", "parameters and modules are as declared"),
         _ => Observation::new(type_, false, "Failed", observed.kernel_problems.join("; ")),
+    }
+}
+
+fn registries(observed: &Observed) -> Observation {
+    let type_ = condition::REGISTRIES_READY;
+    match observed.registry_problems[..] {
+        [] => Observation::new(type_, true, "Configured", "the machine has the credentials that are declared"),
+        _ => Observation::new(type_, false, "CredentialsMissing", observed.registry_problems.join("; ")),
     }
 }
 

@@ -71,6 +71,17 @@ fn a_refused_declaration_does_not_make_a_machine_unready() {
 }
 
 #[test]
+fn a_machine_that_lacks_credentials_of_a_registry_is_ready_all_the_same() {
+    let mut observed = serving();
+    assert_eq!(get(&observed, condition::REGISTRIES_READY).holds, Some(true));
+    observed.registry_problems = vec!["credentials of registry.example: there is none".into()];
+    let told = get(&observed, condition::REGISTRIES_READY);
+    assert_eq!((told.holds, told.reason.as_str()), (Some(false), "CredentialsMissing"));
+    assert!(told.message.contains("registry.example"), "{told:?}");
+    assert_eq!(get(&observed, condition::READY).holds, Some(true));
+}
+
+#[test]
 fn a_machine_whose_time_servers_are_silent_is_ready_all_the_same() {
     let mut observed = serving();
     observed.time_servers = vec!["ntp.example.org".into()];

@@ -1,6 +1,6 @@
 //! Links, addresses, routes and rules of the machine: which links are made and configured, and what to change.
 //!
-//! [`made()`] says which links are to be made, and [`plan_made`] what that takes. Once they are there, [`select`] picks the links to
+//! [`made()`] says which links are to be made, and [`plan_made`] what that takes; [`plan_wireguard`] says it of what WireGuard links know. Once they are there, [`select`] picks the links to
 //! configure, [`desire`] says what they should have, given their leases, and [`plan`] compares that with what is. Links, addresses, routes
 //! and rules without Garboard's mark are never changed.
 
@@ -11,6 +11,7 @@ pub mod lease;
 mod made;
 mod report;
 mod rule;
+mod wireguard;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,9 @@ use self::lease::Lease;
 pub use self::made::{LinkStep, Made, Settings, made, plan_made};
 pub use self::report::{default_link, distinct, node_addresses, waiting};
 pub use self::rule::{Rule, rules};
+pub use self::wireguard::{
+    ObservedPeer, Peer, WireguardLink, WireguardStep, plan_wireguard, wireguard_links, wireguard_status,
+};
 
 /// The table of routes that is looked up for everything that no rule sends elsewhere (`RT_TABLE_MAIN`).
 const MAIN_TABLE: u32 = 254;

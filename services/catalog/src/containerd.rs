@@ -74,7 +74,7 @@ pub(crate) fn open_isolation(isolation: &mut Isolation) {
 /// declared.
 fn registries_dir(registries: &[Registry]) -> String {
     let mut hasher = DefaultHasher::new();
-    for Registry { host, mirrors, ca } in registries {
+    for Registry { host, mirrors, ca, credentials: _ } in registries {
         (host, mirrors, ca).hash(&mut hasher);
     }
     service_file(NAME, &format!("registries-{:016x}", hasher.finish()))
@@ -86,7 +86,8 @@ fn ca_file(folder: &str) -> String {
 
 /// How to reach a registry, in the form of containerd's `hosts.toml`.
 fn hosts(registry: &Registry, folder: &str) -> String {
-    let Registry { host, mirrors, ca } = registry;
+    // Who the machine is to it is for kubelet to say.
+    let Registry { host, mirrors, ca, credentials: _ } = registry;
     let ca = ca.as_ref().map(|_| format!("ca = \"{}\"\n", ca_file(folder))).unwrap_or_default();
     // The one registry whose name is not where it is.
     let server = if host == "docker.io" { "registry-1.docker.io" } else { host };

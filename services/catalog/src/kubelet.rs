@@ -10,7 +10,7 @@ use crate::input::dns_service_address;
 use crate::kubeconfig::pretty;
 use crate::paths::{self, service_file};
 use crate::pki::Leaf;
-use crate::{CatalogError, CatalogInput, ProxyMode, bus, containerd, kubeconfig, tls, users};
+use crate::{CatalogError, CatalogInput, ProxyMode, bus, containerd, kubeconfig, logins, tls, users};
 
 /// The service's name.
 pub const NAME: &str = "kubelet";
@@ -42,6 +42,7 @@ pub fn service(input: &CatalogInput) -> Result<ServiceSpec, CatalogError> {
 
     let mut spec = blank(NAME, users::ROOT, limits, args.into_vec())?;
     spec.env.insert("PATH".to_owned(), "/usr/bin:/usr/sbin:/bin:/sbin".to_owned());
+    spec.env.insert("HOME".to_owned(), logins::HOME.to_owned());
     spec.env.insert("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), format!("unix:path={}", paths::SYSTEM_BUS_SOCKET));
     spec.directories.extend([private_directory(DATA_DIR), private_directory(certificates)]);
     spec.files = vec![

@@ -38,6 +38,7 @@ pub mod kube_proxy;
 pub mod kube_scheduler;
 pub mod kubeconfig;
 pub mod kubelet;
+pub mod logins;
 pub mod operators;
 pub mod paths;
 pub mod pki;

@@ -7,8 +7,10 @@ use std::fs;
 use std::path::Path;
 
 use garboard_api::control_plane::{AdmissionPlugin, OWN_FLAGS, PodSecurityLevel};
-use garboard_api::machine::{MachineRole, Registry};
-use garboard_catalog::{CatalogInput, EtcdFacts, EtcdRestore, EtcdSource, NodeFacts, Peer, ProxyMode, services, users};
+use garboard_api::machine::{MachineRole, Registry, RegistryCredentials};
+use garboard_catalog::{
+    CatalogInput, EtcdFacts, EtcdRestore, EtcdSource, NodeFacts, Peer, ProxyMode, logins, services, users,
+};
 use garboard_supervisor::spec::{ProbeAction, Seccomp, ServiceSpec, Slice};
 use serde_json::Value;
 
@@ -340,8 +342,12 @@ fn registries_are_reached_by_their_mirrors() {
         host: "docker.io".to_owned(),
         mirrors: vec!["https://mirror.example".to_owned()],
         ca: Some("-----BEGIN CERTIFICATE-----".to_owned()),
+        credentials: None,
     }];
     let spec = containerd(&input);
+    let named = RegistryCredentials { secret_name: "keel".to_owned() };
+    input.machine.registries[0].credentials = Some(named);
+    assert_eq!(containerd(&input), spec, "who the machine is to a registry is for kubelet to say");
     assert_ne!(path(&spec), before, "what is no longer declared is not found any more");
     let file = |name: &str| spec.files.iter().find(|file| file.path.ends_with(name)).unwrap();
     let hosts = file("docker.io/hosts.toml");
@@ -355,6 +361,22 @@ fn registries_are_reached_by_their_mirrors() {
         let folder = file.path.parent().unwrap();
         assert!(spec.directories.iter().any(|directory| Path::new(&directory.path) == folder), "{}", folder.display());
     }
+}
+
+#[test]
+fn kubelet_finds_credentials_of_registries_in_its_home() {
+    let spec = by_name(&input()).remove("kubelet").unwrap();
+    assert_eq!(Path::new(&spec.env["HOME"]).join(".docker/config.json"), Path::new(logins::FILE));
+    // It looks there last, and takes the first file that it can read.
+    let places = [Path::new("/var/lib/kubelet"), spec.working_directory.as_path()];
+    for file in &spec.files {
+        assert!(!places.iter().any(|place| file.path == place.join("config.json")), "{}", file.path.display());
+    }
+    let login = logins::Login { username: "keel".to_owned(), password: "s3cret\"".to_owned() };
+    let config = logins::config(&[("registry.example:5000/team".to_owned(), login)].into());
+    let read: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let auths = serde_json::json!({ "registry.example:5000/team": { "username": "keel", "password": "s3cret\"" } });
+    assert_eq!(read, serde_json::json!({ "auths": auths }));
 }
 
 #[test]

@@ -2,7 +2,7 @@ pub use rtnetlink::packet_route::link::{BondLacpRate, BondMode, BondXmitHashPoli
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBond, InfoBridge, InfoData, InfoKind, InfoVlan, LinkAttribute, LinkInfo, LinkMessage,
 };
-use rtnetlink::{LinkBond, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVlan};
+use rtnetlink::{LinkBond, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVlan, LinkWireguard};
 
 use super::{Netlink, NetlinkError};
 
@@ -15,6 +15,8 @@ pub enum LinkKind {
     Bond(Bond),
     /// A switch.
     Bridge(Bridge),
+    /// Encrypted ways to peers: [`super::WireguardLinks`] has its settings.
+    Wireguard,
 }
 
 /// What makes a VLAN link the one that it is.
@@ -67,20 +69,21 @@ impl Netlink {
             LinkKind::Bridge(bridge) => {
                 LinkMessageBuilder::<LinkBridge>::new(name).stp_state(bridge.stp_state()).link_group(group).build()
             }
+            LinkKind::Wireguard => LinkWireguard::new(name).link_group(group).build(),
         };
         let request = self.handle.link().add(message);
         self.ask(format!("add {} {name}", kind.name()), request.execute()).await
     }
 
     /// Gives a link the settings of its kind that can be changed while it is in use: a bond's all but its mode and rate, a bridge's all,
-    /// a VLAN's none.
+    /// a VLAN's and a WireGuard link's none.
     ///
     /// # Errors
     /// When the link is gone or of another kind, or the kernel refuses.
     pub async fn change_kind(&mut self, index: u32, kind: &LinkKind) -> Result<(), NetlinkError> {
         let operation = format!("change the settings of {} {index}", kind.name());
         match kind {
-            LinkKind::Vlan(_) => Ok(()),
+            LinkKind::Vlan(_) | LinkKind::Wireguard => Ok(()),
             LinkKind::Bond(bond) => {
                 let link = LinkMessageBuilder::<LinkBond>::new_with_info_kind(InfoKind::Bond).index(index);
                 self.change_link(operation, bond.settings(link, [])).await
@@ -122,6 +125,7 @@ impl LinkKind {
             Self::Vlan(_) => "vlan",
             Self::Bond(_) => "bond",
             Self::Bridge(_) => "bridge",
+            Self::Wireguard => "wireguard",
         }
     }
 
@@ -140,6 +144,7 @@ impl LinkKind {
             LinkInfo::Data(InfoData::Vlan(settings)) => Vlan::read(lower?, settings).map(Self::Vlan),
             LinkInfo::Data(InfoData::Bond(settings)) => Some(Self::Bond(Bond::read(settings))),
             LinkInfo::Data(InfoData::Bridge(settings)) => Some(Self::Bridge(Bridge::read(settings))),
+            LinkInfo::Kind(InfoKind::Wireguard) => Some(Self::Wireguard),
             _ => None,
         })
     }

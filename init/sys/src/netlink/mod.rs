@@ -1,4 +1,4 @@
-//! Links, addresses, routes and rules over rtnetlink.
+//! Links, addresses, routes and rules over rtnetlink, and what WireGuard links know over generic netlink.
 //!
 //! [`Netlink`] asks and changes, one request after the other; [`Monitor`] says that something changed, [`Watch`] what. They need a
 //! tokio runtime with I/O and time. They read and write their sockets while they are waited for, and have no task that does so
@@ -24,6 +24,7 @@ mod rule;
 mod solicit;
 mod vxlan;
 mod watch;
+mod wireguard;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -51,6 +52,7 @@ pub use rule::Rule;
 pub use solicit::solicit_routers;
 pub use vxlan::Vxlan;
 pub use watch::{Change, Watch};
+pub use wireguard::{PrivateKey, PublicKey, Wireguard, WireguardChange, WireguardLinks, WireguardPeer};
 
 /// Mark of addresses, routes and rules that Garboard made: their `IFA_PROTO`, `rtm_protocol` and `FRA_PROTOCOL`.
 ///

@@ -1,6 +1,7 @@
 //! Network of a machine.
 
 mod made;
+mod wireguard;
 
 use std::net::IpAddr;
 
@@ -9,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::made::{Bond, BondMode, Bridge, LacpRate, TransmitHashPolicy, Vlan, VlanProtocol};
+pub use self::wireguard::{Wireguard, WireguardPeer, WireguardStatus};
 use crate::types::{
     Cidr, DOMAIN, INTERFACE, MODULE, MacAddress, address_schema, addresses_schema, optional_address_schema,
 };
@@ -25,9 +27,9 @@ use crate::types::{
     .message("a vlan's parent, a bond's members and a bridge's ports must each be a link of links, by its name or match.name")
 )]
 pub struct MachineNetwork {
-    /// The links to configure, and links to make: VLANs, bonds, bridges. One that was made and is no longer here is removed. When empty,
-    /// all links with a carrier ask for a lease by DHCPv4, and the first that is granted one is used, until it loses its carrier or
-    /// its lease.
+    /// The links to configure, and links to make: VLANs, bonds, bridges, WireGuard. One that was made and is no longer here is removed.
+    /// When empty, all links with a carrier ask for a lease by DHCPv4, and the first that is granted one is used, until it loses its
+    /// carrier or its lease.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub links: Vec<Link>,
@@ -73,13 +75,15 @@ pub struct HostEntry {
 #[x_kube(
     validation = Rule::new("!has(self.gateway) || self.addresses.exists(a, cidr(a).containsIP(self.gateway))")
         .message("gateway must be in the range of one of addresses"),
-    validation = Rule::new("[has(self.match), has(self.vlan), has(self.bond), has(self.bridge)].filter(x, x).size() == 1")
-        .message("give either match, for a link that the machine has, or one of vlan, bond and bridge, for one to make"),
+    validation = Rule::new("[has(self.match), has(self.vlan), has(self.bond), has(self.bridge), has(self.wireguard)].filter(x, x).size() == 1")
+        .message(
+            "give either match, for a link that the machine has, or one of vlan, bond, bridge and wireguard, for one to make"
+        ),
     validation = Rule::new("has(self.match) || has(self.name)").message("a link to make needs a name")
 )]
 pub struct Link {
-    /// Which link of the machine is meant: by name, hardware address or driver. A link to make has `name` and one of `vlan`, `bond`
-    /// and `bridge` instead.
+    /// Which link of the machine is meant: by name, hardware address or driver. A link to make has `name` and one of `vlan`, `bond`,
+    /// `bridge` and `wireguard` instead.
     #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
     pub matches: Option<LinkMatch>,
     /// Name of the interface to make, such as `bond0`. For a link of the machine, what it is called where others of `links` refer to it;
@@ -96,8 +100,11 @@ pub struct Link {
     /// Makes a switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<Bridge>,
-    /// Whether a DHCPv4 server configures the link. Default: true, unless `addresses` has any or it is a bond's member or a bridge's
-    /// port.
+    /// Makes a link that has encrypted ways to peers over other links.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<Wireguard>,
+    /// Whether a DHCPv4 server configures the link. Default: true, unless `addresses` has any, it is a bond's member or a bridge's port,
+    /// or it is a WireGuard link, which no server reaches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhcp4: Option<bool>,
     /// Whether the link takes IPv6 addresses and routes from the advertisements of routers (SLAAC). Default: what the kernel does, and
@@ -125,7 +132,7 @@ pub struct Link {
 impl Link {
     /// Whether a DHCPv4 server configures the link, if it is no member and no port.
     pub fn dhcp4(&self) -> bool {
-        self.dhcp4.unwrap_or(self.addresses.is_empty())
+        self.dhcp4.unwrap_or(self.addresses.is_empty() && self.wireguard.is_none())
     }
 
     /// What other links call it, if they can.

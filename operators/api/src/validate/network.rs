@@ -6,8 +6,10 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::Errors;
-use crate::machine::{Bond, Bridge, Link, LinkMatch, LinkRoute, MachineNetwork, RoutingRule, Vlan};
-use crate::types::Cidr;
+use crate::machine::{
+    Bond, Bridge, Link, LinkMatch, LinkRoute, MachineNetwork, RoutingRule, Vlan, Wireguard, WireguardPeer,
+};
+use crate::types::{Cidr, SOCKET_ADDRESS_WORDS};
 
 /// Names that a link to make cannot have: the kernel's own, and those by which its parameters mean all links.
 const KEPT_NAMES: [&str; 5] = [".", "..", "all", "default", "lo"];
@@ -19,6 +21,7 @@ pub(super) fn check(errors: &mut Errors, base: &str, network: &MachineNetwork) {
     let MachineNetwork { links, rules, nameservers: _, search_domains: _, hosts: _ } = network;
     let mut matched = BTreeSet::new();
     let mut labels = BTreeSet::new();
+    let mut ports = BTreeSet::new();
     for (index, link) in links.iter().enumerate() {
         let field = format!("{base}.links[{index}]");
         check_link(errors, &field, link);
@@ -32,6 +35,12 @@ pub(super) fn check(errors: &mut Errors, base: &str, network: &MachineNetwork) {
         if let Some(label) = link.label() {
             let named = if link.name.is_some() { "name" } else { "match.name" };
             errors.require(labels.insert(label), format!("{field}.{named}"), label, "each name once");
+        }
+    }
+    for (index, link) in links.iter().enumerate() {
+        if let Some(port) = link.wireguard.as_ref().and_then(|wireguard| wireguard.listen_port) {
+            let field = format!("{base}.links[{index}].wireguard.listenPort");
+            errors.require(ports.insert(port), field, port, "each port once");
         }
     }
     check_references(errors, base, links);
@@ -56,17 +65,20 @@ fn check_link(errors: &mut Errors, field: &str, link: &Link) {
         vlan,
         bond,
         bridge,
+        wireguard,
         // Whether a member has addresses is seen where its bond is known.
-        dhcp4: _,
-        accept_ra: _,
+        dhcp4,
+        accept_ra,
         addresses,
         gateway,
         routes,
         mtu: _,
     } = link;
-    let kinds = [vlan.is_some(), bond.is_some(), bridge.is_some()].into_iter().filter(|given| *given).count();
+    let kinds = [vlan.is_some(), bond.is_some(), bridge.is_some(), wireguard.is_some()];
+    let kinds = kinds.into_iter().filter(|given| *given).count();
     let given = kinds + usize::from(matches.is_some());
-    let words = "either match, for a link that the machine has, or one of vlan, bond and bridge, for one to make";
+    let words =
+        "either match, for a link that the machine has, or one of vlan, bond, bridge and wireguard, for one to make";
     errors.require(given == 1, format!("{field}.match"), shown(matches), words);
     if let Some(matches) = matches {
         let LinkMatch { name, mac, driver } = matches;
@@ -86,6 +98,13 @@ fn check_link(errors: &mut Errors, field: &str, link: &Link) {
     }
     if let Some(bond) = bond {
         check_bond(errors, &format!("{field}.bond"), bond);
+    }
+    if let Some(wireguard) = wireguard {
+        check_wireguard(errors, &format!("{field}.wireguard"), wireguard);
+        for (name, given) in [("dhcp4", dhcp4), ("acceptRA", accept_ra)] {
+            let words = "nothing: a WireGuard link has the addresses of `addresses` alone";
+            errors.require(!given.unwrap_or(false), format!("{field}.{name}"), true, words);
+        }
     }
     for (index, address) in addresses.iter().enumerate() {
         let valid = is_host_address(address.net());
@@ -129,6 +148,25 @@ fn check_bond(errors: &mut Errors, field: &str, bond: &Bond) {
     }
 }
 
+fn check_wireguard(errors: &mut Errors, field: &str, Wireguard { listen_port: _, peers }: &Wireguard) {
+    let (mut keys, mut ranges) = (BTreeSet::new(), BTreeSet::new());
+    for (index, peer) in peers.iter().enumerate() {
+        let field = format!("{field}.peers[{index}]");
+        let WireguardPeer { public_key, endpoint, allowed_ips, persistent_keepalive_seconds: _ } = peer;
+        errors.require(keys.insert(public_key), format!("{field}.publicKey"), public_key.as_str(), "each peer once");
+        if let Some(endpoint) = endpoint {
+            let special = endpoint.ip().is_unspecified() || endpoint.ip().is_multicast();
+            let field = format!("{field}.endpoint");
+            errors.require(endpoint.port() != 0 && !special, field, endpoint.to_string(), SOCKET_ADDRESS_WORDS);
+        }
+        for (index, range) in allowed_ips.iter().enumerate() {
+            let field = format!("{field}.allowedIPs[{index}]");
+            check_range(errors, &field, *range);
+            errors.require(ranges.insert(*range), field, range.to_string(), "each range once: it belongs to one peer");
+        }
+    }
+}
+
 /// What links say of each other: that what they are made of is declared, is part of nothing else, and not of itself.
 fn check_references(errors: &mut Errors, base: &str, links: &[Link]) {
     let declared: BTreeMap<&str, &Link> = links.iter().filter_map(|link| Some((link.label()?, link))).collect();
@@ -140,6 +178,9 @@ fn check_references(errors: &mut Errors, base: &str, links: &[Link]) {
             errors.require(declared.contains_key(name), &part, name, "the name of one of `links`");
             let words = format!("a link that is not made of {own} in turn");
             errors.require(!is_made_of(&declared, name, own), &part, name, &words);
+            let framed = declared.get(name).is_none_or(|other| other.wireguard.is_none());
+            let words = "an Ethernet: a WireGuard link has no frames that another link could carry";
+            errors.require(framed, &part, name, words);
         }
         for (port, name) in ports(link, &field) {
             let Some(other) = owners.insert(name, own) else { continue };
@@ -155,8 +196,21 @@ fn check_references(errors: &mut Errors, base: &str, links: &[Link]) {
 
 /// A member of a bond, or a port of a bridge, only carries what passes by it.
 fn check_port(errors: &mut Errors, field: &str, link: &Link, name: &str, owner: &str, bonded: bool) {
-    let Link { matches: _, name: _, vlan: _, bond: _, bridge, dhcp4, accept_ra, addresses, gateway, routes, mtu } =
-        link;
+    let Link {
+        matches: _,
+        name: _,
+        vlan: _,
+        bond: _,
+        bridge,
+        // That it is no part of anything is said where it is named.
+        wireguard: _,
+        dhcp4,
+        accept_ra,
+        addresses,
+        gateway,
+        routes,
+        mtu,
+    } = link;
     let words = format!("nothing: {name} is a part of {owner}, which has the addresses");
     errors.require(!dhcp4.unwrap_or(false), format!("{field}.dhcp4"), true, &words);
     errors.require(!accept_ra.unwrap_or(false), format!("{field}.acceptRA"), true, &words);

@@ -71,6 +71,7 @@ async fn kind(netlink: &mut Netlink, settings: &Settings) -> Result<Option<LinkK
             })
         }
         Settings::Bridge { stp } => LinkKind::Bridge(sys::Bridge { stp: *stp }),
+        Settings::Wireguard => LinkKind::Wireguard,
     }))
 }
 
@@ -99,6 +100,7 @@ pub fn settings(kind: &LinkKind, links: &[sys::Link]) -> Option<Settings> {
             primary: primary.and_then(name),
         },
         LinkKind::Bridge(sys::Bridge { stp }) => Settings::Bridge { stp: *stp },
+        LinkKind::Wireguard => Settings::Wireguard,
     })
 }
 

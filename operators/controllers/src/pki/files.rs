@@ -50,10 +50,7 @@ pub(crate) fn replace(path: &Path, content: &str, owner: User, mode: u32) -> Res
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);
     // A leftover of an interrupted call may have another owner or mode.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &temporary)(error)),
-        _ => {}
-    }
+    remove(&temporary)?;
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -66,6 +63,14 @@ pub(crate) fn replace(path: &Path, content: &str, owner: User, mode: u32) -> Res
     file.write_all(content.as_bytes()).map_err(failed("write", &temporary))?;
     file.sync_all().map_err(failed("sync", &temporary))?;
     fs::rename(&temporary, path).map_err(failed("replace", path))
+}
+
+/// Has a file be there no more.
+pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Makes durable which files a folder holds.

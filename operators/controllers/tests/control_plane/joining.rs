@@ -9,14 +9,16 @@ use std::time::{Duration, SystemTime};
 
 use garboard_api::machine::MachineRole::{self, ControlPlane, Worker};
 use garboard_api::manifest::JoinToken;
-use garboard_api::{Cluster, Machine, MachinePool, PublicKeyPin};
+use garboard_api::{Cluster, Machine, MachinePool, PublicKeyPin, REGISTRIES_NAMESPACE};
 use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::APISERVERS;
 use garboard_catalog::pki::Leaf;
+use garboard_control::Client as Control;
 use garboard_controllers::certificates::{Certificates, Due};
 use garboard_controllers::join::{Join, issue_token};
 use garboard_controllers::pki::PkiStore;
 use garboard_controllers::problems::Problems;
+use garboard_controllers::registries::{Registries, RegistryPaths};
 use garboard_controllers::{addons, csr, revocations};
 use garboard_plan::pki::{Authority, of_worker};
 use garboard_plan::revocation;
@@ -130,6 +132,8 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     let everything = ListParams::default();
     assert!(Api::<Secret>::all(own.clone()).list(&everything).await.is_err(), "a worker reads secrets");
     assert!(Api::<Pod>::all(own.clone()).list(&everything).await.is_err(), "a worker reads pods");
+
+    it_uses_credentials_of_registries(world, client, &own).await;
 
     it_may_do_nothing_once_it_is_removed(world, &worker, client).await;
 
@@ -250,6 +254,50 @@ async fn it_gets_its_own_certificates_and_no_other(worker: &Joiner, own: &Client
     outcome.changed().await.unwrap();
     let denied = outcome.borrow()["kubelet"].clone();
     assert!(denied.contains("system:node:node-1") && denied.contains("node-2 may ask for"), "{denied}");
+    stop.cancel();
+    task.await.unwrap();
+}
+
+/// As they come and go, and says what is wrong with those that cannot be used.
+async fn it_uses_credentials_of_registries(world: &World, administrator: &Client, own: &Client) {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = RegistryPaths { kept: folder.path().join("kept"), config: folder.path().join("home/config.json") };
+    let (_keep, config) = watch::channel(Some([("registry.example".to_owned(), "keel".to_owned())].into()));
+    let (_keep, api) = watch::channel(Some(own.clone()));
+    let (_keep, services) = watch::channel(Arc::default());
+    let (registries, problems) = Registries::new(config, api, services, Control::new().unwrap(), paths.clone());
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(registries.run(stop.clone()));
+
+    let secrets = Api::<Secret>::namespaced(administrator.clone(), REGISTRIES_NAMESPACE);
+    let secret = |type_: &str, server: &str| -> Secret {
+        let config = json!({ "auths": { server: { "username": "keel", "password": "s3cret" } } }).to_string();
+        let data = json!({ ".dockerconfigjson": config });
+        let metadata = json!({ "name": "keel" });
+        serde_json::from_value(json!({ "metadata": metadata, "type": type_, "stringData": data })).unwrap()
+    };
+    let docker = "kubernetes.io/dockerconfigjson";
+    let cases = [
+        (None, Some("there is none")),
+        (Some(secret("Opaque", "registry.example")), Some("it is of type Opaque")),
+        (Some(secret(docker, "other.example")), Some("not among its servers: other.example")),
+        (Some(secret(docker, "registry.example")), None),
+        (None, Some("there is none")),
+    ];
+    for (secret, problem) in cases {
+        let _ = secrets.delete("keel", &Default::default()).await;
+        if let Some(secret) = &secret {
+            secrets.create(&PostParams::default(), secret).await.unwrap();
+        }
+        let told = || async {
+            let told = problems.borrow().clone();
+            let as_expected = problem.map_or(told.is_empty(), |problem| told.iter().any(|told| told.contains(problem)));
+            (as_expected && paths.config.exists() == problem.is_none()).then_some(())
+        };
+        world.wait_for(problem.unwrap_or("credentials for kubelet"), told).await;
+    }
+    let everywhere = Api::<Secret>::namespaced(own.clone(), "kube-system");
+    assert!(everywhere.list(&ListParams::default()).await.is_err(), "a worker reads other secrets");
     stop.cancel();
     task.await.unwrap();
 }

@@ -7,8 +7,11 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use garboard_api::machine::MachineNetwork;
 use garboard_plan::network::Config;
+use garboard_sys::netlink::{PrivateKey, WireguardChange, WireguardLinks};
 use serde_json::{Value, json};
 
 use crate::scene::Scene;
@@ -239,6 +242,49 @@ fn a_bond_is_made_changed_repaired_and_removed() {
         scene.until("no bond", |scene| shown(scene, "bond0").is_empty()).await;
         scene.until("its members to be up", |scene| shown(scene, "eth1").contains("LOWER_UP")).await;
         assert!(scene.ip("addr show dev eth0").contains("203.0.113.5/24"), "somebody else's");
+    });
+}
+
+#[test]
+fn a_wireguard_link_is_made_changed_repaired_and_removed() {
+    Scene::run(|mut scene| async move {
+        if !has(&scene, "wireguard") {
+            return;
+        }
+        let kernel = WireguardLinks::open().unwrap();
+        let key = |byte: u8| BASE64_STANDARD.encode([byte; 32]);
+        let declare = |port: u16, peers: Value| {
+            let wireguard = json!({ "listenPort": port, "peers": peers });
+            links(json!([plain("eth0"), { "name": "wg0", "wireguard": wireguard, "addresses": ["192.0.2.7/24"] }]))
+        };
+        let peer = json!({ "publicKey": key(7), "endpoint": "203.0.113.9:51820", "allowedIPs": ["192.0.2.9/32"] });
+        scene.start(declare(51820, json!([peer, { "publicKey": key(8) }])));
+        let node = scene.wait("the address", |node| node.addresses == [IpAddr::from([192, 0, 2, 7])]).await;
+        assert_eq!((node.problems, node.waiting), (vec![], vec![]));
+        let known = kernel.get("wg0").unwrap();
+        assert_eq!(node.wireguard[0].public_key, BASE64_STANDARD.encode(known.public_key.unwrap()));
+        assert_eq!((known.listen_port, known.peers.len()), (51820, 2));
+
+        scene.watch_removals();
+        let made = index(&scene, "wg0");
+        kernel.change("wg0", &WireguardChange::RemovePeer([7; 32])).unwrap();
+        kernel.change("wg0", &WireguardChange::PrivateKey(PrivateKey([64; 32]))).unwrap();
+        let repaired = || {
+            let now = kernel.get("wg0").unwrap();
+            now.private_key == known.private_key && now.peers.iter().any(|peer| peer.public_key == [7; 32])
+        };
+        scene.until("the peer and the key again", |_| repaired()).await;
+        scene.declare(declare(51821, json!([{ "publicKey": key(8) }])));
+        let changed = || kernel.get("wg0").is_ok_and(|link| (link.listen_port, link.peers.len()) == (51821, 1));
+        scene.until("another port and one peer less", |_| changed()).await;
+        assert_eq!((index(&scene, "wg0"), scene.removals()), (made, String::new()), "nothing else was disturbed");
+
+        scene.declare(links(json!([plain("eth0")])));
+        scene.until("no link", |scene| shown(scene, "wg0").is_empty()).await;
+        assert_eq!(scene.wait("no status", |node| node.wireguard.is_empty()).await.problems, [] as [&str; 0]);
+        scene.declare(declare(51820, json!([])));
+        let again = || kernel.get("wg0").is_ok_and(|link| link.private_key == known.private_key);
+        scene.until("the link with its key again", |_| again()).await;
     });
 }
 

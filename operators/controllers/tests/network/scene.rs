@@ -126,7 +126,7 @@ impl Scene {
     }
 
     fn start_undeclared(&mut self) {
-        let paths = NetworkPaths { etc: self.path("etc"), state: self.path("state") };
+        let paths = NetworkPaths { etc: self.path("etc"), state: self.path("state"), keys: self.path("keys") };
         let (controller, node) = Network::new(self.config.subscribe(), paths).unwrap();
         let controller = controller.with_hardware("veth");
         let stop = CancellationToken::new();

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use garboard_api::machine::{self, Bond, Bridge, HostEntry, LinkMatch, LinkRoute, MachineNetwork, RoutingRule, Vlan};
+use garboard_api::machine::{
+    self, Bond, Bridge, HostEntry, LinkMatch, LinkRoute, MachineNetwork, RoutingRule, Vlan, Wireguard,
+};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +54,8 @@ pub enum Kind {
     Bond(Bond),
     /// A switch.
     Bridge(Bridge),
+    /// Encrypted ways to peers.
+    Wireguard(Wireguard),
 }
 
 /// What the user declares of a link.
@@ -117,10 +121,23 @@ impl From<&MachineNetwork> for Config {
 impl LinkConfig {
     /// Of a declared link, which may be a bond's member or a bridge's port.
     fn new(link: &machine::Link, port: bool) -> Self {
-        let machine::Link { matches, name, vlan, bond, bridge, dhcp4: _, accept_ra, addresses, gateway, routes, mtu } =
-            link;
+        let machine::Link {
+            matches,
+            name,
+            vlan,
+            bond,
+            bridge,
+            wireguard,
+            dhcp4: _,
+            accept_ra,
+            addresses,
+            gateway,
+            routes,
+            mtu,
+        } = link;
         // Validation lets through only links that are either matched, by one of the three, or one kind, with a name.
-        let kind = vlan.clone().map(Kind::Vlan).or(bond.clone().map(Kind::Bond)).or(bridge.clone().map(Kind::Bridge));
+        let kind = vlan.clone().map(Kind::Vlan).or(bond.clone().map(Kind::Bond));
+        let kind = kind.or(bridge.clone().map(Kind::Bridge)).or(wireguard.clone().map(Kind::Wireguard));
         let LinkMatch { name: matched, mac, driver } = matches.clone().unwrap_or_default();
         let selector = match (kind, mac, driver) {
             (Some(kind), _, _) => Selector::Made(name.clone().unwrap_or_default(), kind),

@@ -1,4 +1,4 @@
-//! Links that are made because they are declared: VLANs, bonds and bridges.
+//! Links that are made because they are declared: VLANs, bonds, bridges and WireGuard links.
 //!
 //! Steps name links by their interface names, because a link that is to be made has no index yet. So one plan reaches from nothing to a
 //! bridge on a VLAN on a bond.
@@ -43,6 +43,8 @@ pub enum Settings {
         /// Whether it takes part in the spanning tree protocol.
         stp: bool,
     },
+    /// Encrypted ways to peers: what it knows of them is changed while it is used.
+    Wireguard,
 }
 
 /// A link that is to be.
@@ -109,6 +111,7 @@ impl<'a> Scene<'a> {
             Kind::Vlan(vlan) => std::slice::from_ref(&vlan.parent),
             Kind::Bond(bond) => &bond.members,
             Kind::Bridge(bridge) => &bridge.ports,
+            Kind::Wireguard(_) => [].as_slice(),
         };
         for part in parts {
             if let Some(kind) = self.declared.get(part.as_str()) {
@@ -131,6 +134,7 @@ impl<'a> Scene<'a> {
                 (settings, members.as_slice())
             }
             Kind::Bridge(Bridge { ports, stp }) => (Settings::Bridge { stp: *stp }, ports.as_slice()),
+            Kind::Wireguard(_) => (Settings::Wireguard, [].as_slice()),
         };
         let ports = ports.iter().filter_map(|port| self.find(port)).collect();
         if !self.links.iter().any(|link| link.name == name && !link.ours) {
@@ -205,7 +209,7 @@ fn height_up_to(link: &Link, links: &[Link], limit: usize) -> usize {
     let is_below = |other: &&Link| match &link.settings {
         Some(Settings::Vlan { parent, .. }) => other.name == *parent,
         Some(Settings::Bond { .. } | Settings::Bridge { .. }) => other.controller == Some(link.index),
-        None => false,
+        Some(Settings::Wireguard) | None => false,
     };
     let Some(limit) = limit.checked_sub(1) else { return 0 };
     links.iter().filter(is_below).map(|below| 1 + height_up_to(below, links, limit)).max().unwrap_or(0)
@@ -219,8 +223,8 @@ impl Settings {
             (Self::Bond { mode, lacp_rate, .. }, Self::Bond { mode: other_mode, lacp_rate: other_rate, .. }) => {
                 mode == other_mode && lacp_rate == other_rate
             }
-            (Self::Bridge { .. }, Self::Bridge { .. }) => true,
-            (Self::Vlan { .. } | Self::Bond { .. } | Self::Bridge { .. }, _) => false,
+            (Self::Bridge { .. }, Self::Bridge { .. }) | (Self::Wireguard, Self::Wireguard) => true,
+            (Self::Vlan { .. } | Self::Bond { .. } | Self::Bridge { .. } | Self::Wireguard, _) => false,
         }
     }
 
@@ -261,6 +265,7 @@ impl fmt::Display for Settings {
                 primary.iter().try_for_each(|primary| write!(f, ", primary {primary}"))
             }
             Self::Bridge { stp } => write!(f, "bridge {} STP", if *stp { "with" } else { "without" }),
+            Self::Wireguard => f.write_str("WireGuard"),
         }
     }
 }

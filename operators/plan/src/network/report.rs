@@ -91,7 +91,7 @@ fn unmade(name: &str, kind: &Kind, links: &[Link]) -> String {
     }
     match kind {
         Kind::Vlan(vlan) => format!("the link {name}: it is made once {} is there", vlan.parent),
-        Kind::Bond(_) | Kind::Bridge(_) => format!("the link {name}: it could not be made"),
+        Kind::Bond(_) | Kind::Bridge(_) | Kind::Wireguard(_) => format!("the link {name}: it could not be made"),
     }
 }
 

@@ -27,6 +27,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// A public key of WireGuard.
+const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE=";
 /// What a cluster may be known by.
 const PIN: &str = "sha256:7777777777777777777777777777777777777777777777777777777777777777";
 
@@ -90,6 +92,7 @@ fn pool(spec: &str) -> String {
 
 async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
     let link = |fields: &str| machine(&format!("{{network: {{links: [{{{fields}}}]}}}}"));
+    let peer = |fields: &str| link(&format!("name: wg0, wireguard: {{peers: [{{publicKey: '{KEY}', {fields}}}]}}"));
     for good in [
         machine("{}"),
         machine("{hostname: keel, network: {nameservers: ['2001:db8::53'], searchDomains: [example.org]}}"),
@@ -105,6 +108,13 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
              {name: br0, bridge: {ports: [v7], stp: true}}, {name: br1, bridge: {}}], \
              rules: [{from: 192.0.2.0/24, table: 7, priority: 9}, {to: '2001:db8::/32', fwmark: 4294967295, fwmask: 255, table: 7, priority: 9}]}}",
         ),
+        link(&format!(
+            "name: wg0, addresses: [192.0.2.1/24], routes: [{{to: 198.51.100.0/24}}], wireguard: {{listenPort: 51820, peers: [\
+             {{publicKey: '{KEY}', endpoint: '192.0.2.7:51820', allowedIPs: [192.0.2.7/32, 198.51.100.0/24, '::/0'], \
+             persistentKeepaliveSeconds: 25}}, {{publicKey: '{}', endpoint: '[2001:db8::7]:51820'}}]}}",
+            KEY.replace('A', "B"),
+        )),
+        link("name: wg1, wireguard: {}"),
         machine(&format!(
             "{{role: Worker, join: {{endpoints: [{{host: kube.example.org, port: 443}}], caPin: '{PIN}'}}}}"
         )),
@@ -116,7 +126,7 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
              kubelet: {taints: [{key: example.org/gpu, value: a, effect: NoExecute}], featureGates: {A: true}, \
                        systemReserved: {memory: 1Gi}, evictionHard: {nodefs.available: 5%}}, \
              network: {hosts: [{address: 192.0.2.9, names: [nas]}]}, \
-             registries: [{host: 'registry.example:5000', mirrors: ['http://mirror.example']}]}",
+             registries: [{host: 'registry.example:5000', mirrors: ['http://mirror.example'], credentials: {secretName: keel}}]}",
         ),
         pool("{selector: {matchLabels: {role: worker}}, template: {spec: {kubelet: {maxPods: 50}}}}"),
         pool("{selector: {matchExpressions: [{key: role, operator: Exists}]}}"),
@@ -163,6 +173,11 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         (machine("{network: {hosts: [{address: here, names: [a]}]}}"), "spec.network.hosts[0].address"),
         (machine("{registries: [{host: 'https://x'}]}"), "spec.registries[0].host"),
         (machine("{registries: [{host: x, mirrors: [mirror]}]}"), "spec.registries[0].mirrors[0]"),
+        (
+            machine("{registries: [{host: x, credentials: {secretName: A_b}}]}"),
+            "spec.registries[0].credentials.secretName",
+        ),
+        (machine("{registries: [{host: x, credentials: {}}]}"), "spec.registries[0].credentials.secretName"),
         (cluster("{machines: {hostname: keel}}"), "hostname"),
         (cluster("{machines: {role: Worker}}"), "role"),
         (machine("{role: Worker}"), "join"),
@@ -210,6 +225,17 @@ async fn the_api_server_refuses_what_local_manifests_refuse(client: &Client) {
         (
             link("match: {name: a}}, {name: b, bond: {mode: broadcast, members: [a], transmitHashPolicy: layer2}"),
             "transmitHashPolicy",
+        ),
+        (link("wireguard: {}"), "name"),
+        (link("name: wg0, wireguard: {listenPort: 0}"), "spec.network.links[0].wireguard.listenPort"),
+        (link("name: wg0, wireguard: {peers: [{publicKey: keel}]}"), "links[0].wireguard.peers[0].publicKey"),
+        (peer("endpoint: 'peer.example:51820'"), "links[0].wireguard.peers[0].endpoint"),
+        (peer("endpoint: '192.0.2.7'"), "links[0].wireguard.peers[0].endpoint"),
+        (peer("allowedIPs: [192.0.2.7]"), "links[0].wireguard.peers[0].allowedIPs[0]"),
+        (peer("persistentKeepaliveSeconds: 0"), "links[0].wireguard.peers[0].persistentKeepaliveSeconds"),
+        (
+            link(&format!("name: wg0, wireguard: {{peers: [{{publicKey: '{KEY}'}}, {{publicKey: '{KEY}'}}]}}")),
+            "links[0].wireguard.peers[1]",
         ),
         (link("match: {name: a}, routes: [{to: '::/0', table: 255}]"), "table"),
         (machine("{network: {rules: [{table: 7, priority: 9}]}}"), "fwmark"),
