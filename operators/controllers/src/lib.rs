@@ -38,6 +38,7 @@ pub mod probes;
 pub mod problems;
 pub mod release;
 pub mod removals;
+pub mod removed_machines;
 mod request;
 pub mod resolver;
 pub mod revocations;
