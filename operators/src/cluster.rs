@@ -1,9 +1,11 @@
 //! The cluster operators: what is done once for the whole cluster, by the machine that leads.
 
 use std::fs;
+use std::sync::Arc;
 
 use anyhow::Context;
 use garboard_controllers::leader::{self, Identity, Standing};
+use garboard_controllers::removed_machines::RemovedMachines;
 use garboard_controllers::{connect, csr, pools, removals};
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
@@ -26,10 +28,11 @@ pub async fn run(machine: &str, stop: CancellationToken) -> anyhow::Result<()> {
     };
     let client = connect::operators();
     let duties = async |stop: CancellationToken| {
+        let removed = Arc::new(RemovedMachines::new(client.clone()));
         tokio::join!(
-            csr::run(client.clone(), stop.clone()),
+            csr::run(client.clone(), removed.clone(), stop.clone()),
             pools::run(client.clone(), stop.clone()),
-            removals::run(client.clone(), stop),
+            removals::run(client.clone(), removed, stop),
         );
     };
     leader::lead(client.clone(), leader::OPERATORS, identity, tell, duties, stop).await;

@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -19,9 +19,10 @@ use garboard_tests::cluster::Cluster;
 use garboard_tests::fresh::Fresh;
 use garboard_tests::image::Image;
 use garboard_tests::machine::{Hardware, Kernel, Machine, Ports};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
-use serde_json::json;
+use rcgen::KeyPair;
 use tempfile::TempDir;
+
+use crate::pki::{self, Authority};
 
 /// The script, and its other name in the initrd.
 const SCRIPT: &str = include_str!("baseline-init.sh");
@@ -113,53 +114,24 @@ impl Baseline {
 
     /// The administrator's way to the API server.
     fn kubeconfig(&self, ports: Ports) -> String {
-        let pki = self.folder.path().join("tree/baseline/pki");
         let server = format!("https://127.0.0.1:{}", ports.api);
-        let config = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{
-                "name": "baseline",
-                "cluster": { "server": server, "certificate-authority": pki.join("ca.crt") },
-            }],
-            "users": [{
-                "name": "admin",
-                "user": { "client-certificate": pki.join("admin.crt"), "client-key": pki.join("admin.key") },
-            }],
-            "contexts": [{ "name": "baseline", "context": { "cluster": "baseline", "user": "admin" } }],
-            "current-context": "baseline",
-        });
-        config.to_string()
+        pki::kubeconfig(&server, &self.folder.path().join("tree/baseline/pki"), "admin")
     }
 }
 
 /// An authority, the API server's certificate, the administrator's, and the key of service accounts' tokens.
 fn make_pki(folder: &Path) -> Result<()> {
-    let pem = |name: &str, text: &str| write(&folder.join(name), text);
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "baseline");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate()?;
-    pem("ca.crt", &params.self_signed(&key)?.pem())?;
-    let authority = Issuer::new(params, key);
-
-    let leaf = |name: &str, usage: ExtendedKeyUsagePurpose, mut params: CertificateParams| -> Result<()> {
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages.push(usage);
-        let key = KeyPair::generate()?;
-        pem(&format!("{name}.crt"), &params.signed_by(&key, &authority)?.pem())?;
-        pem(&format!("{name}.key"), &key.serialize_pem())
-    };
-    let mut server = CertificateParams::default();
-    server.subject_alt_names.extend(ADDRESSES.map(|address| SanType::IpAddress(IpAddr::V4(address))));
-    leaf("server", ExtendedKeyUsagePurpose::ServerAuth, server)?;
-    let mut admin = CertificateParams::default();
-    admin.distinguished_name.push(DnType::OrganizationName, "system:masters");
-    leaf("admin", ExtendedKeyUsagePurpose::ClientAuth, admin)?;
-
+    let authority = Authority::new("baseline")?;
+    write(&folder.join("ca.crt"), &authority.certificate)?;
+    for (name, leaf) in
+        [("server", authority.server(ADDRESSES)?), ("admin", authority.client("admin", pki::ADMINISTRATORS)?)]
+    {
+        write(&folder.join(format!("{name}.crt")), &leaf.certificate)?;
+        write(&folder.join(format!("{name}.key")), &leaf.key)?;
+    }
     let accounts = KeyPair::generate()?;
-    pem("service-account.key", &accounts.serialize_pem())?;
-    pem("service-account.pub", &accounts.public_key_pem())
+    write(&folder.join("service-account.key"), &accounts.serialize_pem())?;
+    write(&folder.join("service-account.pub"), &accounts.public_key_pem())
 }
 
 /// Copies a section of the image's UKI to a file.

@@ -3,6 +3,8 @@
 mod baseline;
 mod boot;
 mod cni;
+mod operators;
+mod pki;
 mod report;
 mod running;
 
@@ -24,6 +26,10 @@ medians, and compare only figures of one call: hosts differ, and so does one hos
   idle      processor time of the machine at rest
   pods      from creating a pod to its being Ready: one, and ten at once
   cni       attaching a pod to the network, on this host: the reference plugins beside it in the same call (needs root)
+  operators the cluster operators with 1000 simulated machines beside 100, on this host: the image's own program with a real
+            API server and etcd (needs root): how long it takes, processor time, memory, requests, what is written; at the
+            start, at rest, while one of fifty machines changes in each second, in a rollout of new templates beside that, and
+            when a tenth is removed at once
   sizes     of the image's files
 
   -o json   for programs
@@ -47,24 +53,26 @@ fn main() -> Result<()> {
                 Some(Ok(number @ 1..=100)) => runs = number,
                 other => bail!("--runs {other:?}: 1 to 100"),
             },
-            "boot" | "cni" | "memory" | "idle" | "pods" | "sizes" => wanted.push(argument),
+            "boot" | "cni" | "memory" | "idle" | "operators" | "pods" | "sizes" => wanted.push(argument),
             other => bail!("{other:?} is no figure\n\n{USAGE}"),
         }
     }
-    let image = Image::latest()?;
     let wants = |figure: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == figure);
     let mut report = Report::default();
     if wants("sizes") {
-        boot::sizes(&image, &mut report)?;
+        boot::sizes(&Image::latest()?, &mut report)?;
     }
     if wants("cni") {
         cni::add(&mut report)?;
     }
+    if wants("operators") {
+        operators::measure(&mut report)?;
+    }
     if wants("boot") {
-        boot::times(&image, runs, &mut report)?;
+        boot::times(&Image::latest()?, runs, &mut report)?;
     }
     if wants("memory") || wants("idle") || wants("pods") {
-        let machine = running::Running::start(&image)?;
+        let machine = running::Running::start(&Image::latest()?)?;
         if wants("memory") {
             machine.memory(&mut report)?;
         }

@@ -113,6 +113,12 @@ impl MachinePool {
 
     /// Whether it picks a machine with these labels; a selector that is not valid picks none.
     pub fn picks(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.selector().is_ok_and(|selector| selector.matches(labels))
+        self.picker()(labels)
+    }
+
+    /// [`Self::picks`] for many machines: the selector is read once.
+    pub fn picker(&self) -> impl Fn(&BTreeMap<String, String>) -> bool + use<> {
+        let selector = self.selector().ok();
+        move |labels| selector.as_ref().is_some_and(|selector| selector.matches(labels))
     }
 }

@@ -18,13 +18,14 @@ use k8s_openapi::api::certificates::v1::{
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::api::PostParams;
-use kube::runtime::controller::{Action, Controller};
+use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::duty;
+use crate::removed_machines::RemovedMachines;
 
 /// How soon a request is looked at again that lacks what is on its way.
 const RETRY_SOON: Duration = Duration::from_secs(2);
@@ -86,12 +87,18 @@ pub enum CsrError {
     },
 }
 
-/// Decides on requests until `stop`.
-pub async fn run(client: Client, stop: CancellationToken) {
+struct Context {
+    client: Client,
+    removed: Arc<RemovedMachines>,
+}
+
+/// Decides on requests until `stop`; machines that are let in again are taken out of `removed`.
+pub async fn run(client: Client, removed: Arc<RemovedMachines>, stop: CancellationToken) {
     let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
     Controller::new(requests, watcher::Config::default())
+        .with_config(controller::Config::default().concurrency(duty::AT_ONCE))
         .graceful_shutdown_on(async move { stop.cancelled().await })
-        .run(reconcile, |_, error, _| retry(error), Arc::new(client))
+        .run(reconcile, |_, error, _| retry(error), Arc::new(Context { client, removed }))
         .for_each(async |result| duty::tell(result, "a certificate request was not decided"))
         .await;
 }
@@ -100,10 +107,10 @@ fn retry(_error: &CsrError) -> Action {
     Action::requeue(ERROR_RETRY)
 }
 
-async fn reconcile(request: Arc<CertificateSigningRequest>, client: Arc<Client>) -> Result<Action, CsrError> {
+async fn reconcile(request: Arc<CertificateSigningRequest>, context: Arc<Context>) -> Result<Action, CsrError> {
     match request.spec.signer_name.as_str() {
-        csr::SIGNER => serving(&request, &client).await,
-        join::SIGNER => machines::decide(&request, &client).await,
+        csr::SIGNER => serving(&request, &context.client).await,
+        join::SIGNER => machines::decide(&request, &context).await,
         _ => Ok(Action::await_change()),
     }
 }

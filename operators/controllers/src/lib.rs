@@ -39,6 +39,7 @@ pub mod problems;
 pub mod registries;
 pub mod release;
 pub mod removals;
+pub mod removed_machines;
 mod request;
 pub mod resolver;
 pub mod revocations;

@@ -8,14 +8,13 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 use garboard_api::{Machine, MachinePool};
 use garboard_plan::{pool as plan, removal};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::controller::{self, Action, Controller};
+use kube::runtime::controller::Action;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{self, Store};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -25,10 +24,8 @@ use crate::{duty, events};
 
 /// The name under which the operators own statuses of pools.
 const FIELD_MANAGER: &str = "garboard-operators";
-/// Changes of machines and nodes within this time are counted together.
-const DEBOUNCE: Duration = Duration::from_millis(500);
-/// How soon a failed look is tried again.
-const ERROR_RETRY: Duration = Duration::from_secs(5);
+/// What changes within this time of pools, machines and nodes is counted together.
+const GATHER: Duration = Duration::from_millis(500);
 
 struct Context {
     client: Client,
@@ -39,46 +36,39 @@ struct Context {
 
 /// Keeps the statuses of pools, by which their machines go, until `stop`.
 pub async fn run(client: Client, stop: CancellationToken) {
-    let (machines, writer) = reflector::store();
-    let watch =
-        watcher(Api::<Machine>::all(client.clone()), watcher::Config::default()).reflect(writer).touched_objects();
-    let machine_changes = garboard_api_client::uninterrupted("machine", watch).map(drop);
-    let (nodes, writer) = reflector::store();
-    let watch = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
-        .modify(strip)
-        .reflect(writer)
-        .touched_objects();
-    let node_changes = garboard_api_client::uninterrupted("node", watch).map(drop);
+    let (pools, pool_changes) = duty::all::<MachinePool>(&client, "machinepool", |_| ());
+    let (machines, machine_changes) = duty::all(&client, "machine", plan::strip);
+    let (nodes, node_changes) = duty::all(&client, "node", strip);
+    let changes = stream::select(pool_changes, stream::select(machine_changes, node_changes));
+    let known = pools.clone();
+    let due = duty::gathered(changes, GATHER)
+        .flat_map(move |()| stream::iter(known.state()))
+        .map(|pool| ObjectRef::from_obj(pool.as_ref()));
     let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: None };
     let recorder = Recorder::new(client.clone(), reporter);
-    let context = Arc::new(Context { client: client.clone(), recorder, machines, nodes });
-    Controller::new(Api::<MachinePool>::all(client), watcher::Config::default())
-        .with_config(controller::Config::default().debounce(DEBOUNCE))
-        .reconcile_all_on(stream::select(machine_changes, node_changes))
-        .graceful_shutdown_on(async move { stop.cancelled().await })
-        .run(reconcile, |_, _, _| Action::requeue(ERROR_RETRY), context)
-        .for_each(async |result| duty::tell(result, "the status of a pool is not kept"))
-        .await;
+    let context = Arc::new(Context { client, recorder, machines, nodes });
+    duty::run(pools, due, context, reconcile, "the status of a pool is not kept", stop).await;
 }
 
-/// Takes from a node what nobody here looks at, which is most of it.
+/// Leaves of a node whether it is Ready.
 fn strip(node: &mut Node) {
-    node.spec = None;
-    node.metadata.managed_fields = None;
-    node.metadata.annotations = None;
-    if let Some(status) = &mut node.status {
-        status.images = None;
-    }
+    let Node { metadata, spec: _, status } = std::mem::take(node);
+    node.metadata.name = metadata.name;
+    let conditions = status.and_then(|status| status.conditions).unwrap_or_default().into_iter();
+    let ready = conditions
+        .filter(|condition| condition.type_ == "Ready")
+        .map(|NodeCondition { type_, status, .. }| NodeCondition { type_, status, ..NodeCondition::default() });
+    node.status = Some(NodeStatus { conditions: Some(ready.collect()), ..NodeStatus::default() });
 }
 
 async fn reconcile(pool: Arc<MachinePool>, context: Arc<Context>) -> Result<Action, kube::Error> {
-    // The lists come while this waits: nothing is decided before. It fails only when the controller ends.
+    // The lists come while this waits: nothing is decided before. It fails only when the duty ends.
     if context.machines.wait_until_ready().await.is_err() || context.nodes.wait_until_ready().await.is_err() {
         return Ok(Action::await_change());
     }
-    let machines = context.machines.state();
-    let ready_nodes: BTreeSet<String> =
-        context.nodes.state().iter().filter(|node| removal::node(node).ready).map(|node| node.name_any()).collect();
+    let (machines, nodes) = (context.machines.state(), context.nodes.state());
+    let ready = nodes.iter().filter(|node| removal::node(node).ready);
+    let ready_nodes: BTreeSet<&str> = ready.filter_map(|node| node.metadata.name.as_deref()).collect();
     let status = plan::status(&pool, machines.iter().map(Arc::as_ref), &ready_nodes, &Time(Timestamp::now()));
     if pool.status.as_ref() == Some(&status) {
         return Ok(Action::await_change());
@@ -104,4 +94,29 @@ async fn reconcile(pool: Arc<MachinePool>, context: Arc<Context>) -> Result<Acti
         events::record(&context.recorder, &pool.object_ref(&()), &notable).await;
     }
     Ok(Action::await_change())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kubelet_repeats_is_no_change_of_a_node() {
+        let node = |heartbeat: &str, ready: &str| {
+            let mut node = serde_json::from_value(json!({
+                "metadata": { "name": "a", "resourceVersion": heartbeat },
+                "status": { "conditions": [
+                    { "type": "Ready", "status": ready, "lastHeartbeatTime": heartbeat },
+                    { "type": "DiskPressure", "status": "False", "lastHeartbeatTime": heartbeat },
+                ] },
+            }))
+            .unwrap();
+            strip(&mut node);
+            node
+        };
+        let [first, later] = ["2026-01-01T00:00:00Z", "2026-01-01T00:05:00Z"];
+        assert_eq!(node(first, "True"), node(later, "True"));
+        assert_ne!(node(first, "True"), node(later, "False"));
+        assert!(removal::node(&node(first, "True")).ready);
+    }
 }

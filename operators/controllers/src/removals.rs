@@ -3,71 +3,116 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::StreamExt as _;
-use garboard_api::machine::MachineRole;
+use futures::{StreamExt as _, stream};
+use garboard_api::machine::{MachineRole, MachineSpec, MachineStatus};
 use garboard_api::{EtcdMember, Machine, REMOVAL_FINALIZER, condition};
 use garboard_plan::removal::{self as plan, Observed, Step};
-use garboard_plan::revocation;
 use garboard_runtime::status::{self, there};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams};
-use kube::runtime::controller::{Action, Controller};
-use kube::runtime::watcher;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::{duty, revocations};
+use crate::duty;
+use crate::removed_machines::{Change, RemovedMachines};
 
 /// The name under which the operators own parts of Machines.
 const FIELD_MANAGER: &str = "garboard-operators";
 /// How soon a machine that leaves is looked at again: its pods end by and by.
 const LOOK: Duration = Duration::from_secs(3);
-/// How soon a failed look is tried again.
-const ERROR_RETRY: Duration = Duration::from_secs(5);
+/// Changes of members of etcd within this time are looked at together.
+const GATHER: Duration = Duration::from_millis(500);
 
-/// Sees to machines that leave until `stop`.
-pub async fn run(client: Client, stop: CancellationToken) {
-    Controller::new(Api::<Machine>::all(client.clone()), watcher::Config::default())
-        .graceful_shutdown_on(async move { stop.cancelled().await })
-        .run(reconcile, |_, _, _| Action::requeue(ERROR_RETRY), Arc::new(client))
-        .for_each(async |result| duty::tell(result, "a machine does not get away"))
-        .await;
+struct Context {
+    client: Client,
+    members: Store<EtcdMember>,
+    removed: Arc<RemovedMachines>,
 }
 
-async fn reconcile(machine: Arc<Machine>, client: Arc<Client>) -> Result<Action, kube::Error> {
-    let observed = observe(&machine, &client).await?;
+/// Sees to machines that leave until `stop`; those that have left are recorded in `removed`.
+pub async fn run(client: Client, removed: Arc<RemovedMachines>, stop: CancellationToken) {
+    let (machines, writer) = reflector::store();
+    let watch = watcher(Api::<Machine>::all(client.clone()), watcher::Config::default().streaming_lists());
+    let changed = watch.modify(strip).reflect(writer).applied_objects();
+    let changed = garboard_api_client::uninterrupted("machine", changed).map(|machine| ObjectRef::from_obj(&machine));
+    let (members, member_changes) = duty::all::<EtcdMember>(&client, "etcdmember", |_| ());
+    let known = machines.clone();
+    // Whether one of the control plane may leave depends on the others.
+    let concerned = duty::gathered(member_changes, GATHER).flat_map(move |()| stream::iter(control_plane(&known)));
+    let due = stream::select(changed, concerned);
+    let context = Arc::new(Context { client, members, removed });
+    duty::run(machines, due, context, reconcile, "a machine does not get away", stop).await;
+}
+
+/// Leaves of a Machine what is looked at here: there may be a thousand.
+fn strip(machine: &mut Machine) {
+    let MachineSpec { role, join, .. } = std::mem::take(&mut machine.spec);
+    machine.spec = MachineSpec { role, join, ..MachineSpec::default() };
+    machine.metadata.managed_fields = None;
+    machine.status = machine.status.take().map(|MachineStatus { mut conditions, .. }| {
+        conditions.retain(|condition| condition.type_ == condition::DRAINED);
+        MachineStatus { conditions, ..MachineStatus::default() }
+    });
+}
+
+fn control_plane(machines: &Store<Machine>) -> Vec<ObjectRef<Machine>> {
+    let machines = machines.state();
+    let found = machines.iter().filter(|machine| machine.role() == MachineRole::ControlPlane);
+    found.map(|machine| ObjectRef::from_obj(machine.as_ref())).collect()
+}
+
+async fn reconcile(machine: Arc<Machine>, context: Arc<Context>) -> Result<Action, kube::Error> {
+    let Some(observed) = observe(&machine, &context).await? else { return Ok(Action::await_change()) };
     let plan = plan::plan(&observed);
     for step in &plan.steps {
-        apply(step, &machine, &client).await?;
+        apply(step, &machine, &context).await?;
     }
     if let Some(condition) = plan.condition {
-        tell(condition, &machine, &client).await?;
+        tell(condition, &machine, &context.client).await?;
         return Ok(Action::requeue(LOOK));
     }
     Ok(Action::await_change())
 }
 
-async fn observe(machine: &Machine, client: &Client) -> Result<Observed, kube::Error> {
+/// What is seen of a machine; nothing when the duty ends before there is anything to see.
+async fn observe(
+    machine: &Machine,
+    Context { client, members, .. }: &Context,
+) -> Result<Option<Observed>, kube::Error> {
     let name = machine.node_name();
-    let mut members = Vec::new();
-    if machine.role() == MachineRole::ControlPlane {
-        members = Api::<EtcdMember>::all(client.clone()).list(&ListParams::default()).await?.items;
-    }
+    let deleted = machine.metadata.deletion_timestamp.as_ref().map(since);
+    let members = match (machine.role(), deleted) {
+        (MachineRole::Worker, _) => Vec::new(),
+        (MachineRole::ControlPlane, None) => {
+            if members.wait_until_ready().await.is_err() {
+                return Ok(None);
+            }
+            members.state()
+        }
+        // Whether others stay is asked when it counts: what is told comes late.
+        (MachineRole::ControlPlane, Some(_)) => {
+            let members = Api::<EtcdMember>::all(client.clone()).list(&ListParams::default()).await?;
+            members.items.into_iter().map(Arc::new).collect()
+        }
+    };
     let mut observed = Observed {
         joins: machine.joins(),
-        member: members.iter().find(|member| member.name_any() == name).map(plan::member),
+        member: members.iter().find(|member| member.name_any() == name).map(|member| plan::member(member)),
         others: members.iter().any(|member| member.name_any() != name && plan::stays(member)),
         kept: machine.finalizers().iter().any(|finalizer| finalizer == REMOVAL_FINALIZER),
-        deleted: machine.metadata.deletion_timestamp.as_ref().map(since),
+        deleted,
         forced: machine.annotations().get(plan::FORCE).is_some_and(|value| value == "true"),
         ..Observed::default()
     };
     if observed.deleted.is_none() {
-        return Ok(observed);
+        return Ok(Some(observed));
     }
     observed.node = Api::<Node>::all(client.clone()).get_opt(name).await?.map(|node| plan::node(&node));
     if observed.node.is_some() {
@@ -75,7 +120,7 @@ async fn observe(machine: &Machine, client: &Client) -> Result<Observed, kube::E
         let pods = Api::<Pod>::all(client.clone()).list(&there).await?;
         observed.pods = pods.iter().filter_map(plan::resident).collect();
     }
-    Ok(observed)
+    Ok(Some(observed))
 }
 
 fn since(time: &Time) -> Duration {
@@ -83,7 +128,7 @@ fn since(time: &Time) -> Duration {
     now.saturating_sub(Duration::from_secs(u64::try_from(time.0.as_second()).unwrap_or_default()))
 }
 
-async fn apply(step: &Step, machine: &Machine, client: &Client) -> Result<(), kube::Error> {
+async fn apply(step: &Step, machine: &Machine, Context { client, removed, .. }: &Context) -> Result<(), kube::Error> {
     let name = machine.node_name();
     let nodes = || Api::<Node>::all(client.clone());
     match step {
@@ -115,7 +160,7 @@ async fn apply(step: &Step, machine: &Machine, client: &Client) -> Result<(), ku
             there(members.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await).map(drop)
         }
         Step::Revoke => {
-            revocations::record(client, |removed, now| revocation::with(removed, name, now)).await?;
+            removed.record(name, Change::Removed).await?;
             info!(machine = name, "its certificates count no longer");
             Ok(())
         }

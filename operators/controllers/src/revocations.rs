@@ -1,5 +1,5 @@
-//! Machines that were removed: the operators record them in the status of the Cluster, and the agent of each control-plane machine keeps
-//! its API server's authorizers by it, from the ledger while there is no API server to ask.
+//! Machines that were removed: the operators [record](crate::removed_machines) them in the status of the Cluster, and the agent of each
+//! control-plane machine keeps its API server's authorizers by it, from the ledger while there is no API server to ask.
 
 use std::path::Path;
 use std::pin::pin;
@@ -14,11 +14,9 @@ use garboard_catalog::users;
 use garboard_plan::revocation as plan;
 use garboard_runtime::applier::chain;
 use garboard_runtime::ledger::Ledger;
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher;
 use kube::{Api, Client};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -29,33 +27,6 @@ use crate::served::first;
 
 /// Name of the ledger's file.
 const FILE: &str = "removed-machines";
-
-/// Changes the record of removed machines; fails when somebody else changes the Cluster at the same moment.
-///
-/// # Errors
-/// The API server's answer.
-pub async fn record(
-    client: &Client,
-    change: impl Fn(&[RemovedMachine], Timestamp) -> Vec<RemovedMachine>,
-) -> Result<(), kube::Error> {
-    let clusters = Api::<Cluster>::all(client.clone());
-    let now = Timestamp::now();
-    let found = match clusters.get(cluster::NAME).await {
-        // Where nothing is recorded, nothing is to be taken back.
-        Err(kube::Error::Api(status)) if status.code == 404 && change(&[], now).is_empty() => return Ok(()),
-        found => found?,
-    };
-    let before = found.status.unwrap_or_default().removed_machines;
-    let after = change(&before, now);
-    if after == before {
-        return Ok(());
-    }
-    let patch = json!({
-        "metadata": { "resourceVersion": found.metadata.resource_version },
-        "status": { "removedMachines": after },
-    });
-    clusters.patch_status(cluster::NAME, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
-}
 
 /// The task that keeps the authorizers.
 pub struct Revocations {

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use garboard_api::condition::{self, Observation};
 use garboard_api::field_error::{self, FieldError};
+use garboard_api::machine::{MachineStatus, TrialStatus};
 use garboard_api::machine_pool::{MachinePoolStatus, RolloutFailure, RolloutStatus};
 use garboard_api::{About, Machine, MachinePool, validate};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
 
 use crate::events::Notable;
 use crate::rollout::{self, Member, Plan};
@@ -36,15 +38,37 @@ fn is_named(pool: &MachinePool, machine: &str) -> bool {
     })
 }
 
+/// Leaves of a machine what [`status`] looks at: nothing else is to be kept of many machines, or to count as their change.
+pub fn strip(machine: &mut Machine) {
+    let Machine { metadata, spec: _, status } = std::mem::take(machine);
+    let ObjectMeta { name, labels, deletion_timestamp, .. } = metadata;
+    machine.metadata = ObjectMeta { name, labels, deletion_timestamp, ..ObjectMeta::default() };
+    machine.status = status.map(|MachineStatus { fingerprint, pool, trial, conditions, .. }| {
+        let ready = conditions.into_iter().filter(|condition| condition.type_ == condition::READY);
+        let says = |Condition { type_, status, .. }| Condition {
+            type_,
+            status,
+            reason: String::new(),
+            message: String::new(),
+            observed_generation: None,
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+        };
+        let trial =
+            trial.map(|trial| TrialStatus { since: None, until: None, required: Vec::new(), log: Vec::new(), ..trial });
+        MachineStatus { fingerprint, pool, trial, conditions: ready.map(says).collect(), ..MachineStatus::default() }
+    });
+}
+
 /// The status of a pool, given all machines and the names of the nodes that are Ready.
 pub fn status<'a>(
     pool: &MachinePool,
     machines: impl IntoIterator<Item = &'a Machine>,
-    ready_nodes: &BTreeSet<String>,
+    ready_nodes: &BTreeSet<&str>,
     now: &Time,
 ) -> MachinePoolStatus {
+    let picks = pool.picker();
     let belongs = |machine: &&Machine| {
-        machine.metadata.deletion_timestamp.is_none() && pool.picks(machine.metadata.labels.as_ref().unwrap_or(&NONE))
+        machine.metadata.deletion_timestamp.is_none() && picks(machine.metadata.labels.as_ref().unwrap_or(&NONE))
     };
     let mut members: Vec<_> = machines
         .into_iter()

@@ -63,10 +63,18 @@ fn now() -> Time {
     Time(Timestamp::UNIX_EPOCH)
 }
 
-/// The status of a pool whose machines' nodes are all Ready.
+/// The status of a pool whose machines' nodes are all Ready. It is the same with what is left of the machines.
 fn observe(pool: &MachinePool, machines: &[Machine]) -> MachinePoolStatus {
-    let nodes = machines.iter().map(|machine| machine.node_name().to_owned()).collect();
-    status(pool, machines, &nodes, &now())
+    let nodes = machines.iter().map(Machine::node_name).collect();
+    let observed = status(pool, machines, &nodes, &now());
+    assert_eq!(status(pool, &machines.iter().map(stripped).collect::<Vec<_>>(), &nodes, &now()), observed);
+    observed
+}
+
+fn stripped(machine: &Machine) -> Machine {
+    let mut machine = machine.clone();
+    strip(&mut machine);
+    machine
 }
 
 fn ready(status: &MachinePoolStatus) -> (&str, &str, &str) {
@@ -91,12 +99,56 @@ fn machines_are_counted_by_whether_they_follow_and_serve() {
     let mut leaving = machine("e", 2, true);
     leaving.metadata.deletion_timestamp = Some(now());
     let machines = [machine("a", 3, true), machine("b", 2, true), machine("c", 3, false), other, leaving];
-    let nodes = ["a", "b", "c"].map(str::to_owned).into();
-    let counted = status(&pool(), &machines, &nodes, &now());
+    let counted = status(&pool(), &machines, &["a", "b", "c"].into(), &now());
     assert_eq!((counted.machines, counted.updated_machines, counted.ready_machines), (3, 2, 2));
     // A machine that is gone does not say so: its node does.
-    let counted = status(&pool(), &machines, &["b".to_owned()].into(), &now());
+    let counted = status(&pool(), &machines, &["b"].into(), &now());
     assert_eq!(counted.ready_machines, 1);
+}
+
+#[test]
+fn what_no_rollout_looks_at_is_no_change_of_a_machine() {
+    let before = on_trial(machine("a", 3, true), 3, TrialState::Proved);
+    let change = |change: &dyn Fn(&mut Machine)| {
+        let mut machine = before.clone();
+        change(&mut machine);
+        stripped(&machine) != stripped(&before)
+    };
+    let status = |machine: &mut Machine| machine.status.clone().unwrap();
+    let cases: [(&str, &dyn Fn(&mut Machine), bool); 6] = [
+        ("its version", &|machine| machine.metadata.resource_version = Some("2".into()), false),
+        (
+            "when it was Ready",
+            &|machine| {
+                let mut status = status(machine);
+                status.conditions[0].message = "another".into();
+                machine.status = Some(status);
+            },
+            false,
+        ),
+        (
+            "its services",
+            &|machine| {
+                let services = vec![garboard_api::machine::ServiceSummary::default()];
+                machine.status = Some(MachineStatus { services, ..status(machine) });
+            },
+            false,
+        ),
+        ("its labels", &|machine| machine.metadata.labels = None, true),
+        (
+            "whether it is Ready",
+            &|machine| {
+                let mut status = status(machine);
+                status.conditions[0].status = condition::FALSE.into();
+                machine.status = Some(status);
+            },
+            true,
+        ),
+        ("its removal", &|machine| machine.metadata.deletion_timestamp = Some(now()), true),
+    ];
+    for (what, with, counts) in cases {
+        assert_eq!(change(with), counts, "{what}");
+    }
 }
 
 #[test]
@@ -219,7 +271,7 @@ fn those_that_do_not_serve_come_first_and_wait_for_each_other() {
     }
     // Of a machine that may be gone only its node tells.
     next.spec.rollout.max_unavailable = garboard_api::MaxUnavailable::Machines(1);
-    let gone = status(&next, &[a, c], &["c".to_owned()].into(), &now());
+    let gone = status(&next, &[a, c], &["c"].into(), &now());
     assert_eq!(named(&gone), ["c"]);
 }
 

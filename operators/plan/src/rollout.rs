@@ -142,13 +142,13 @@ pub fn plan<'a>(pool: &MachinePool, members: &[Member<'a>], held: bool) -> Plan<
         (Some(former), None) => Span { pool: name, first: former.generation, last: last - 1 },
         _ => span,
     };
-    let named = |member: &Member<'_>| {
-        former.is_some_and(|former| former.machines.iter().any(|machine| machine == member.name()))
-            && !member.is_settled(former_span)
-    };
+    let former_names: BTreeSet<&str> =
+        former.into_iter().flat_map(|former| &former.machines).map(String::as_str).collect();
+    let named = |member: &Member<'_>| former_names.contains(member.name()) && !member.is_settled(former_span);
 
     let failures = failures(same, members, span);
-    let failed = |member: &Member<'_>| failures.iter().any(|failure| failure.machine == member.name());
+    let failed_names: BTreeSet<&str> = failures.iter().map(|failure| failure.machine.as_str()).collect();
+    let failed = |member: &Member<'_>| failed_names.contains(member.name());
     let stopped = is_stopped(&pool.spec.rollout, &failures);
     let tries = |member: &Member<'_>| named(member) || member.is_on_trial();
     let is_away = |member: &Member<'_>| tries(member) || member.status.is_some() && !member.is_ready();

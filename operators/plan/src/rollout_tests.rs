@@ -152,7 +152,7 @@ impl World {
 
     /// Writes what the duty would, and says which machines are named that were not before.
     fn duty(&mut self) -> Vec<String> {
-        let nodes = self.agents.iter().map(Agent::name).collect();
+        let nodes = self.agents.iter().map(|agent| agent.machine.node_name()).collect();
         let machines = self.agents.iter().map(|agent| &agent.machine);
         let next = status(&self.pool, machines, &nodes, &Time(Timestamp::UNIX_EPOCH));
         let before = self.named();

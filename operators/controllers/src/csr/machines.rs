@@ -2,7 +2,6 @@
 
 use garboard_api::Machine;
 use garboard_plan::join::{self, Denial, Requester, Rival};
-use garboard_plan::revocation;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, ListParams};
@@ -10,12 +9,15 @@ use kube::runtime::controller::Action;
 use kube::{Api, Client, ResourceExt as _};
 use tracing::info;
 
-use crate::revocations;
+use crate::removed_machines::Change;
 
-use super::{Approval, CsrError, PATIENCE, RETRY_SOON, age, claim, der, has_condition, is_decided, record};
+use super::{Approval, Context, CsrError, PATIENCE, RETRY_SOON, age, claim, der, has_condition, is_decided, record};
 
 /// Decides on a request if it is a machine's, and takes away the token that has let its machine in.
-pub(super) async fn decide(request: &CertificateSigningRequest, client: &Client) -> Result<Action, CsrError> {
+pub(super) async fn decide(
+    request: &CertificateSigningRequest,
+    Context { client, removed }: &Context,
+) -> Result<Action, CsrError> {
     let der = der(request);
     let claim = claim(request, &der);
     let Some(requester) = Requester::of(&claim) else { return Ok(Action::await_change()) };
@@ -34,8 +36,8 @@ pub(super) async fn decide(request: &CertificateSigningRequest, client: &Client)
         let approved = decision.is_ok();
         if let (true, Requester::Joiner { machine, .. }) = (approved, requester) {
             // One of this name was removed before: it is let in again.
-            let readmitted = revocations::record(client, |removed, now| revocation::without(removed, machine, now));
-            readmitted.await.map_err(|source| CsrError::Readmit { machine: machine.to_owned(), source })?;
+            let readmitted = removed.record(machine, Change::Readmitted).await;
+            readmitted.map_err(|source| CsrError::Readmit { machine: machine.to_owned(), source })?;
         }
         record(client, request, decision.map(|()| approval)).await?;
         if !approved {

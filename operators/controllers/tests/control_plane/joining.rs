@@ -19,9 +19,9 @@ use garboard_controllers::join::{Join, issue_token};
 use garboard_controllers::pki::PkiStore;
 use garboard_controllers::problems::Problems;
 use garboard_controllers::registries::{Registries, RegistryPaths};
+use garboard_controllers::removed_machines::{Change, RemovedMachines};
 use garboard_controllers::{addons, csr, revocations};
 use garboard_plan::pki::{Authority, of_worker};
-use garboard_plan::revocation;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
@@ -95,7 +95,9 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     assert!(addons::keep_worker_roles(client).await.unwrap() > 0);
     assert_eq!(addons::keep_worker_roles(client).await.unwrap(), 0, "nothing differs after the first time");
     let stop = CancellationToken::new();
-    let duty = tokio::spawn(csr::run(world.client(Leaf::Operators), stop.clone()));
+    let operators = world.client(Leaf::Operators);
+    let removed = Arc::new(RemovedMachines::new(operators.clone()));
+    let duty = tokio::spawn(csr::run(operators, removed, stop.clone()));
 
     let pin = pin_of(&world.pki);
     let token = async |machine: &str| token(world, machine, Worker).await;
@@ -338,11 +340,11 @@ async fn it_may_do_nothing_once_it_is_removed(world: &World, worker: &Joiner, ad
     .unwrap();
     let clusters = Api::<Cluster>::all(administrator.clone());
     let made = clusters.create(&PostParams::default(), &cluster).await;
-    let operators = world.client(Leaf::Operators);
-    revocations::record(&operators, |removed, now| revocation::with(removed, "node-2", now)).await.unwrap();
+    let record = RemovedMachines::new(world.client(Leaf::Operators));
+    record.record("node-2", Change::Removed).await.unwrap();
     let recorded = clusters.get("cluster").await.unwrap().status.unwrap().removed_machines;
     assert_eq!(recorded.iter().map(|one| one.machine.as_str()).collect::<Vec<_>>(), ["node-2"]);
-    revocations::record(&operators, |removed, now| revocation::without(removed, "node-2", now)).await.unwrap();
+    record.record("node-2", Change::Readmitted).await.unwrap();
     assert_eq!(clusters.get("cluster").await.unwrap().status.unwrap().removed_machines, []);
     if made.is_ok() {
         clusters.delete("cluster", &Default::default()).await.unwrap();
