@@ -274,7 +274,7 @@ impl Fleet {
     /// Makes a machine: what is declared of it, and what its agent and its kubelet say first.
     async fn join(&self, number: usize) -> Result<()> {
         let name = machine_name(number);
-        let pool = pool_name(if number % 2 == 0 { 0 } else { 1 + number / 2 % SMALL_POOLS });
+        let pool = pool_name(if number.is_multiple_of(2) { 0 } else { 1 + number / 2 % SMALL_POOLS });
         let spec = json!({
             "role": "Worker",
             "join": { "endpoints": [{ "host": "192.0.2.1" }], "caPin": format!("sha256:{}", "0".repeat(64)) },
