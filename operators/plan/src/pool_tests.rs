@@ -106,16 +106,19 @@ fn machines_are_counted_by_whether_they_follow_and_serve() {
     assert_eq!(counted.ready_machines, 1);
 }
 
+/// What somebody does to a machine.
+type Edit<'a> = &'a dyn Fn(&mut Machine);
+
 #[test]
 fn what_no_rollout_looks_at_is_no_change_of_a_machine() {
     let before = on_trial(machine("a", 3, true), 3, TrialState::Proved);
-    let change = |change: &dyn Fn(&mut Machine)| {
+    let change = |change: Edit| {
         let mut machine = before.clone();
         change(&mut machine);
         stripped(&machine) != stripped(&before)
     };
     let status = |machine: &mut Machine| machine.status.clone().unwrap();
-    let cases: [(&str, &dyn Fn(&mut Machine), bool); 6] = [
+    let cases: [(&str, Edit, bool); 6] = [
         ("its version", &|machine| machine.metadata.resource_version = Some("2".into()), false),
         (
             "when it was Ready",
