@@ -314,7 +314,7 @@ pub enum Reached {
 pub struct Probe {
     /// How it is asked.
     pub action: ProbeAction,
-    /// Time from one answer to the next question.
+    /// Time from one question to the next, which waits for the answer.
     #[serde(default = "default_period_ms")]
     pub period_ms: u64,
     /// Time after which no answer is a failure.

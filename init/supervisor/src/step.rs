@@ -202,8 +202,7 @@ impl Step<'_> {
             };
             match schedule.next {
                 Some(Next::Ask(at)) if at <= now => {
-                    let timeout = probe(self.spec, kind).map_or(0, |probe| probe.timeout_ms);
-                    schedule.next = Some(Next::GiveUp(now + Duration::from_millis(timeout) + PROBE_SLACK));
+                    schedule.next = Some(Next::GiveUp(now + probe(self.spec, kind).map_or(Duration::ZERO, patience)));
                     self.actions.push(Action::Probe { run: self.service.history.run, kind });
                 }
                 Some(Next::GiveUp(at)) if at <= now => {
@@ -344,8 +343,9 @@ impl Step<'_> {
         let failed = schedule.failures >= probe.failure_threshold;
         let period = Duration::from_millis(probe.period_ms);
         // A start is on the way of others: ask often at first, then after each eighth of the time it has taken so far.
-        let wait = if pending && !ok { period.min(EAGER_PROBE.max((now - running.since) / 8)) } else { period };
-        schedule.next = schedule.next.map(|_| Next::Ask(now + wait));
+        let soon = (pending && !ok).then(|| now + period.min(EAGER_PROBE.max((now - running.since) / 8)));
+        schedule.next =
+            schedule.next.map(|next| Next::Ask(soon.unwrap_or_else(|| now.max(asked(next, probe) + period))));
         match kind {
             ProbeKind::Readiness => {
                 self.service.history.message = if ok { String::new() } else { message };
@@ -396,6 +396,20 @@ impl Step<'_> {
             Then::Policy => self.failed(stopping.reason, false),
         }
     }
+}
+
+/// When the question was asked to which there is an answer now, or none.
+fn asked(next: Next, probe: &Probe) -> Duration {
+    match next {
+        Next::GiveUp(at) => at.saturating_sub(patience(probe)),
+        // An answer that nobody waits for any more.
+        Next::Ask(at) => at.saturating_sub(Duration::from_millis(probe.period_ms)),
+    }
+}
+
+/// How long an answer is waited for.
+fn patience(probe: &Probe) -> Duration {
+    Duration::from_millis(probe.timeout_ms) + PROBE_SLACK
 }
 
 fn probe(spec: &ServiceSpec, kind: ProbeKind) -> Option<&Probe> {

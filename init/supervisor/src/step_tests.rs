@@ -133,6 +133,19 @@ fn an_unanswered_probe_counts_as_failed() {
 }
 
 #[test]
+fn silence_takes_no_longer_than_refusal_until_a_service_counts_as_hung() {
+    let Probe { action, .. } = tcp(1000, 3);
+    let liveness = Some(Probe { action, period_ms: 1000, timeout_ms: 900, failure_threshold: 3 });
+    let mut driver = Driver::new(ServiceSpec { liveness, ..service("a") }).started(0);
+    for asked in [1000, 2000, 3000] {
+        assert_eq!(driver.event(asked - 1, Event::Tick), [], "{asked}");
+        assert_eq!(driver.event(asked, Event::Tick), [Action::Probe { run: 1, kind: ProbeKind::Liveness }], "{asked}");
+        driver.probed(asked + 900, ProbeKind::Liveness, false);
+    }
+    assert!(matches!(driver.service.state, ServiceState::Stopping(_)));
+}
+
+#[test]
 fn answers_about_liveness_before_readiness_are_ignored() {
     let spec = ServiceSpec { readiness: Some(notify()), liveness: Some(tcp(1000, 1)), ..service("a") };
     let mut driver = Driver::new(spec).started(0);

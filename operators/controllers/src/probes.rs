@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ use tracing::debug;
 
 /// How soon an unchanged answer is reported again.
 const REPEAT: Duration = Duration::from_secs(10);
-/// Shortest time from one good answer to the next question: each costs both sides a handshake, also on an idle machine.
+/// Shortest time from a question with a good answer to the next: each costs both sides a handshake, also on an idle machine.
 const STEADY: Duration = Duration::from_secs(10);
 /// Longest status line that is read, bytes.
 const STATUS_LINE_LIMIT: usize = 256;
@@ -115,6 +115,7 @@ async fn ask_on(
     loop {
         let running = states.wait_for(|states| process(states, &service).is_some()).await;
         let Ok(pid) = running.map(|states| process(&states, &service)) else { return };
+        let asked = Instant::now();
         let answer = ask(&probe).await;
         let ok = answer.is_ok();
         let same = reported.is_some_and(|(last, of, at)| last == ok && of == pid && at.elapsed() < REPEAT);
@@ -129,7 +130,7 @@ async fn ask_on(
         let pause = if ok { STEADY } else { Duration::ZERO }.max(Duration::from_millis(probe.period_ms));
         // A service that was started again is asked at once. Cancel-safe: both only wait.
         tokio::select! {
-            () = sleep(pause) => {}
+            () = sleep_until(asked + pause) => {}
             _ = states.wait_for(|states| process(states, &service) != pid) => {}
         }
     }
