@@ -139,7 +139,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         api_seen.clone(),
         statuses.clone(),
         control.clone(),
-        RegistryPaths { kept: paths.registries.clone(), ..RegistryPaths::default() },
+        RegistryPaths::new(&paths.registries),
     );
     tasks.spawn("registries", registries.run(stop.clone()));
     let (time_config, config) = watch::channel(None);

@@ -210,22 +210,20 @@ impl Cluster {
         mut look: impl FnMut(&Value) -> Look<T>,
     ) -> Result<T> {
         let start = Instant::now();
-        let mut seen = String::new();
         wait::until(what, limit, || {
             let follow = FOLLOW.min(limit.saturating_sub(start.elapsed())).as_secs().max(1);
             let timeout = format!("--request-timeout={follow}s");
             let arguments = [&["get", "--watch", "-o", "json", &timeout], object].concat();
             let mut followed =
                 Followed::start(self.kubectl_command(&arguments)).map_err(|error| format!("{error:#}"))?;
-            let mut found = false;
+            let mut seen = None;
             while let Some(value) = followed.next() {
-                found = true;
                 match look(&value) {
                     Ok(wanted) => return Ok(wanted),
-                    Err(other) => seen = other,
+                    Err(other) => seen = Some(other),
                 }
             }
-            Err(if found { seen.clone() } else { followed.complaint() })
+            Err(seen.unwrap_or_else(|| followed.complaint()))
         })
     }
 

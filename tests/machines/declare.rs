@@ -222,8 +222,8 @@ fn a_wireguard_link_comes_and_goes(cluster: &Cluster) -> Result<()> {
     for (links, there) in [(wireguard.as_str(), true), ("null", false), (&wireguard, true), ("null", false)] {
         let patch = format!(r#"{{"spec": {{"network": {{"links": {links}}}}}}}"#);
         cluster.kubectl_ok(&["patch", "machines.garboard.dev/node-1", "--type=merge", "-p", &patch])?;
-        let key = wait::until(&format!("the WireGuard link's address and key: {there}"), POD_LIMIT, || {
-            let found = cluster.get(&machine).map_err(|error| error.to_string())?;
+        let what = format!("the WireGuard link's address and key: {there}");
+        let key = cluster.until(&what, &machine, POD_LIMIT, |found| {
             let told = |field: &str| found.pointer(field).map(ToString::to_string).unwrap_or_default();
             let (addresses, key) = (told("/status/addresses"), told("/status/wireguard/0/publicKey"));
             let seen = (addresses.contains("192.168.78.2"), !key.is_empty());

@@ -89,11 +89,9 @@ fn wait_boot_after(scene: &mut Scene, before: &str) -> Result<()> {
 }
 
 fn certificates_that_expired_are_renewed(scene: &mut Scene) -> Result<()> {
-    scene.cluster.garboardctl_ok(&["shutdown"])?;
-    scene.machine.wait_off(SHUTDOWN_LIMIT)?;
     // Every certificate but the authorities' is good for a year.
     let later = jiff::Timestamp::now() + jiff::Span::new().hours(400 * 24);
-    scene.machine.start_at(later)?;
+    start_again_at(scene, later)?;
     // To kubectl, which has this host's clock, the new certificates are not valid yet; keys have no time.
     let wanted = [("Machine/node-1", "CertificatesReady"), ("Machine/node-1", "Ready"), ("Cluster/cluster", "Ready")];
     wait::until("the machine and the cluster to be Ready", READY_LIMIT, || {
@@ -108,11 +106,16 @@ fn certificates_that_expired_are_renewed(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-fn a_clock_behind_goes_on(scene: &mut Scene) -> Result<()> {
+/// Shuts the machine down in order, and starts it with the hardware's clock at this time.
+fn start_again_at(scene: &mut Scene, clock: jiff::Timestamp) -> Result<()> {
     scene.cluster.garboardctl_ok(&["shutdown"])?;
     scene.machine.wait_off(SHUTDOWN_LIMIT)?;
+    scene.machine.start_at(clock)
+}
+
+fn a_clock_behind_goes_on(scene: &mut Scene) -> Result<()> {
     let known = jiff::Timestamp::now();
-    scene.machine.start_at(known - jiff::Span::new().hours(10 * 365 * 24))?;
+    start_again_at(scene, known - jiff::Span::new().hours(10 * 365 * 24))?;
     scene.wait_ready()?;
     let log = scene.cluster.garboardctl_ok(&["logs", "agent", "--timestamps", "-n", "1"])?;
     let said: jiff::Timestamp = log.split(' ').next().unwrap_or_default().parse().with_context(|| log.clone())?;

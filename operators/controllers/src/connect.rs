@@ -13,13 +13,14 @@ use garboard_api::Machine;
 use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::{APISERVERS, LOCAL_APISERVER};
 use garboard_catalog::pki::Leaf;
+use garboard_plan::removal;
 use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
 use garboard_runtime::crds::{self, CrdError};
 use http::Uri;
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::wait::await_condition;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -113,8 +114,8 @@ impl Connect {
         if others {
             self.follow(outage.clone()).await;
         }
-        let machine = self.machine.borrow().as_ref().map(|machine| machine.name_any()).unwrap_or_default();
-        self.until_done(|| self.set_up(&machine, &outage)).await;
+        let node = self.machine.borrow().as_ref().map(|machine| machine.node_name().to_owned()).unwrap_or_default();
+        self.until_done(|| self.set_up(&node, &outage)).await;
         info!("the API server is set up");
         if !others {
             self.api.send_replace(Some(client(local(), Leaf::Agent, outage.clone())));
@@ -159,14 +160,14 @@ impl Connect {
     }
 
     /// What everybody at the API server needs.
-    async fn set_up(&self, machine: &str, outage: &Outage) -> Result<(), ConnectError> {
+    async fn set_up(&self, node: &str, outage: &Outage) -> Result<(), ConnectError> {
         let administrator = self.administrator(outage)?;
         addons::keep_roles(&administrator).await?;
         let due = crds::due(&administrator).await?;
         if !due.is_empty() {
             // They would take the processors from the node, which gets ready at the same time and needs none of them.
             let nodes = Api::<Node>::all(administrator.clone());
-            tokio::time::timeout(NODE_FIRST, await_condition(nodes, machine, is_ready)).await.ok();
+            tokio::time::timeout(NODE_FIRST, await_condition(nodes, node, is_ready)).await.ok();
             crds::apply(&administrator, &due).await?;
         }
         Ok(())
@@ -186,8 +187,7 @@ impl Connect {
 }
 
 fn is_ready(node: Option<&Node>) -> bool {
-    let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
-    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    node.is_some_and(|node| removal::node(node).ready)
 }
 
 /// Whether the API server has answered, and not as it should.

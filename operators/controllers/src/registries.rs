@@ -46,9 +46,10 @@ pub struct RegistryPaths {
     pub config: PathBuf,
 }
 
-impl Default for RegistryPaths {
-    fn default() -> Self {
-        Self { kept: "/state/registries".into(), config: logins::FILE.into() }
+impl RegistryPaths {
+    /// What is kept is at this place, and what kubelet reads where it looks.
+    pub fn new(kept: &Path) -> Self {
+        Self { kept: kept.to_owned(), config: logins::FILE.into() }
     }
 }
 

@@ -12,8 +12,6 @@ use serde_json::Value;
 pub struct Requests {
     /// All of them.
     pub all: f64,
-    /// Those that write.
-    pub writes: f64,
     /// Those that write a status of a pool, which every machine reads.
     pub pool_statuses: f64,
     /// What is written, as JSON.
@@ -46,7 +44,6 @@ impl Requests {
     pub fn since(self, before: Self) -> Self {
         Self {
             all: self.all - before.all,
-            writes: self.writes - before.writes,
             pool_statuses: self.pool_statuses - before.pool_statuses,
             bytes: self.bytes - before.bytes,
             refused: self.refused - before.refused,
@@ -65,7 +62,6 @@ impl Requests {
         if matches!(verb, "get" | "list") {
             return;
         }
-        self.writes += 1.0;
         if (&entry["objectRef"]["resource"], &entry["objectRef"]["subresource"])
             == (&"machinepools".into(), &"status".into())
         {
