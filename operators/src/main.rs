@@ -1,4 +1,4 @@
-//! The node agent, the cluster operators, and the definitions of the resources that both serve.
+//! The node agent and the cluster operators.
 
 mod agent;
 mod cluster;
@@ -13,26 +13,16 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 const USAGE: &str = "\
-usage: garboard-operators agent|cluster MACHINE|crds|reference
+usage: garboard-operators agent|cluster MACHINE
 
   agent            keep this machine as it is declared
-  cluster MACHINE  do what the cluster as a whole needs, while the machine of that name, which is this one, leads
-  crds             print the custom resource definitions as YAML
-  reference        print the reference of their fields as Markdown";
+  cluster MACHINE  do what the cluster as a whole needs, while the machine of that name, which is this one, leads";
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["agent"] => run(agent::run),
         ["cluster", machine] => run(async |stop| cluster::run(machine, stop).await),
-        ["crds"] => {
-            print!("{}", garboard_api::crds::yaml().context("write the definitions as YAML")?);
-            Ok(())
-        }
-        ["reference"] => {
-            print!("{}", garboard_api::reference::markdown());
-            Ok(())
-        }
         ["--help" | "-h"] => {
             println!("{USAGE}");
             Ok(())

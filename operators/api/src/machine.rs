@@ -19,7 +19,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::types::{DOMAIN, LABEL, REGISTRY, URL};
+use crate::types::{DOMAIN, LABEL, REGISTRY, URL, read};
 
 pub use self::join::{MachineJoin, MachineRole, WaitingMachine};
 pub(crate) use self::kernel::KEPT_SYSCTLS;
@@ -252,7 +252,7 @@ fn without_nulls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MachineSp
     }
     let mut value = Value::deserialize(deserializer)?;
     prune(&mut value);
-    serde_json::from_value(value).map_err(D::Error::custom)
+    read(&value).map_err(D::Error::custom)
 }
 
 /// It repeats the Machine's spec, which has the documentation and the rules.

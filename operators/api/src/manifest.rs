@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kube::core::CustomResourceExt;
+use kube::core::Resource;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::field_error::{self, FieldError};
 use crate::{
-    API_VERSION, Cluster, IDENTITY_SECRET_KEY, IDENTITY_SECRET_TYPE, JOIN_SECRET_KEY, JOIN_SECRET_TYPE, Machine,
+    API_VERSION, Cluster, IDENTITY_SECRET_KEY, IDENTITY_SECRET_TYPE, JOIN_SECRET_KEY, JOIN_SECRET_TYPE, Machine, crds,
     schema, types, validate,
 };
 
@@ -229,7 +229,7 @@ fn refuse(object: &str, errors: Vec<FieldError>) -> Result<(), ManifestError> {
 }
 
 /// Reads one of our own kinds. What the API server writes (`status` and parts of `metadata`) is left out.
-fn resource<T: CustomResourceExt + DeserializeOwned>(object: &str, value: &Value) -> Result<T, ManifestError> {
+fn resource<T: Resource<DynamicType = ()> + DeserializeOwned>(object: &str, value: &Value) -> Result<T, ManifestError> {
     let empty = serde_json::Map::new();
     let mut errors = Vec::new();
     for name in value.as_object().unwrap_or(&empty).keys() {
@@ -247,7 +247,7 @@ fn resource<T: CustomResourceExt + DeserializeOwned>(object: &str, value: &Value
         None | Some(Value::Null) => Value::Object(empty),
         Some(spec) => spec.clone(),
     };
-    errors.extend(schema::check_spec(&T::crd(), &spec));
+    errors.extend(crds::schema(&T::kind(&())).iter().flat_map(|schema| schema::check_spec(schema, &spec)));
     refuse(object, errors)?;
     let whole = serde_json::json!({
         "apiVersion": value.get("apiVersion"),
@@ -258,20 +258,42 @@ fn resource<T: CustomResourceExt + DeserializeOwned>(object: &str, value: &Value
     typed(&whole).map_err(|error| ManifestError::Invalid { object: object.to_owned(), errors: vec![error] })
 }
 
+/// Reads a value as a type, and names the field that it fails at.
 fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, FieldError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let at = error.path().iter().try_fold(value, |value, segment| match segment {
-            serde_path_to_error::Segment::Map { key } => value.get(key),
-            serde_path_to_error::Segment::Seq { index } => value.get(index),
-            serde_path_to_error::Segment::Enum { .. } | serde_path_to_error::Segment::Unknown => None,
-        });
-        let field = error.path().to_string();
-        let words = error.inner().to_string();
-        match at.filter(|value| !value.is_object()) {
-            Some(value) => FieldError::new(field, value, words),
-            None => FieldError::bare(field, words),
+    types::read(value).map_err(|error| {
+        let text = error.to_string();
+        let words = text.rsplit_once(" at line ").map_or(text.as_str(), |(words, _)| words);
+        let mut field = String::new();
+        match field_at(value, error.column(), &mut field) {
+            at if at.is_object() => FieldError::bare(field, words),
+            at => FieldError::new(field, at, words),
         }
     })
+}
+
+/// The innermost field whose text, in that of `value`, ends at this byte or around it, and its path.
+fn field_at<'a>(value: &'a Value, offset: usize, path: &mut String) -> &'a Value {
+    let length = |value: &Value| value.to_string().len();
+    let parts: Vec<(String, usize, &Value)> = match value {
+        Value::Object(fields) => {
+            let dot = if path.is_empty() { "" } else { "." };
+            // Its name has quotation marks, and a colon follows it.
+            fields.iter().map(|(name, part)| (format!("{dot}{name}"), name.len() + 3, part)).collect()
+        }
+        Value::Array(items) => items.iter().enumerate().map(|(index, part)| (format!("[{index}]"), 0, part)).collect(),
+        _ => Vec::new(),
+    };
+    let mut start = 1;
+    for (step, before, part) in parts {
+        start += before;
+        let end = start + length(part);
+        if offset <= end {
+            path.push_str(&step);
+            return field_at(part, offset.saturating_sub(start), path);
+        }
+        start = end + 1;
+    }
+    value
 }
 
 /// Reads the Secret with the machine's key.

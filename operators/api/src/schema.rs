@@ -3,31 +3,25 @@
 //! What the schemas here use is checked: types, required and unknown fields, enumerations, bounds, lengths, patterns
 //! and the formats `cidr` and `mac`. CEL rules are not evaluated; [`crate::validate`] holds their equals.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
-};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::field_error::FieldError;
 use crate::types::{self, Cidr, MacAddress};
 
-/// What is wrong with the `spec` of an object of the kind that `definition` defines; empty when nothing is.
-pub fn check_spec(definition: &CustomResourceDefinition, spec: &Value) -> Vec<FieldError> {
+/// What is wrong with the `spec` of an object whose kind has this schema; empty when nothing is.
+pub fn check_spec(schema: &Value, spec: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let versions = definition.spec.versions.iter();
-    let schemas = versions.filter_map(|version| version.schema.as_ref()?.open_api_v3_schema.as_ref());
-    for schema in schemas.filter_map(|schema| schema.properties.as_ref()?.get("spec")) {
+    if let Some(schema) = schema.pointer("/properties/spec") {
         check(schema, spec, "spec", &mut errors);
     }
     errors
 }
 
-fn check(schema: &JSONSchemaProps, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    if value.is_null() && schema.nullable == Some(true) {
+fn check(schema: &Value, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    if value.is_null() && schema.get("nullable") == Some(&Value::Bool(true)) {
         return;
     }
-    let type_ = schema.type_.as_deref().unwrap_or_default();
-    let (fits, words) = match type_ {
+    let (fits, words) = match text_of(schema, "type").unwrap_or_default() {
         "object" => (value.is_object(), "a mapping of fields"),
         "array" => (value.is_array(), "a list"),
         "string" => (value.is_string(), "text"),
@@ -40,17 +34,17 @@ fn check(schema: &JSONSchemaProps, value: &Value, path: &str, errors: &mut Vec<F
         errors.push(FieldError::new(path, value, words));
         return;
     }
-    if let Some(allowed) = &schema.enum_
-        && !allowed.iter().any(|each| each.0 == *value)
+    if let Some(allowed) = schema.get("enum").and_then(Value::as_array)
+        && !allowed.contains(value)
     {
-        let words: Vec<_> = allowed.iter().filter_map(|each| each.0.as_str()).collect();
+        let words: Vec<_> = allowed.iter().filter_map(Value::as_str).collect();
         errors.push(FieldError::new(path, value, format!("one of {}", words.join(", "))));
     }
     match value {
         Value::Object(fields) => check_object(schema, fields, path, errors),
         Value::Array(items) => {
-            check_size(items.len(), schema.min_items, schema.max_items, "items", path, errors);
-            if let Some(JSONSchemaPropsOrArray::Schema(each)) = &schema.items {
+            check_size(schema, ["minItems", "maxItems"], (items.len(), "items"), path, errors);
+            if let Some(each) = schema.get("items") {
                 for (index, item) in items.iter().enumerate() {
                     check(each, item, &format!("{path}[{index}]"), errors);
                 }
@@ -59,7 +53,8 @@ fn check(schema: &JSONSchemaProps, value: &Value, path: &str, errors: &mut Vec<F
         Value::String(text) => check_text(schema, value, text, path, errors),
         Value::Number(number) => {
             let number = number.as_f64().unwrap_or(f64::NAN);
-            let (low, high) = (schema.minimum.unwrap_or(f64::MIN), schema.maximum.unwrap_or(f64::MAX));
+            let bound = |name: &str| schema.get(name).and_then(Value::as_f64);
+            let (low, high) = (bound("minimum").unwrap_or(f64::MIN), bound("maximum").unwrap_or(f64::MAX));
             if !(low..=high).contains(&number) {
                 errors.push(FieldError::new(path, value, format!("{low} to {high}")));
             }
@@ -68,20 +63,15 @@ fn check(schema: &JSONSchemaProps, value: &Value, path: &str, errors: &mut Vec<F
     }
 }
 
-fn check_object(
-    schema: &JSONSchemaProps,
-    fields: &serde_json::Map<String, Value>,
-    path: &str,
-    errors: &mut Vec<FieldError>,
-) {
-    if let Some(JSONSchemaPropsOrBool::Schema(each)) = &schema.additional_properties {
-        check_size(fields.len(), schema.min_properties, schema.max_properties, "entries", path, errors);
+fn check_object(schema: &Value, fields: &Map<String, Value>, path: &str, errors: &mut Vec<FieldError>) {
+    if let Some(each) = schema.get("additionalProperties").filter(|each| each.is_object()) {
+        check_size(schema, ["minProperties", "maxProperties"], (fields.len(), "entries"), path, errors);
         for (name, value) in fields {
             check(each, value, &format!("{path}.{name}"), errors);
         }
         return;
     }
-    let Some(known) = &schema.properties else { return };
+    let Some(known) = schema.get("properties").and_then(Value::as_object) else { return };
     for (name, value) in fields {
         let path = format!("{path}.{name}");
         match known.get(name) {
@@ -92,14 +82,15 @@ fn check_object(
             }
         }
     }
-    for name in schema.required.iter().flatten().filter(|name| !fields.contains_key(*name)) {
+    let required = schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    for name in required.filter(|name| !fields.contains_key(*name)) {
         errors.push(FieldError::bare(format!("{path}.{name}"), "is required"));
     }
 }
 
-fn check_text(schema: &JSONSchemaProps, value: &Value, text: &str, path: &str, errors: &mut Vec<FieldError>) {
-    check_size(text.chars().count(), schema.min_length, schema.max_length, "characters", path, errors);
-    let format = match schema.format.as_deref() {
+fn check_text(schema: &Value, value: &Value, text: &str, path: &str, errors: &mut Vec<FieldError>) {
+    check_size(schema, ["minLength", "maxLength"], (text.chars().count(), "characters"), path, errors);
+    let format = match text_of(schema, "format") {
         Some("cidr") if text.parse::<Cidr>().is_err() => Some(Cidr::ALLOWED),
         Some("mac") if text.parse::<MacAddress>().is_err() => Some(MacAddress::ALLOWED),
         _ => None,
@@ -107,7 +98,7 @@ fn check_text(schema: &JSONSchemaProps, value: &Value, text: &str, path: &str, e
     if let Some(words) = format {
         errors.push(FieldError::new(path, value, words));
     }
-    if let Some(pattern) = &schema.pattern
+    if let Some(pattern) = text_of(schema, "pattern")
         // A pattern that does not compile is found by the tests, which compile all of them.
         && regex_lite::Regex::new(pattern).is_ok_and(|regex| !regex.is_match(text))
     {
@@ -116,12 +107,24 @@ fn check_text(schema: &JSONSchemaProps, value: &Value, text: &str, path: &str, e
     }
 }
 
-fn check_size(size: usize, min: Option<i64>, max: Option<i64>, unit: &str, path: &str, errors: &mut Vec<FieldError>) {
-    let size = i64::try_from(size).unwrap_or(i64::MAX);
-    if max.is_some_and(|max| size > max) {
-        errors.push(FieldError::bare(path, format!("{size} {unit}; at most {} are allowed", max.unwrap_or_default())));
+/// Checks a size in a unit against the bounds of these names.
+fn check_size(
+    schema: &Value,
+    [min, max]: [&str; 2],
+    (size, unit): (usize, &str),
+    path: &str,
+    errors: &mut Vec<FieldError>,
+) {
+    let bound =
+        |name: &str| schema.get(name).and_then(Value::as_u64).map(|bound| usize::try_from(bound).unwrap_or(usize::MAX));
+    if let Some(max) = bound(max).filter(|max| size > *max) {
+        errors.push(FieldError::bare(path, format!("{size} {unit}; at most {max} are allowed")));
     }
-    if min.is_some_and(|min| size < min) {
-        errors.push(FieldError::bare(path, format!("{size} {unit}; at least {} are needed", min.unwrap_or_default())));
+    if let Some(min) = bound(min).filter(|min| size < *min) {
+        errors.push(FieldError::bare(path, format!("{size} {unit}; at least {min} are needed")));
     }
+}
+
+fn text_of<'a>(schema: &'a Value, name: &str) -> Option<&'a str> {
+    schema.get(name).and_then(Value::as_str)
 }

@@ -6,7 +6,18 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Reads a value as a type, by way of text, as whatever comes from an API server is read: each further way would be one more copy of the
+/// readers of all types in a program.
+///
+/// # Errors
+/// When the value is not one of the type; the position is that in the value's text.
+pub fn read<T: DeserializeOwned>(value: &Value) -> Result<T, serde_json::Error> {
+    serde_json::from_str(&value.to_string())
+}
 
 /// Why a string is not a value of its type. The message tells what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

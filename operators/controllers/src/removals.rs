@@ -11,12 +11,13 @@ use garboard_runtime::status::{self, there};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, EvictParams, ListParams, Patch, PatchParams};
+use kube::core::ApiResource;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
@@ -117,8 +118,11 @@ async fn observe(
     observed.node = Api::<Node>::all(client.clone()).get_opt(name).await?.map(|node| plan::node(&node));
     if observed.node.is_some() {
         let there = ListParams::default().fields(&format!("spec.nodeName={name}"));
-        let pods = Api::<Pod>::all(client.clone()).list(&there).await?;
-        observed.pods = pods.iter().filter_map(plan::resident).collect();
+        // Of pods little is looked at, and their type is the largest that there is.
+        let pods = Api::<DynamicObject>::all_with(client.clone(), &ApiResource::erase::<Pod>(&()));
+        let pods = pods.list(&there).await?;
+        let phase = |pod: &DynamicObject| pod.data.pointer("/status/phase").and_then(Value::as_str).map(str::to_owned);
+        observed.pods = pods.iter().filter_map(|pod| plan::resident(&pod.metadata, phase(pod).as_deref())).collect();
     }
     Ok(Some(observed))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use garboard_api::machine::{Effective, MachineKubelet, MachineLogs, MachineSpec, MachineWatchdog};
+use garboard_api::types::read;
 use garboard_api::{Cluster, Machine, MachinePool};
 use serde_json::{Map, Value};
 
@@ -48,7 +49,7 @@ pub fn merge(machine: &Machine, pool: Option<&MachinePool>, cluster: Option<&Clu
         overlay(&mut merged, settings, "", &layer.to_string(), &mut sources);
     }
     // What is merged of valid layers has the form of each of them.
-    let mut spec: MachineSpec = serde_json::from_value(Value::Object(merged)).unwrap_or_else(|_| machine.spec.clone());
+    let mut spec: MachineSpec = read(&Value::Object(merged)).unwrap_or_else(|_| machine.spec.clone());
     // A part is never longer than the whole, whichever layers they come from.
     let critical = spec.kubelet.shutdown_grace_period_critical_pods_seconds();
     spec.kubelet.shutdown_grace_period_critical_pods_seconds = Some(critical);

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use garboard_api::crds;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::core::ApiResource;
 use kube::{Client, ResourceExt};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -55,8 +56,8 @@ pub enum CrdError {
 ///
 /// # Errors
 /// When the API server does not tell what it has.
-pub async fn due(client: &Client) -> Result<Vec<CustomResourceDefinition>, CrdError> {
-    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+pub async fn due(client: &Client) -> Result<Vec<DynamicObject>, CrdError> {
+    let api = api(client);
     let mut due = Vec::new();
     for definition in crds::definitions() {
         let name = definition.name_any();
@@ -72,8 +73,8 @@ pub async fn due(client: &Client) -> Result<Vec<CustomResourceDefinition>, CrdEr
 ///
 /// # Errors
 /// [`CrdError`] of the first definition that failed.
-pub async fn apply(client: &Client, definitions: &[CustomResourceDefinition]) -> Result<(), CrdError> {
-    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+pub async fn apply(client: &Client, definitions: &[DynamicObject]) -> Result<(), CrdError> {
+    let api = api(client);
     for definition in definitions {
         bring(&api, definition).await?;
     }
@@ -84,10 +85,13 @@ pub async fn apply(client: &Client, definitions: &[CustomResourceDefinition]) ->
     Ok(())
 }
 
+fn api(client: &Client) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &ApiResource::erase::<CustomResourceDefinition>(&()))
+}
+
 /// Whether everything that is declared is there; the API server adds what it fills in.
-fn is_as_declared(found: &CustomResourceDefinition, declared: &CustomResourceDefinition) -> bool {
-    let plain = |definition: &CustomResourceDefinition| serde_json::to_value(&definition.spec);
-    matches!((plain(found), plain(declared)), (Ok(found), Ok(declared)) if contains(&found, &declared))
+fn is_as_declared(found: &DynamicObject, declared: &DynamicObject) -> bool {
+    contains(found.data.get("spec").unwrap_or(&Value::Null), declared.data.get("spec").unwrap_or(&Value::Null))
 }
 
 /// Whether a value has each field of another, as it is there.
@@ -101,11 +105,13 @@ fn contains(whole: &Value, part: &Value) -> bool {
         (Value::Array(whole), Value::Array(part)) => {
             whole.len() == part.len() && whole.iter().zip(part).all(|(whole, part)| contains(whole, part))
         }
+        // 1.0 comes back as 1.
+        (Value::Number(whole), Value::Number(part)) => whole.as_f64() == part.as_f64(),
         (whole, part) => whole == part,
     }
 }
 
-async fn bring(api: &Api<CustomResourceDefinition>, definition: &CustomResourceDefinition) -> Result<(), CrdError> {
+async fn bring(api: &Api<DynamicObject>, definition: &DynamicObject) -> Result<(), CrdError> {
     let name = definition.name_any();
     match api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(definition)).await {
         Ok(_) => Ok(()),
@@ -115,11 +121,7 @@ async fn bring(api: &Api<CustomResourceDefinition>, definition: &CustomResourceD
 
 /// Waits for a definition. An API server that ends between its acceptance of the names and its last step has forgotten that
 /// step when it starts again (as of Kubernetes 1.37), until the definition changes: so it is changed, and changed back.
-async fn establish(
-    api: &Api<CustomResourceDefinition>,
-    definition: &CustomResourceDefinition,
-    limit: Instant,
-) -> Result<(), CrdError> {
+async fn establish(api: &Api<DynamicObject>, definition: &DynamicObject, limit: Instant) -> Result<(), CrdError> {
     let name = definition.name_any();
     let mut nudge = Instant::now() + NUDGE;
     while !api.get(&name).await.is_ok_and(|definition| is_established(&definition)) {
@@ -140,7 +142,8 @@ async fn establish(
     Ok(())
 }
 
-fn is_established(definition: &CustomResourceDefinition) -> bool {
-    let conditions = definition.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Established" && condition.status == "True")
+fn is_established(definition: &DynamicObject) -> bool {
+    let conditions = definition.data.pointer("/status/conditions").and_then(Value::as_array);
+    let has = |condition: &Value, name: &str, value: &str| condition.get(name).and_then(Value::as_str) == Some(value);
+    conditions.into_iter().flatten().any(|each| has(each, "type", "Established") && has(each, "status", "True"))
 }

@@ -197,7 +197,7 @@ fn is_whole(bytes: &[u8]) -> bool {
 }
 
 fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Option<T> {
-    serde_json::from_slice(body(bytes)?).ok()
+    serde_json::from_str(std::str::from_utf8(body(bytes)?).ok()?).ok()
 }
 
 /// The SHA-256 of bytes, as `sha256:` and hexadecimal digits.

@@ -180,7 +180,7 @@ impl StatusSink {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+    serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
 }
 
 fn write(path: &Path, value: &Value) -> io::Result<()> {

@@ -18,7 +18,7 @@ use garboard_runtime::status::StatusSink;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use server::Server;
@@ -50,7 +50,7 @@ async fn declarations_and_statuses_follow_the_api_server() {
 
 async fn the_definitions_are_applied_when_they_are_due(client: &Client) {
     let due = async || crds::due(client).await.unwrap();
-    let names = |definitions: &[CustomResourceDefinition]| -> Vec<_> {
+    let names = |definitions: &[DynamicObject]| -> Vec<_> {
         definitions.iter().map(|definition| definition.metadata.name.clone().unwrap()).collect()
     };
     let all = due().await;
