@@ -8,8 +8,6 @@ mod discovery;
 mod keys;
 mod token;
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -213,8 +211,7 @@ impl Join {
 
 /// Keeps a token that was given, in a file that only root reads; the next try to join uses it.
 pub(crate) fn keep_token(file: &Path, given: &JoinToken) -> Result<(), FileError> {
-    files::replace(file, &given.token, users::ROOT, 0o600)?;
-    files::sync_folder(file.parent().unwrap_or(Path::new("/")))
+    files::replace(file, &given.token, users::ROOT, 0o600)
 }
 
 impl TokenFile {
@@ -224,10 +221,8 @@ impl TokenFile {
 
     /// It serves once.
     fn forget(&self) {
-        if let Err(error) = fs::remove_file(&self.0)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            warn!(%error, "the token is still there");
+        if let Err(error) = files::remove(&self.0) {
+            warn!(error = chain(&error), "the token is still there");
         }
     }
 }
