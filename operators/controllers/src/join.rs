@@ -1,8 +1,8 @@
 //! Joins a cluster: from a pin and a one-time token to the certificate of the node agent.
 //!
 //! The machine knows its cluster by the pin of the cluster's authority, which the API servers show in their chain, and shows the token
-//! to nobody else. A control-plane machine also fetches the cluster's keys. What it gets is kept on the state partition; joining that was
-//! interrupted begins again.
+//! to nobody else. A control-plane machine also fetches the cluster's keys. What it gets is kept on the state partition, and so is, from
+//! before it asks, the key that it asks with: joining that was interrupted begins again, with the same token and the same key.
 
 mod discovery;
 mod keys;
@@ -153,6 +153,9 @@ impl Join {
         }
         self.problems.set(PART, None);
         self.token.forget();
+        if let Err(error) = self.pki.forget_request(Leaf::Agent) {
+            warn!(error = chain(&error), "the key of the request is still there");
+        }
     }
 
     async fn attempt(&self, machine: &Machine) -> Result<(), JoinError> {
@@ -171,11 +174,12 @@ impl Join {
         if !known {
             self.get_certificate(machine, join, token).await?;
         }
+        let identity = Identity::Folder(self.pki.deployed(Leaf::Agent));
+        let client = garboard_api_client::client(connect::any(), identity, Outage::default());
         if controls {
-            let identity = Identity::Folder(self.pki.deployed(Leaf::Agent));
-            let client = garboard_api_client::client(connect::any(), identity, Outage::default());
             keys::fetch(&self.pki, &client, name, token).await?;
         }
+        token::take_away(&client, token).await;
         info!(machine = name, "joined the cluster");
         Ok(())
     }
@@ -187,7 +191,8 @@ impl Join {
         let identity = Identity::of_token(&authority, token.bearer)?;
         let client = garboard_api_client::client(connect::any(), identity, Outage::default());
         let profile = &plan::agent(machine.role(), name);
-        let request = self.pki.request(Leaf::Agent, profile)?;
+        // The token is this key's once it was shown with it.
+        let request = self.pki.kept_request(Leaf::Agent, profile)?;
         let certificate = request::certificate(&client, name, &request.pem).await.map_err(|error| {
             if error.is_unauthorized() { JoinError::Unknown(name.to_owned()) } else { JoinError::Request(error) }
         })?;

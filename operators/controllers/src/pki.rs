@@ -184,6 +184,31 @@ impl PkiStore {
         issue::request(profile).map_err(|source| PkiError::Issue { what: leaf.name(), source })
     }
 
+    /// A request for a certificate with a key that is kept: until it is forgotten, and whatever happens meanwhile, each is for that key.
+    ///
+    /// # Errors
+    /// [`PkiError::File`] when it cannot be kept, and those of [`PkiStore::request`].
+    pub fn kept_request(&self, leaf: Leaf, profile: &Profile) -> Result<CertificateRequest, PkiError> {
+        let file = request_file(leaf);
+        // What is no key is as good as none.
+        if let Some(key) = self.read(&file)?
+            && let Ok(request) = issue::request_with(profile, &key)
+        {
+            return Ok(request);
+        }
+        let request = self.request(leaf, profile)?;
+        self.keep(&[(file, request.key_pem.clone())])?;
+        Ok(request)
+    }
+
+    /// Forgets the key of a request that was answered.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn forget_request(&self, leaf: Leaf) -> Result<(), PkiError> {
+        Ok(files::remove(&self.state.join(request_file(leaf)))?)
+    }
+
     /// Takes the certificate that the cluster has issued for a request, and deploys it.
     ///
     /// # Errors
@@ -423,6 +448,10 @@ fn cluster_key_files() -> impl Iterator<Item = String> {
 
 fn leaf_file(leaf: Leaf) -> String {
     format!("{}.pem", leaf.name())
+}
+
+fn request_file(leaf: Leaf) -> String {
+    format!("{}.request.key", leaf.name())
 }
 
 /// The last part of a path of the catalog, which all lie in folders of the deployment directory.
