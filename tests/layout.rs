@@ -22,7 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("garboard-init", &["garboard-control", "garboard-supervisor", "garboard-sys"]),
     ("garboard-catalog", &["garboard-api", "garboard-supervisor"]),
     ("garboard-plan", &["garboard-api", "garboard-catalog", "garboard-supervisor"]),
-    ("garboard-runtime", &["garboard-api", "garboard-api-client"]),
+    ("garboard-runtime", &["garboard-api", "garboard-api-client", "garboard-sys"]),
     (
         "garboard-controllers",
         &[
@@ -93,6 +93,8 @@ struct Workspace {
     /// Identifiers of what each package is built from, without what only its tests need.
     uses: BTreeMap<String, Vec<String>>,
     members: BTreeSet<String>,
+    /// Names of the members that are programs.
+    programs: BTreeSet<String>,
     /// Licence expressions by identifier.
     licences: BTreeMap<String, String>,
 }
@@ -119,6 +121,12 @@ fn workspace() -> Workspace {
         licences: list(&metadata["packages"])
             .iter()
             .map(|p| (text(&p["id"]), p["license"].as_str().unwrap_or("none").to_owned()))
+            .collect(),
+        programs: list(&metadata["packages"])
+            .iter()
+            .filter(|package| package["source"].is_null())
+            .filter(|package| list(&package["targets"]).iter().any(|target| target["kind"][0] == "bin"))
+            .map(|package| text(&package["name"]))
             .collect(),
         members: list(&metadata["workspace_members"]).iter().map(text).collect(),
     }
@@ -163,8 +171,13 @@ fn pure_crates_name_no_crate_with_effects() {
 }
 
 fn tree(arguments: &[&str]) -> String {
+    tree_of("normal", arguments)
+}
+
+/// The lines of `cargo tree` with these kinds of edges.
+fn tree_of(edges: &str, arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "-e", "normal", "--prefix", "none", "--format", "{p}"])
+        .args(["tree", "--locked", "-e", edges, "--prefix", "none", "--format", "{p}"])
         .args(arguments)
         .output()
         .expect("run cargo tree");
@@ -179,6 +192,18 @@ fn pid_1_has_no_kubernetes_and_no_tls() {
     assert!(used.contains("garboard-supervisor"), "cargo tree listed no crate of ours: {listed}");
     for name in NOT_IN_PID_1 {
         assert!(!used.contains(name), "PID 1 must not be built from {name}");
+    }
+}
+
+/// Fakes, and the power cuts of `garboard-sys`. Features that tests turn on are those of tests alone where programs are built by themselves.
+#[test]
+fn no_program_has_what_is_for_tests() {
+    let programs = workspace().programs;
+    assert!(programs.contains("garboard-operators") && programs.contains("garboard-init"), "{programs:?}");
+    for name in programs {
+        let listed = tree_of("no-dev,features", &["-p", &name]);
+        assert!(listed.contains("feature \"default\""), "cargo tree listed no features: {listed}");
+        assert!(!listed.contains("feature \"testing\""), "{name} is built with what is for tests");
     }
 }
 

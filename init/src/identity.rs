@@ -1,11 +1,11 @@
 //! What a machine keeps across boots on STATE: its id, a seed for its random numbers, the last time it knew.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use garboard_sys::durable::{self, NewFile};
 use garboard_sys::{clock, rng};
 
 /// Length of a seed, bytes.
@@ -13,19 +13,6 @@ const SEED_LEN: usize = 512;
 
 /// Time that is added to the last one known: a machine that was off for a moment only is then not set back.
 const TICK: Duration = Duration::from_secs(1);
-
-/// Writes a file so that after a power cut it is whole, old or new.
-fn write_durably(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    match path.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
-}
 
 /// The machine's id (machine-id(5)): the one in `state`, or a new one. It is also written to `runtime`, where `/etc/machine-id` points.
 ///
@@ -37,7 +24,7 @@ pub fn machine_id(state: &Path, runtime: &Path) -> io::Result<String> {
         Ok(text) if is_machine_id(text.trim()) => text.trim().to_owned(),
         Ok(_) | Err(_) => {
             let id = new_machine_id()?;
-            write_durably(&kept, 0o444, format!("{id}\n").as_bytes())?;
+            durable::replace(&NewFile::new(&kept, format!("{id}\n").as_bytes(), 0o444))?;
             id
         }
     };
@@ -70,7 +57,7 @@ pub fn stir_random(state: &Path) -> io::Result<()> {
     let Ok(old) = fs::read(&path) else { return save_random(state) };
     let old = old.get(..SEED_LEN).unwrap_or(&old);
     rng::seed(old, false).map_err(io::Error::other)?;
-    write_durably(&path, 0o600, &draw_seed()?)?;
+    durable::replace(&NewFile::new(&path, &draw_seed()?, 0o600))?;
     rng::seed(old, old.len() == SEED_LEN).map_err(io::Error::other)
 }
 
@@ -82,7 +69,7 @@ pub fn save_random(state: &Path) -> io::Result<()> {
     if !rng::is_ready() {
         return Ok(());
     }
-    write_durably(&state.join("random-seed"), 0o600, &draw_seed()?)
+    Ok(durable::replace(&NewFile::new(&state.join("random-seed"), &draw_seed()?, 0o600))?)
 }
 
 /// Never waits, unlike getrandom(2): it is also called when there is little randomness yet.

@@ -42,6 +42,7 @@ use garboard_runtime::applier;
 use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::Source;
 use garboard_runtime::status::StatusSink;
+use garboard_sys::clock::boot_time;
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -108,7 +109,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         .map(|machine| machine::configuration(&machine, pool.borrow().as_deref(), cluster.current().as_deref()));
     let (declared, declared_seen) = watch::channel(configured);
     let (trials, in_force) =
-        Trials::new(ledger.clone(), &info.boot_id, declared_seen, notables.clone(), problems.clone());
+        Trials::new(ledger.clone(), &info.boot_id, boot_time, declared_seen, notables.clone(), problems.clone());
     // A machine without a declaration has a network too: its address is what one needs to know to declare it.
     let network_declared = in_force
         .borrow()

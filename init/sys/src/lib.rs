@@ -13,6 +13,7 @@
 //! | random numbers and clocks | [`rng`], [`clock`] |
 //! | the kernel's log; consoles | [`kmsg`], [`console`] |
 //! | configuration files of daemons (feature `config`), and when they change (feature `files`) | `config`, `files` |
+//! | files that outlast a power cut | [`durable`] |
 //! | links, addresses, routes (feature `netlink`); DHCP before there is an address | `netlink`, [`packet`] |
 //! | agree with other machines on who holds an address, and tell the link | [`vrrp`], [`arp`] |
 //!
@@ -26,6 +27,7 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod dm;
+pub mod durable;
 #[cfg(feature = "files")]
 pub mod files;
 pub mod filesystem;

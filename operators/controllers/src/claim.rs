@@ -1,12 +1,11 @@
 //! Who may tell a machine what it should be that nobody has told yet: the first who does, and until the machine belongs to a cluster nobody
 //! else.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use garboard_catalog::users;
 use garboard_machine_api::Pin;
+use garboard_runtime::applier::chain;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -82,7 +81,6 @@ impl Claims {
     pub fn take(&self, by: Pin) -> Result<Claimants, ClaimError> {
         self.admit(by)?;
         files::replace(&self.file, &by.to_string(), users::ROOT, 0o600)?;
-        files::sync_folder(self.file.parent().unwrap_or(Path::new("/")))?;
         info!(fingerprint = %by, "claimed");
         Ok(self.claimants.send_replace(Claimants::Only(by)))
     }
@@ -96,10 +94,8 @@ impl Claims {
     }
 
     fn forget(&self) {
-        if let Err(error) = fs::remove_file(&self.file)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            warn!(%error, "who claimed the machine is still kept");
+        if let Err(error) = files::remove(&self.file) {
+            warn!(error = chain(&error), "who claimed the machine is still kept");
         }
     }
 }

@@ -64,11 +64,8 @@ pub enum CsrError {
         #[source]
         source: kube::Error,
     },
-    /// The API server did not list the other requests.
-    #[error("list requests")]
-    List(#[source] kube::Error),
-    /// The API server did not remove a token that has done its work.
-    #[error("remove the token {token}")]
+    /// The API server did not tell or take whose a token is.
+    #[error("look whose the token {token} is")]
     Token {
         /// Its identifier.
         token: String,

@@ -1,15 +1,13 @@
 //! Joins a cluster: from a pin and a one-time token to the certificate of the node agent.
 //!
 //! The machine knows its cluster by the pin of the cluster's authority, which the API servers show in their chain, and shows the token
-//! to nobody else. A control-plane machine also fetches the cluster's keys. What it gets is kept on the state partition; joining that was
-//! interrupted begins again.
+//! to nobody else. A control-plane machine also fetches the cluster's keys. What it gets is kept on the state partition, and so is, from
+//! before it asks, the key that it asks with: joining that was interrupted begins again, with the same token and the same key.
 
 mod discovery;
 mod keys;
 mod token;
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -155,6 +153,9 @@ impl Join {
         }
         self.problems.set(PART, None);
         self.token.forget();
+        if let Err(error) = self.pki.forget_request(Leaf::Agent) {
+            warn!(error = chain(&error), "the key of the request is still there");
+        }
     }
 
     async fn attempt(&self, machine: &Machine) -> Result<(), JoinError> {
@@ -173,11 +174,12 @@ impl Join {
         if !known {
             self.get_certificate(machine, join, token).await?;
         }
+        let identity = Identity::Folder(self.pki.deployed(Leaf::Agent));
+        let client = garboard_api_client::client(connect::any(), identity, Outage::default());
         if controls {
-            let identity = Identity::Folder(self.pki.deployed(Leaf::Agent));
-            let client = garboard_api_client::client(connect::any(), identity, Outage::default());
             keys::fetch(&self.pki, &client, name, token).await?;
         }
+        token::take_away(&client, token).await;
         info!(machine = name, "joined the cluster");
         Ok(())
     }
@@ -189,7 +191,8 @@ impl Join {
         let identity = Identity::of_token(&authority, token.bearer)?;
         let client = garboard_api_client::client(connect::any(), identity, Outage::default());
         let profile = &plan::agent(machine.role(), name);
-        let request = self.pki.request(Leaf::Agent, profile)?;
+        // The token is this key's once it was shown with it.
+        let request = self.pki.kept_request(Leaf::Agent, profile)?;
         let certificate = request::certificate(&client, name, &request.pem).await.map_err(|error| {
             if error.is_unauthorized() { JoinError::Unknown(name.to_owned()) } else { JoinError::Request(error) }
         })?;
@@ -213,8 +216,7 @@ impl Join {
 
 /// Keeps a token that was given, in a file that only root reads; the next try to join uses it.
 pub(crate) fn keep_token(file: &Path, given: &JoinToken) -> Result<(), FileError> {
-    files::replace(file, &given.token, users::ROOT, 0o600)?;
-    files::sync_folder(file.parent().unwrap_or(Path::new("/")))
+    files::replace(file, &given.token, users::ROOT, 0o600)
 }
 
 impl TokenFile {
@@ -224,10 +226,8 @@ impl TokenFile {
 
     /// It serves once.
     fn forget(&self) {
-        if let Err(error) = fs::remove_file(&self.0)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            warn!(%error, "the token is still there");
+        if let Err(error) = files::remove(&self.0) {
+            warn!(error = chain(&error), "the token is still there");
         }
     }
 }

@@ -9,24 +9,23 @@
 
 mod answers;
 mod etcd;
+mod identity;
 mod registered;
 mod service;
 
-use std::path::Path;
-
-use garboard_api::manifest::{self, Manifests};
+use garboard_api::manifest::Manifests;
 use garboard_api::{Cluster, ClusterSpec, Machine};
-use garboard_machine_api::identity::IdentityError;
 use garboard_machine_api::proto::AppliedObject;
 use garboard_machine_api::server::{Limits, ServeError, listen, serve};
 use garboard_machine_api::{Access, AccessList, DEFAULT_PORT, Identity, Pin, Role};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::claim::Claimants;
 
 pub use etcd::Restoring;
+pub use identity::{KeyError, identity};
 pub use service::Service;
 
 /// Where the machine's own key lies.
@@ -58,38 +57,6 @@ pub struct Declare {
 
 /// Where requests to declare objects go; the agent takes one after the other.
 pub type DeclareSender = mpsc::Sender<Declare>;
-
-/// The machine's identity: the key on its disk, or else that of the manifests, which is then kept, or else a new one.
-///
-/// While nothing is `declared`, nobody relies on the key that the machine has made for itself, and that of the manifests
-/// takes its place: manifests that come to a machine at its second boot count like those at its first.
-///
-/// When the manifests' key is unusable, a new one serves for this run only and is not kept, so that the machine can be
-/// reached and a mended manifest counts at the next one.
-///
-/// # Errors
-/// When the file is there and unusable, or cannot be written.
-pub fn identity(
-    file: &Path,
-    manifests: Option<&manifest::Identity>,
-    declared: bool,
-) -> Result<Identity, IdentityError> {
-    let Some(manifests) = manifests.filter(|_| !(declared && file.exists())) else {
-        return Identity::load_or_create(file);
-    };
-    match Identity::from_pem(&manifests.key) {
-        Ok(identity) => {
-            identity.replace(file)?;
-            info!(fingerprint = %identity.pin(), "took over the machine's key from the manifests");
-            Ok(identity)
-        }
-        Err(refused) => {
-            let identity = Identity::generate()?;
-            error!(error = %refused, fingerprint = %identity.pin(), "the machine's key in the manifests is unusable; another serves for now");
-            Ok(identity)
-        }
-    }
-}
 
 /// Serves the machine API until `stop`.
 ///

@@ -1,8 +1,9 @@
 //! The machine's keys and certificates: kept on the state partition, copied to where services read them.
 //!
 //! [`plan::pki`](garboard_plan::pki) decides, [`PkiStore`] reads and does. A certificate and its key are one file, replaced
-//! atomically, so a power cut leaves the old pair or the new one; whatever was not done is planned again. Services follow
-//! a changed copy by themselves: each of them reads its files again when they change or at its next connection.
+//! atomically, so a power cut leaves the old pair or the new one; whatever was not done is planned again. What is made
+//! together goes to the disk together, authorities before what they have signed. Services follow a changed copy by
+//! themselves: each of them reads its files again when they change or at its next connection.
 
 pub(crate) mod files;
 mod issue;
@@ -88,16 +89,15 @@ impl PkiStore {
     /// [`PkiError`] of the first step that failed; the steps before it are done.
     pub fn reconcile(&self, desired: &Desired, now: SystemTime) -> Result<Plan, PkiError> {
         let plan = plan::plan(desired, &self.observe()?, now);
-        let (kept, deployed): (Vec<_>, Vec<_>) = plan.steps.iter().partition(|step| !matches!(step, Step::Deploy(_)));
-        for step in &kept {
-            self.apply(step)?;
-        }
+        let mut made = Made::default();
+        let outcome = plan.steps.iter().try_for_each(|step| self.make(step, &mut made));
         // Nothing is in use before it is certain to be there after a power cut.
-        if !kept.is_empty() {
-            files::sync_folder(&self.state)?;
-        }
-        for step in deployed {
-            self.apply(step)?;
+        self.keep(&made.0)?;
+        outcome?;
+        for step in &plan.steps {
+            if let Step::Deploy(deployment) = step {
+                self.folder(*deployment)?.deploy()?;
+            }
         }
         Ok(plan)
     }
@@ -143,13 +143,13 @@ impl PkiStore {
         Ok(observed)
     }
 
-    /// Carries out one step; nothing is half done when it fails.
-    fn apply(&self, step: &Step) -> Result<(), PkiError> {
+    /// Makes what a step is to make, which is then to be kept.
+    fn make(&self, step: &Step, made: &mut Made) -> Result<(), PkiError> {
         match step {
             Step::CreateAuthority { authority, validity } => {
                 let pem = issue::authority(authority.name(), *validity)
                     .map_err(|source| PkiError::Issue { what: authority.name(), source })?;
-                self.write(&authority_file(*authority), &pem)
+                made.add(authority_file(*authority), pem);
             }
             Step::CreateKey(key) => {
                 let pem = match key {
@@ -157,18 +157,23 @@ impl PkiStore {
                     Key::Secrets => issue::encryption_key(),
                 }
                 .map_err(|source| PkiError::Issue { what: key.name(), source })?;
-                self.write(key.name(), &pem)
+                made.add(key.name().to_owned(), pem);
             }
             Step::Issue { leaf, profile, validity, reason: _ } => {
-                let signer = self.signer(plan::authority(*leaf))?;
+                let authority = plan::authority(*leaf);
+                let signer = match made.find(&authority_file(authority)) {
+                    Some(pem) => self.parse_signer(authority, pem)?,
+                    None => self.signer(authority)?,
+                };
                 let pem = issue::leaf(&signer, profile, *validity)
                     .map_err(|source| PkiError::Issue { what: leaf.name(), source })?;
-                self.write(&leaf_file(*leaf), &pem)
+                made.add(leaf_file(*leaf), pem);
             }
-            // It takes as long as the cluster does: whoever asks hands the answer to `install`.
-            Step::Request { .. } => Ok(()),
-            Step::Deploy(deployment) => Ok(self.folder(*deployment)?.deploy()?),
+            // What is asked for takes as long as the cluster does: whoever asks hands the answer to `install`. What is deployed must be
+            // kept before.
+            Step::Request { .. } | Step::Deploy(_) => {}
         }
+        Ok(())
     }
 
     /// A request for a certificate with a new key, to be answered by [`PkiStore::install`].
@@ -177,6 +182,31 @@ impl PkiStore {
     /// [`PkiError::Issue`] when the system gives no randomness.
     pub fn request(&self, leaf: Leaf, profile: &Profile) -> Result<CertificateRequest, PkiError> {
         issue::request(profile).map_err(|source| PkiError::Issue { what: leaf.name(), source })
+    }
+
+    /// A request for a certificate with a key that is kept: until it is forgotten, and whatever happens meanwhile, each is for that key.
+    ///
+    /// # Errors
+    /// [`PkiError::File`] when it cannot be kept, and those of [`PkiStore::request`].
+    pub fn kept_request(&self, leaf: Leaf, profile: &Profile) -> Result<CertificateRequest, PkiError> {
+        let file = request_file(leaf);
+        // What is no key is as good as none.
+        if let Some(key) = self.read(&file)?
+            && let Ok(request) = issue::request_with(profile, &key)
+        {
+            return Ok(request);
+        }
+        let request = self.request(leaf, profile)?;
+        self.keep(&[(file, request.key_pem.clone())])?;
+        Ok(request)
+    }
+
+    /// Forgets the key of a request that was answered.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn forget_request(&self, leaf: Leaf) -> Result<(), PkiError> {
+        Ok(files::remove(&self.state.join(request_file(leaf)))?)
     }
 
     /// Takes the certificate that the cluster has issued for a request, and deploys it.
@@ -196,8 +226,7 @@ impl PkiStore {
         if found.profile != *profile || !found.signed_by_authority {
             return Err(PkiError::Foreign(leaf.name()));
         }
-        self.write(&leaf_file(leaf), &pem)?;
-        files::sync_folder(&self.state)?;
+        self.keep(&[(leaf_file(leaf), pem)])?;
         Ok(self.folder(Deployment::Leaf(leaf))?.deploy()?)
     }
 
@@ -211,8 +240,7 @@ impl PkiStore {
             return Ok(());
         }
         Signer::parse(certificate).map_err(|source| PkiError::Authority { path: self.state.join(&file), source })?;
-        self.write(&file, certificate)?;
-        Ok(files::sync_folder(&self.state)?)
+        self.keep(&[(file, certificate.to_owned())])
     }
 
     /// The cluster's authorities and keys, by the names of their files: what another control-plane machine needs to be one.
@@ -249,11 +277,11 @@ impl PkiStore {
                 return Err(PkiError::Foreign(WHAT));
             }
         }
-        for file in cluster_key_files() {
+        let taken = cluster_key_files().map(|file| {
             let content = given.get(&file).ok_or(PkiError::Foreign(WHAT))?;
-            self.write(&file, content)?;
-        }
-        Ok(files::sync_folder(&self.state)?)
+            Ok((file, content.clone()))
+        });
+        self.keep(&taken.collect::<Result<Vec<_>, PkiError>>()?)
     }
 
     /// Whether a certificate is there that says this and is not to be renewed yet.
@@ -325,8 +353,12 @@ impl PkiStore {
     fn find_signer(&self, authority: Authority) -> Result<Option<Arc<Signer>>, PkiError> {
         let file = authority_file(authority);
         let Some(pem) = self.read(&file)? else { return Ok(None) };
-        let signer = self.signers.get(authority, &[&pem], || Signer::parse(&pem).map(Arc::new));
-        signer.map(Some).map_err(|source| PkiError::Authority { path: self.state.join(file), source })
+        self.parse_signer(authority, &pem).map(Some)
+    }
+
+    fn parse_signer(&self, authority: Authority, pem: &str) -> Result<Arc<Signer>, PkiError> {
+        let signer = self.signers.get(authority, &[pem], || Signer::parse(pem).map(Arc::new));
+        signer.map_err(|source| PkiError::Authority { path: self.state.join(authority_file(authority)), source })
     }
 
     fn signer(&self, authority: Authority) -> Result<Arc<Signer>, PkiError> {
@@ -380,9 +412,28 @@ impl PkiStore {
         Ok(files::read(&self.state.join(file))?)
     }
 
-    fn write(&self, file: &str, content: &str) -> Result<(), PkiError> {
+    /// Keeps files, by their names, in their order.
+    fn keep(&self, files: &[(String, String)]) -> Result<(), PkiError> {
+        if files.is_empty() {
+            return Ok(());
+        }
         files::make_folder(&self.state, users::ROOT, 0o700)?;
-        Ok(files::replace(&self.state.join(file), content, users::ROOT, 0o600)?)
+        let files: Vec<_> = files.iter().map(|(file, content)| (self.state.join(file), content.as_str())).collect();
+        Ok(files::replace_all(&files, users::ROOT, 0o600)?)
+    }
+}
+
+/// Files that were made and are not kept yet, by their names.
+#[derive(Default)]
+struct Made(Vec<(String, String)>);
+
+impl Made {
+    fn add(&mut self, file: String, content: String) {
+        self.0.push((file, content));
+    }
+
+    fn find(&self, file: &str) -> Option<&str> {
+        self.0.iter().find(|(made, _)| made == file).map(|(_, content)| content.as_str())
     }
 }
 
@@ -397,6 +448,10 @@ fn cluster_key_files() -> impl Iterator<Item = String> {
 
 fn leaf_file(leaf: Leaf) -> String {
     format!("{}.pem", leaf.name())
+}
+
+fn request_file(leaf: Leaf) -> String {
+    format!("{}.request.key", leaf.name())
 }
 
 /// The last part of a path of the catalog, which all lie in folders of the deployment directory.

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::pki::FileError;
-use crate::pki::files::{self, make_folder, replace, sync_folder};
+use crate::pki::files::{self, make_folder, replace};
 use crate::services::readiness;
 
 pub use garboard_plan::registries::declared;
@@ -197,9 +197,7 @@ fn kept(path: &Path) -> Result<BTreeMap<String, Logins>, KeptError> {
 /// Writes what differs. Returns whether kubelet has something else to read.
 fn write(paths: &RegistryPaths, kept: &BTreeMap<String, Logins>, used: &Logins) -> Result<bool, FileError> {
     let text = serde_json::to_string(kept).unwrap_or_default();
-    if put(&paths.kept, (!kept.is_empty()).then_some(text))? {
-        sync_folder(folder(&paths.kept))?;
-    }
+    put(&paths.kept, (!kept.is_empty()).then_some(text))?;
     make_folder(folder(&paths.config), users::ROOT, 0o700)?;
     put(&paths.config, (!used.is_empty()).then(|| logins::config(used)))
 }

@@ -16,7 +16,6 @@ use garboard_plan::trial::{self as plan, Configuration, Due, Now, Record, Verdic
 use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::after;
 use garboard_runtime::ledger::Ledger;
-use garboard_sys::clock::boot_time;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -79,6 +78,9 @@ impl InForce {
     }
 }
 
+/// The time since the machine was started.
+type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
+
 /// The record could not be written down; it is told as a problem.
 #[derive(Debug)]
 struct NotKept;
@@ -88,6 +90,7 @@ pub struct Trials {
     ledger: Ledger,
     record: Record,
     boot_id: String,
+    clock: Clock,
     declared: watch::Receiver<Option<Configuration>>,
     in_force: watch::Sender<InForce>,
     notables: mpsc::Sender<Notable>,
@@ -107,10 +110,12 @@ impl std::fmt::Debug for Trials {
 impl Trials {
     /// Prepares the task and the channel on which it publishes what is in force: at once, of what is declared already.
     ///
-    /// A record that cannot be read is as good as none: what is declared counts then, as on a new machine.
+    /// `clock` tells the time since the machine's start of this `boot_id`, suspended time included. A record that cannot be read is as good as
+    /// none: what is declared counts then, as on a new machine.
     pub fn new(
         ledger: Ledger,
         boot_id: &str,
+        clock: impl Fn() -> Duration + Send + Sync + 'static,
         declared: watch::Receiver<Option<Configuration>>,
         notables: mpsc::Sender<Notable>,
         problems: Problems,
@@ -122,7 +127,7 @@ impl Trials {
                 None
             })
             .unwrap_or_default();
-        let record = kept.resumed(now(boot_id));
+        let record = kept.resumed(now(boot_id, clock()));
         let configuration = declared.borrow().as_ref().map(|declared| record.in_force(declared).clone());
         let in_force = InForce { configuration, record: record.clone(), failing: Vec::new() };
         let (in_force, receiver) = watch::channel(in_force);
@@ -131,6 +136,7 @@ impl Trials {
             ledger,
             record: kept,
             boot_id: boot_id.to_owned(),
+            clock: Box::new(clock),
             declared,
             in_force,
             notables,
@@ -217,7 +223,7 @@ impl Trials {
             true => self.record.proved.clone(),
             false => plan::passing(&probes.ask(&declared.machine.trial).await),
         };
-        self.keep(self.record.begun(declared.clone(), passing, now(&self.boot_id)))?;
+        self.keep(self.record.begun(declared.clone(), passing, self.now()))?;
         (self.failing, self.steady) = (Vec::new(), None);
         let seconds = declared.machine.trial.deadline_seconds();
         self.tell(false, "TrialBegun", format!("the change has {seconds} seconds to prove itself"));
@@ -226,7 +232,7 @@ impl Trials {
 
     async fn prove(&mut self, declared: &Configuration, probes: &Probes) -> Result<Option<Duration>, NotKept> {
         let seen = probes.ask(&declared.machine.trial).await;
-        let now = now(&self.boot_id);
+        let now = now(&self.boot_id, (self.clock)());
         let Some(trial) = &self.record.trial else { return Ok(Some(LOOK)) };
         self.failing = trial.failing(&seen);
         self.steady = self.failing.is_empty().then(|| self.steady.unwrap_or(now.ms));
@@ -244,7 +250,7 @@ impl Trials {
 
     fn fail(&mut self, reason: &str, failing: Vec<TrialFailure>, mut log: Vec<String>) -> Result<(), NotKept> {
         log.drain(..log.len().saturating_sub(LINES));
-        self.keep(self.record.failed(reason, failing, log, now(&self.boot_id)))?;
+        self.keep(self.record.failed(reason, failing, log, self.now()))?;
         if let Some(failed) = &self.record.failed {
             self.tell(true, "TrialFailed", plan::told(failed));
         }
@@ -277,6 +283,10 @@ impl Trials {
         })
     }
 
+    fn now(&self) -> Now<'_> {
+        now(&self.boot_id, (self.clock)())
+    }
+
     fn publish(&self, declared: &Configuration) {
         let next = InForce {
             configuration: Some(self.record.in_force(declared).clone()),
@@ -299,8 +309,8 @@ impl Trials {
     }
 }
 
-fn now(boot_id: &str) -> Now<'_> {
+fn now(boot_id: &str, since_boot: Duration) -> Now<'_> {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let ms = u64::try_from(boot_time().as_millis()).unwrap_or(u64::MAX);
+    let ms = u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX);
     Now { boot_id, ms, unix: i64::try_from(unix).unwrap_or(i64::MAX) }
 }

@@ -1,9 +1,8 @@
 //! The key by which a machine or a person is known.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, DnType, KeyPair, PublicKeyData};
@@ -28,15 +27,6 @@ pub enum IdentityError {
     /// The file cannot be read.
     #[error("read the key {path}")]
     Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The file cannot be written.
-    #[error("write the key {path}")]
-    Write {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -86,62 +76,6 @@ impl Identity {
         Self::from_pem(&read().map_err(|source| IdentityError::Read { path: path.to_owned(), source })?)
     }
 
-    /// Reads a key file, and makes it first when there is none.
-    ///
-    /// # Errors
-    /// As [`Identity::load`] and [`Identity::save`]; a file that holds something else is left as it is.
-    pub fn load_or_create(path: &Path) -> Result<Self, IdentityError> {
-        match Self::load(path) {
-            Err(IdentityError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                let identity = Self::generate()?;
-                identity.save(path)?;
-                Ok(identity)
-            }
-            other => other,
-        }
-    }
-
-    /// Writes the key to a new file that only its owner reads (0600); on disk when this returns.
-    ///
-    /// # Errors
-    /// When the file exists or cannot be written. A power cut leaves no file, or the whole one.
-    pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
-        self.write(path, |unfinished, path| {
-            // A link, unlike a rename, refuses to replace a key that is there.
-            let linked = fs::hard_link(unfinished, path);
-            fs::remove_file(unfinished)?;
-            linked
-        })
-    }
-
-    /// Writes the key in the place of another; as [`Identity::save`] otherwise.
-    ///
-    /// # Errors
-    /// When the file cannot be written. A power cut leaves the old key or the new one.
-    pub fn replace(&self, path: &Path) -> Result<(), IdentityError> {
-        self.write(path, |unfinished, path| fs::rename(unfinished, path))
-    }
-
-    /// Writes the key beside `path`, and has it put there.
-    fn write(&self, path: &Path, put: impl Fn(&Path, &Path) -> io::Result<()>) -> Result<(), IdentityError> {
-        let write = || -> io::Result<()> {
-            let mut name = path.file_name().unwrap_or_default().to_owned();
-            name.push(".new");
-            let unfinished = path.with_file_name(name);
-            match fs::remove_file(&unfinished) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-            file.write_all(self.pem().as_bytes())?;
-            file.sync_all()?;
-            put(&unfinished, path)?;
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            fs::File::open(parent)?.sync_all()
-        };
-        write().map_err(|source| IdentityError::Write { path: path.to_owned(), source })
-    }
-
     /// The key in PEM: a secret.
     pub fn pem(&self) -> String {
         self.key.serialize_pem()
@@ -182,54 +116,7 @@ impl fmt::Debug for Identity {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
-
-    #[test]
-    fn a_created_key_is_private_and_the_same_when_loaded_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("identity.key");
-        let created = Identity::load_or_create(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
-        assert_eq!(Identity::load_or_create(&path).unwrap().pin(), created.pin());
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_key_is_never_overwritten() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("identity.key");
-        fs::write(&path, "something else").unwrap();
-        assert!(matches!(Identity::load_or_create(&path), Err(IdentityError::Parse(_))));
-        let refused = Identity::generate().unwrap().save(&path);
-        assert!(
-            matches!(refused, Err(IdentityError::Write { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists)
-        );
-        assert_eq!(fs::read_to_string(&path).unwrap(), "something else");
-    }
-
-    #[test]
-    fn a_key_is_replaced_where_that_is_meant() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("identity.key");
-        Identity::load_or_create(&path).unwrap();
-        let other = Identity::generate().unwrap();
-        other.replace(&path).unwrap();
-        assert_eq!(Identity::load(&path).unwrap().pin(), other.pin());
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn what_a_power_cut_left_behind_is_replaced() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("identity.key");
-        fs::write(directory.path().join("identity.key.new"), "half").unwrap();
-        let created = Identity::load_or_create(&path).unwrap();
-        assert_eq!(Identity::load(&path).unwrap().pin(), created.pin());
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-    }
 
     #[test]
     fn only_p256_keys_are_accepted() {

@@ -323,13 +323,11 @@ fn operators_rules() -> Value {
     ])
 }
 
-/// One lease: to create it no name can be demanded, as the API server decides before it knows the object. And an end to tokens that have
-/// let their machine in.
+/// One lease: to create it no name can be demanded, as the API server decides before it knows the object.
 fn operators_system_rules() -> Value {
     json!([
         rule("coordination.k8s.io", &["leases"], &["create"]),
         rule_for(leader::OPERATORS, "coordination.k8s.io", "leases", &["get", "update"]),
-        rule("", &["secrets"], &["delete"]),
     ])
 }
 

@@ -1,12 +1,14 @@
 //! Whether a machine's request for a client certificate is approved, and what a machine may do that has one.
 //!
-//! A machine that joins shows a token that is for it alone, and gets the certificate of its node agent with it, once: of several
-//! requests with one token only the first is approved. With that certificate a worker asks for those of its other clients, and for each
-//! of them again before it ends, for as long as its Machine exists. A control-plane machine fetches the cluster's keys with it, which lie
-//! beside its token, sealed with a key that the cluster does not have.
+//! A machine that joins shows a token that is for it alone, and gets the certificate of its node agent with it, once: a token is the
+//! key's that was first to ask with it, and no other key's requests are approved. The machine has that key on its disk before it asks, so it
+//! can ask again after a power cut; once it has its certificate it takes the token away. With that certificate a worker asks for those of
+//! its other clients, and for each of them again before it ends, for as long as its Machine exists. A control-plane machine fetches the
+//! cluster's keys with it, which lie beside its token, sealed with a key that the cluster does not have.
 
 use std::time::Duration;
 
+use garboard_api::PublicKeyPin;
 use garboard_api::machine::MachineRole;
 use garboard_api::types::Token;
 use garboard_catalog::identity;
@@ -66,9 +68,9 @@ pub enum Denial {
     /// It asks for names, which clients do not have.
     #[error("names are for servers")]
     Names,
-    /// Another request came before it with the same token.
-    #[error("the token was used before, by request {0}: one token lets one machine in, once")]
-    Used(String),
+    /// Another key was shown before it with the same token, or the token has done its work.
+    #[error("the token was used before: one token lets one machine in, once")]
+    Used,
     /// The machine is not declared.
     #[error("there is no Machine {0}")]
     Unknown(String),
@@ -146,23 +148,37 @@ fn joiner(group: &str) -> Option<(MachineRole, &str)> {
     worker.or_else(|| of_control_plane().map(|machine| (MachineRole::ControlPlane, machine)))
 }
 
-/// One of the requests with a token.
+/// The public key of a request, DER (SubjectPublicKeyInfo).
+///
+/// # Errors
+/// When it is no request that is signed by its own key.
+pub fn public_key(request: &Request<'_>) -> Result<Vec<u8>, Denial> {
+    Ok(csr::parse(request.der)?.certification_request_info.subject_pki.raw.to_vec())
+}
+
+/// How often a key has asked with a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rival<'a, T> {
-    /// Its name.
-    pub name: &'a str,
-    /// Whether it is approved.
-    pub approved: bool,
-    /// When it was made.
-    pub created: T,
+pub enum Asks {
+    /// It is the first that does: the token is its own from now on.
+    First,
+    /// It has before, and may not have had the answer.
+    Again,
 }
 
-/// Of requests with one token the one that counts: what is approved stays so, and of the others the first; those of one second, which is
-/// as finely as their times are kept, by their names.
-pub fn first<'a, T: Ord + Copy>(requests: impl IntoIterator<Item = Rival<'a, T>>) -> Option<&'a str> {
-    requests.into_iter().min_by_key(|rival| (!rival.approved, rival.created, rival.name)).map(|rival| rival.name)
+/// Whether a key may ask with a token; `first` is what the token's Secret says in [`KEY`].
+///
+/// # Errors
+/// When the token is another key's.
+pub fn admit(first: Option<&str>, key: PublicKeyPin) -> Result<Asks, Denial> {
+    match first {
+        None => Ok(Asks::First),
+        Some(first) if first.parse() == Ok(key) => Ok(Asks::Again),
+        Some(_) => Err(Denial::Used),
+    }
 }
 
+/// The annotation of a token's Secret that says which key was first to ask with it.
+pub const KEY: &str = "garboard.dev/key";
 /// The type of Secrets that hold tokens. kube-controller-manager takes those away whose time is over.
 const TOKEN_TYPE: &str = "bootstrap.kubernetes.io/token";
 /// Where, in their Secret, the cluster's sealed keys are.
@@ -217,14 +233,33 @@ pub fn sealed_keys_name(id: &str) -> String {
 /// right goes.
 pub fn sealed_keys_role(machine: &str, id: &str, uid: &str) -> [Value; 2] {
     let secret = sealed_keys_name(id);
-    let metadata = json!({
-        "name": format!("garboard:keys:{id}"),
+    let metadata = belonging(&format!("garboard:keys:{id}"), &secret, uid);
+    let user = agent(MachineRole::ControlPlane, machine).common_name;
+    addons::role_in(&metadata, &json!([addons::rule_for(&secret, "", "secrets", &["get", "delete"])]), "User", &user)
+}
+
+/// What lets the operators write down whose a token is, and its machine, once it is in, take it away; these rights go with the token's
+/// Secret, which has this `uid`.
+pub fn token_roles(machine: &str, role: MachineRole, id: &str, uid: &str) -> [Value; 4] {
+    let secret = token_secret_name(id);
+    let rules = |verbs: &[&str]| json!([addons::rule_for(&secret, "", "secrets", verbs)]);
+    let metadata = belonging(&format!("garboard:token:{id}"), &secret, uid);
+    let operators = addons::role_in(&metadata, &rules(&["get", "patch"]), "Group", identity::OPERATORS_GROUP);
+    let metadata = belonging(&format!("garboard:token-end:{id}"), &secret, uid);
+    let user = agent(role, machine).common_name;
+    let machine = addons::role_in(&metadata, &rules(&["delete"]), "User", &user);
+    let ([role, binding], [end, its_binding]) = (operators, machine);
+    [role, binding, end, its_binding]
+}
+
+/// The metadata of what goes with a Secret.
+fn belonging(name: &str, secret: &str, uid: &str) -> Value {
+    json!({
+        "name": name,
         "namespace": "kube-system",
         "labels": addons::labels(),
         "ownerReferences": [{ "apiVersion": "v1", "kind": "Secret", "name": secret, "uid": uid }],
-    });
-    let user = format!("{}{machine}", identity::AGENT_PREFIX);
-    addons::role_in(&metadata, &json!([addons::rule_for(&secret, "", "secrets", &["get", "delete"])]), "User", &user)
+    })
 }
 
 /// The name of a token's Secret.

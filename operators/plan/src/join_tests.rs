@@ -112,16 +112,34 @@ fn others_requests_are_left_to_others() {
 }
 
 #[test]
-fn the_first_request_with_a_token_counts() {
-    let rival = |created, name, approved| Rival { name, approved, created };
-    for (what, rivals, expected) in [
-        ("none", vec![], None),
-        ("the earliest", vec![rival(7, "b", false), rival(3, "c", false)], Some("c")),
-        ("of one second", vec![rival(3, "c", false), rival(3, "a", false)], Some("a")),
-        ("of one second, and approved", vec![rival(3, "c", true), rival(3, "a", false)], Some("c")),
+fn a_token_is_the_keys_that_was_first_to_ask_with_it() {
+    let [own, other] = [1, 2].map(|byte| PublicKeyPin::new([byte; 32]));
+    for (what, first, expected) in [
+        ("nobody before", None, Ok(Asks::First)),
+        ("the same before", Some(own.to_string()), Ok(Asks::Again)),
+        ("another before", Some(other.to_string()), Err(Denial::Used)),
+        ("nonsense", Some("key".to_owned()), Err(Denial::Used)),
     ] {
-        assert_eq!(first(rivals), expected, "{what}");
+        assert_eq!(admit(first.as_deref(), own), expected, "{what}");
     }
+}
+
+#[test]
+fn rights_to_a_token_are_for_that_token_and_go_with_it() {
+    let roles = token_roles("node-2", MachineRole::Worker, "abcdef", "uid");
+    for object in &roles {
+        assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], "uid");
+        assert_eq!(object["metadata"]["ownerReferences"][0]["name"], "bootstrap-token-abcdef");
+    }
+    let verbs = |role: &Value| {
+        assert_eq!(role["rules"][0]["resourceNames"], json!(["bootstrap-token-abcdef"]));
+        role["rules"][0]["verbs"].clone()
+    };
+    let [operators, their_binding, machine, its_binding] = &roles;
+    assert_eq!((verbs(operators), verbs(machine)), (json!(["get", "patch"]), json!(["delete"])));
+    let subject = |binding: &Value| (binding["subjects"][0]["kind"].clone(), binding["subjects"][0]["name"].clone());
+    assert_eq!(subject(their_binding), (json!("Group"), json!("garboard:operators")));
+    assert_eq!(subject(its_binding), (json!("User"), json!("garboard:worker:node-2")));
 }
 
 #[test]

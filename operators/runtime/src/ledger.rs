@@ -1,21 +1,21 @@
 //! What was accepted last, kept on the state partition.
 //!
 //! One file per kind, `machine.json` and `cluster.json`, and for each the one before, `machine.previous.json`. The first
-//! line holds the SHA-256 of the rest. A file is written beside, synced, and renamed, and so is its directory: after a
-//! power cut there is the old or the new content. A file that is damaged anyway is told apart by its digest; then the
-//! one before counts.
+//! line holds the SHA-256 of the rest. After a power cut there is the old or the new content. A file that is damaged anyway is
+//! told apart by its digest; then the one before counts.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::precedence::Recorded;
+use garboard_sys::durable::{self, NewFile};
 use serde::{Deserialize, Serialize};
 
 use crate::kind::Kind;
+use crate::precedence::Recorded;
 
 /// The ledger could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -160,19 +160,12 @@ impl Ledger {
 
     fn replace(&self, path: &Path, previous: &Path, bytes: &[u8]) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-        let new = path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        let new = durable::write(&[NewFile::new(path, bytes, 0o600)])?;
         // Only what is whole becomes the one before; a link keeps `path` in place at every moment.
         if fs::read(path).is_ok_and(|bytes| is_whole(&bytes)) {
-            match fs::remove_file(previous) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => fs::hard_link(path, previous)?,
-            }
+            durable::link(path, previous)?;
         }
-        fs::rename(&new, path)?;
-        File::open(&self.folder)?.sync_all()
+        Ok(new.replace()?)
     }
 }
 

@@ -1,4 +1,5 @@
 use garboard_api::Machine;
+use garboard_sys::durable::power::Supply;
 use proptest::prelude::*;
 
 use super::*;
@@ -47,18 +48,27 @@ fn a_digest_is_that_of_sha256() {
 
 #[test]
 fn a_power_cut_at_any_step_of_writing_leaves_the_old_or_the_new() {
-    // The steps of `replace` that others can see, each undone from the end: what a crash after the step before leaves.
-    let folder = tempfile::tempdir().unwrap();
-    let ledger = Ledger::new(folder.path());
-    ledger.store(&entry(1)).unwrap();
-    ledger.store(&entry(2)).unwrap();
-    let new = folder.path().join("machine.new");
-    fs::write(&new, b"half wri").unwrap();
-    assert_eq!(ledger.load().unwrap(), Some(entry(2)));
-    fs::remove_file(folder.path().join("machine.previous.json")).unwrap();
-    assert_eq!(ledger.load().unwrap(), Some(entry(2)));
-    ledger.store(&entry(3)).unwrap();
-    assert_eq!(ledger.load().unwrap(), Some(entry(3)));
+    let mut cuts = 0;
+    loop {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let ledger = Ledger::new(folder.path());
+        ledger.store(&entry(1)).unwrap();
+        ledger.store(&entry(2)).unwrap();
+        let supply = Supply::cut(folder.path(), cuts);
+        let stored = ledger.store(&entry(3));
+        let gone = supply.has_gone();
+        drop(supply);
+        let found = ledger.load().unwrap().unwrap();
+        assert!(found == entry(3) || gone && found == entry(2), "cut {cuts}: {found:?}");
+        assert_eq!(stored.is_err(), gone, "cut {cuts}");
+        ledger.store(&entry(4)).unwrap();
+        assert_eq!(ledger.load().unwrap(), Some(entry(4)));
+        if !gone {
+            break;
+        }
+        cuts += 1;
+    }
+    assert_eq!(cuts, 6, "content, the one before twice, name, folder, and before all of it");
 }
 
 #[test]

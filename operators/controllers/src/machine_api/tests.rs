@@ -319,33 +319,6 @@ async fn a_secret_with_the_machines_own_key_changes_nothing_and_another_is_refus
     agent.await.unwrap();
 }
 
-#[test]
-fn the_manifests_key_is_taken_over_until_something_is_declared() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("identity.key");
-    let of = |key: &Identity| manifest::Identity { machine: "node-1".into(), key: key.pem() };
-    let [first, second] = [Identity::generate().unwrap(), Identity::generate().unwrap()];
-    let own = identity(&file, None, false).unwrap();
-    assert_eq!(identity(&file, None, false).unwrap().pin(), own.pin());
-    assert_eq!(identity(&file, Some(&of(&first)), false).unwrap().pin(), first.pin());
-    assert_eq!(identity(&file, Some(&of(&second)), true).unwrap().pin(), first.pin());
-    assert_eq!(identity(&file, None, true).unwrap().pin(), first.pin());
-    let lost = directory.path().join("lost.key");
-    assert_eq!(identity(&lost, Some(&of(&second)), true).unwrap().pin(), second.pin());
-}
-
-#[test]
-fn an_unusable_key_in_the_manifests_leaves_room_for_a_mended_one() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("identity.key");
-    let broken = manifest::Identity { machine: "node-1".into(), key: "no key".into() };
-    identity(&file, Some(&broken), false).unwrap();
-    assert!(!file.exists());
-    let mended = Identity::generate().unwrap();
-    let declared = manifest::Identity { machine: "node-1".into(), key: mended.pem() };
-    assert_eq!(identity(&file, Some(&declared), false).unwrap().pin(), mended.pin());
-}
-
 fn snapshot() -> Vec<u8> {
     let content = vec![7; 4096];
     [content.as_slice(), ring::digest::digest(&ring::digest::SHA256, &content).as_ref()].concat()

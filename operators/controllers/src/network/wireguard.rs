@@ -9,12 +9,13 @@ use garboard_api::machine::WireguardStatus;
 use garboard_catalog::users;
 use garboard_plan::network as plan;
 use garboard_runtime::applier::chain;
+use garboard_sys::durable;
 use garboard_sys::netlink::{NetlinkError, PrivateKey, PublicKey, WireguardChange, WireguardLinks, WireguardPeer};
 use ring::rand::{SecureRandom, SystemRandom};
 use tracing::info;
 
 use crate::pki::FileError;
-use crate::pki::files::{self, make_folder, replace, sync_folder};
+use crate::pki::files::{self, make_folder, replace};
 
 /// Time after which a peer that has not proved its key again is not heard any more (`REJECT_AFTER_TIME` of the protocol).
 const HEARD: Duration = Duration::from_secs(180);
@@ -69,9 +70,8 @@ impl Keys {
         make_folder(&self.0, users::ROOT, 0o700)?;
         // In the form of `wg genkey`.
         replace(&self.file(link), &format!("{}\n", BASE64_STANDARD.encode(key)), users::ROOT, 0o600)?;
-        sync_folder(&self.0)?;
         if let Some(parent) = self.0.parent() {
-            sync_folder(parent)?;
+            durable::sync_folder(parent).map_err(FileError::from)?;
         }
         Ok(PrivateKey(key))
     }

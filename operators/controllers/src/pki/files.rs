@@ -1,24 +1,34 @@
 //! Files that are whole or not there, with their owner and mode from the first byte on.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use garboard_catalog::users::User;
+use garboard_catalog::users::{self, User};
+use garboard_sys::durable::{self, DurableError, NewFile};
 
 /// A file that could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} {}", path.display())]
-pub struct FileError {
-    operation: &'static str,
-    path: PathBuf,
-    #[source]
-    source: io::Error,
+pub enum FileError {
+    /// The kernel refused.
+    #[error("cannot {operation} {}", path.display())]
+    Refused {
+        /// What was tried.
+        operation: &'static str,
+        /// With which file or folder.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be kept or removed.
+    #[error(transparent)]
+    Keep(#[from] DurableError),
 }
 
 fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> FileError + use<'a> {
-    move |source| FileError { operation, path: path.to_owned(), source }
+    move |source| FileError::Refused { operation, path: path.to_owned(), source }
 }
 
 /// The text of a file; none when there is none.
@@ -44,38 +54,23 @@ pub(crate) fn make_folder(path: &Path, owner: User, mode: u32) -> Result<(), Fil
     Ok(())
 }
 
-/// Puts `content` in place of whatever `path` holds, atomically; [`sync_folder`] makes it durable.
+/// Puts `content` in place of whatever `path` holds, durably where it is not in memory.
 pub(crate) fn replace(path: &Path, content: &str, owner: User, mode: u32) -> Result<(), FileError> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    // A leftover of an interrupted call may have another owner or mode.
-    remove(&temporary)?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .map_err(failed("create", &temporary))?;
-    if owner.id != 0 {
-        fchown(&file, Some(owner.id), Some(owner.id)).map_err(failed("chown", &temporary))?;
-    }
-    file.write_all(content.as_bytes()).map_err(failed("write", &temporary))?;
-    file.sync_all().map_err(failed("sync", &temporary))?;
-    fs::rename(&temporary, path).map_err(failed("replace", path))
+    replace_all(&[(path.to_owned(), content)], owner, mode)
+}
+
+/// Puts contents in place of whatever is there, one after the other, durably where that is not in memory.
+pub(crate) fn replace_all(files: &[(PathBuf, &str)], owner: User, mode: u32) -> Result<(), FileError> {
+    // Root's files are the process's own: where a test is not root, nothing is to be given away.
+    let owner = Some(owner.id).filter(|id| *id != users::ROOT.id);
+    let files: Vec<_> =
+        files.iter().map(|(path, content)| NewFile { path, content: content.as_bytes(), mode, owner }).collect();
+    Ok(durable::replace_all(&files)?)
 }
 
 /// Has a file be there no more.
 pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
-/// Makes durable which files a folder holds.
-pub(crate) fn sync_folder(path: &Path) -> Result<(), FileError> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(failed("sync", path))
+    Ok(durable::remove(path)?)
 }
 
 /// A folder of files that one user reads.
@@ -109,12 +104,10 @@ impl Folder {
     /// do not belong together and reads again.
     pub(super) fn deploy(&self) -> Result<(), FileError> {
         if let Some(parent) = self.path.parent() {
-            make_folder(parent, garboard_catalog::users::ROOT, 0o755)?;
+            make_folder(parent, users::ROOT, 0o755)?;
         }
         make_folder(&self.path, self.owner, Self::MODE)?;
-        for (name, content) in &self.files {
-            replace(&self.path.join(name), content, self.owner, Self::FILE_MODE)?;
-        }
-        Ok(())
+        let files: Vec<_> = self.files.iter().map(|(name, content)| (self.path.join(name), content.as_str())).collect();
+        replace_all(&files, self.owner, Self::FILE_MODE)
     }
 }

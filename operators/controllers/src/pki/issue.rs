@@ -66,10 +66,18 @@ pub struct CertificateRequest {
 
 /// A request for a client's certificate with a new key.
 pub(super) fn request(profile: &Profile) -> Result<CertificateRequest, IssueError> {
+    signed_request(profile, &KeyPair::generate()?)
+}
+
+/// A request for a client's certificate with a key that is there, PEM.
+pub(super) fn request_with(profile: &Profile, key_pem: &str) -> Result<CertificateRequest, IssueError> {
+    signed_request(profile, &KeyPair::from_pem(key_pem)?)
+}
+
+fn signed_request(profile: &Profile, key: &KeyPair) -> Result<CertificateRequest, IssueError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = subject(&profile.common_name, profile.organization.as_deref());
-    let key = KeyPair::generate()?;
-    Ok(CertificateRequest { pem: params.serialize_request(&key)?.pem()?, key_pem: key.serialize_pem() })
+    Ok(CertificateRequest { pem: params.serialize_request(key)?.pem()?, key_pem: key.serialize_pem() })
 }
 
 /// A new authority: certificate and key, PEM.

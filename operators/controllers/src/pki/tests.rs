@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use garboard_api::machine::MachineRole;
 use garboard_plan::pki::{PkiInput, Reason, desired};
+use garboard_sys::durable::power::Supply;
 use rcgen::PublicKeyData;
 use tempfile::TempDir;
 
@@ -50,18 +51,33 @@ fn what_was_made_reads_back_as_what_was_wanted() {
     }
 }
 
+/// The authorities before what they have signed, so that nothing is signed twice that could be kept.
 #[test]
-fn an_interruption_after_any_step_is_finished_by_the_next_call() {
-    let steps = plan::plan(&profiles(), &Observed::default(), now()).steps;
-    for cut in 0..steps.len() {
+fn a_power_cut_at_any_step_is_made_up_for_by_the_next_call() {
+    let mut cuts = 0;
+    loop {
         let folder = folder();
-        let store = store(&folder);
-        for step in &steps[..cut] {
-            store.apply(step).unwrap();
+        let state = folder.path().join("state");
+        fs::create_dir(&state).unwrap();
+        let supply = Supply::cut(&state, cuts);
+        let outcome = store(&folder).reconcile(&profiles(), now());
+        let gone = supply.has_gone();
+        assert_eq!(outcome.is_err(), gone, "cut {cuts}");
+        assert!(!gone || !folder.path().join("run").exists(), "cut {cuts}: what may be lost is in use");
+        drop(supply);
+        let kept = store(&folder).observe().unwrap();
+        assert!(kept.leaves.values().all(|leaf| leaf.signed_by_authority), "cut {cuts}");
+        let next = store(&folder).reconcile(&profiles(), now()).unwrap();
+        let created = next.steps.iter().filter(|step| matches!(step, Step::CreateAuthority { .. })).count();
+        assert_eq!(created + kept.authorities.len(), Authority::ALL.len(), "cut {cuts}");
+        assert_eq!(store(&folder).reconcile(&profiles(), now()).unwrap(), Plan::default(), "cut {cuts}");
+        if !gone {
+            break;
         }
-        store.reconcile(&profiles(), now()).unwrap();
-        assert_eq!(store.reconcile(&profiles(), now()).unwrap(), Plan::default(), "cut after {cut} steps");
+        cuts += 1;
     }
+    let files = Authority::ALL.len() + Key::ALL.len() + Leaf::ALL.len();
+    assert_eq!(cuts, 1 + 2 * files + 1, "before it, each content and each name, and the folder");
 }
 
 #[test]

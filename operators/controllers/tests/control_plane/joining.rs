@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use garboard_api::machine::MachineRole::{self, ControlPlane, Worker};
 use garboard_api::manifest::JoinToken;
@@ -22,6 +22,7 @@ use garboard_controllers::registries::{Registries, RegistryPaths};
 use garboard_controllers::removed_machines::{Change, RemovedMachines};
 use garboard_controllers::{addons, csr, revocations};
 use garboard_plan::pki::{Authority, of_worker};
+use garboard_sys::durable::power::Supply;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
@@ -35,11 +36,21 @@ use crate::world::World;
 const HOUR: Duration = Duration::from_secs(3600);
 const NOBODYS: &str = "abcdef.0123456789abcdef";
 
-/// A machine that is to join: its own folder of keys, and its tasks.
+/// A machine that is to join: its own disk and memory, and its tasks.
 struct Joiner {
     machine: Machine,
     pki: PkiStore,
     folder: String,
+}
+
+/// How a try to join has ended.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Joined,
+    /// And why not.
+    NotJoined(String),
+    /// The power went.
+    Dark,
 }
 
 impl Joiner {
@@ -52,8 +63,28 @@ impl Joiner {
             "spec": { "role": role, "join": { "endpoints": [{ "host": "127.0.0.1" }], "caPin": pin } },
         });
         let folder = tempfile::tempdir_in("/run/state").unwrap().keep().to_str().unwrap().to_owned();
-        let pki = PkiStore::new(format!("{folder}/pki"), format!("{folder}/run"));
+        fs::create_dir(format!("{folder}/state")).unwrap();
+        let pki = Self::store(&folder);
         Self { machine: serde_json::from_value(machine).unwrap(), pki, folder }
+    }
+
+    fn store(folder: &str) -> PkiStore {
+        PkiStore::new(format!("{folder}/state/pki"), format!("{folder}/run"))
+    }
+
+    /// The same machine when it has been started again: with its disk, and nothing else.
+    fn started_again(&self) -> Self {
+        let _ = fs::remove_dir_all(format!("{}/run", self.folder));
+        Self { machine: self.machine.clone(), pki: Self::store(&self.folder), folder: self.folder.clone() }
+    }
+
+    /// What lasts.
+    fn disk(&self) -> PathBuf {
+        format!("{}/state", self.folder).into()
+    }
+
+    fn token_file(&self) -> PathBuf {
+        self.disk().join("join-token")
     }
 
     fn name(&self) -> String {
@@ -62,24 +93,44 @@ impl Joiner {
 
     /// Runs the task that joins, with a token; gives what it says: joined, or why not.
     async fn join(&self, token: &str) -> Result<(), String> {
+        match self.try_to_join(Some(token), None).await {
+            Outcome::Joined => Ok(()),
+            Outcome::NotJoined(problem) => Err(problem),
+            Outcome::Dark => panic!("the power went"),
+        }
+    }
+
+    /// The same with the token that lies with its manifests, or the one that it has kept, until the power goes.
+    async fn try_to_join(&self, token: Option<&str>, supply: Option<&Supply>) -> Outcome {
         let (_keep, machine) = watch::channel(Some(Arc::new(self.machine.clone())));
         let (problems, mut told) = Problems::new();
-        let given = JoinToken { machine: self.name(), token: token.to_owned() };
-        let file = format!("{}/join-token", self.folder);
-        let (join, mut joined) = Join::new(machine, self.pki.clone(), Path::new(&file), Some(&given), problems);
-        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let given = token.map(|token| JoinToken { machine: self.name(), token: token.to_owned() });
+        let file = self.token_file();
+        let (join, mut joined) = Join::new(machine, self.pki.clone(), &file, given.as_ref(), problems);
+        let has_gone = || supply.is_some_and(Supply::has_gone);
+        if has_gone() {
+            return Outcome::Dark;
+        }
+        if token.is_some() {
+            assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        }
         let stop = CancellationToken::new();
         let outcome = async {
             tokio::select! {
-                joined = joined.wait_for(|joined| *joined) => { joined.unwrap(); Ok(()) }
-                problem = told.wait_for(|told| told.contains_key("join")) => Err(problem.unwrap()["join"].clone()),
+                joined = joined.wait_for(|joined| *joined) => { joined.unwrap(); Outcome::Joined }
+                problem = told.wait_for(|told| told.contains_key("join")) => {
+                    Outcome::NotJoined(problem.unwrap()["join"].clone())
+                }
             }
         };
         let outcome = tokio::select! {
             () = join.run(stop.clone()) => panic!("the task has ended"),
             outcome = tokio::time::timeout(Duration::from_secs(60), outcome) => outcome.expect("an outcome"),
         };
-        assert_eq!(Path::new(&file).exists(), outcome.is_err(), "a token that has served is forgotten");
+        if has_gone() {
+            return Outcome::Dark;
+        }
+        assert_eq!(file.exists(), outcome != Outcome::Joined, "a token that has served is forgotten");
         outcome
     }
 
@@ -140,6 +191,7 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     it_may_do_nothing_once_it_is_removed(world, &worker, client).await;
 
     a_control_plane_machine_gets_the_clusters_keys(world, client, pin).await;
+    a_power_cut_at_any_step_needs_no_second_token(world, pin).await;
 
     Api::<Machine>::all(client.clone()).delete("node-2", &Default::default()).await.unwrap();
     Api::<Node>::all(client.clone()).delete("node-2", &Default::default()).await.unwrap();
@@ -178,6 +230,44 @@ async fn a_control_plane_machine_gets_the_clusters_keys(world: &World, client: &
     let foreign = token(world, "node-6", ControlPlane).await;
     assert!(others.get(&format!("garboard-keys-{}", &foreign[..6])).await.is_err(), "another machine's keys");
     assert!(others.list(&ListParams::default()).await.is_err(), "an agent lists secrets");
+}
+
+/// At every step of what a machine writes: it joins with the token that it has, or with the key that it has shown with it.
+async fn a_power_cut_at_any_step_needs_no_second_token(world: &World, pin: PublicKeyPin) {
+    let began = Instant::now();
+    // The token, the authority, the key of the request, the certificate, the end of the token and of the key; and the cluster's keys.
+    for (role, least) in [(Worker, 20), (ControlPlane, 30)] {
+        let mut cuts = 0;
+        loop {
+            let name = format!("{}-{cuts}", if role == Worker { "dark" } else { "dark-control" });
+            let token = token(world, &name, role).await;
+            let machine = Joiner::new(&name, role, pin);
+            let supply = Supply::cut(&machine.disk(), cuts);
+            let outcome = machine.try_to_join(Some(&token), Some(&supply)).await;
+            let gone = supply.has_gone();
+            drop(supply);
+            if !gone {
+                assert_eq!(outcome, Outcome::Joined);
+                assert!(cuts >= least, "{role:?}: {cuts} cuts");
+                eprintln!("{cuts} power cuts of a {role:?}: {:.1} s", began.elapsed().as_secs_f32());
+                break;
+            }
+            let again = machine.started_again();
+            // What lies with the manifests is there again; what was handed over is not.
+            let lost = !again.token_file().exists() && !again.pki.deploy_valid(Leaf::Agent, SystemTime::now()).unwrap();
+            let again = again.started_again();
+            let outcome = again.try_to_join(lost.then_some(token.as_str()), None).await;
+            assert_eq!(outcome, Outcome::Joined, "{role:?} after cut {cuts}");
+            Api::<Node>::all(again.client()).list(&ListParams::default()).await.unwrap();
+            let kept = fs::read_dir(again.disk().join("pki")).unwrap().map(|file| file.unwrap().file_name());
+            let requests = kept.filter(|name| name.to_string_lossy().ends_with(".request.key")).count();
+            assert_eq!(requests, 0, "{role:?} after cut {cuts}: a key that has served is forgotten");
+            if role == ControlPlane {
+                assert_eq!(again.pki.cluster_keys().unwrap(), world.pki.cluster_keys().unwrap(), "after cut {cuts}");
+            }
+            cuts += 1;
+        }
+    }
 }
 
 /// What the cluster is known by.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use garboard_catalog::{EtcdSource, etcd, etcd_restore, users};
+use garboard_sys::durable;
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
 /// Something could not be done with a file or folder.
@@ -145,22 +146,18 @@ fn own(path: &Path) -> Result<(), FolderError> {
 }
 
 fn sync(folder: &Path) -> Result<(), FolderError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("write", folder))
+    durable::sync_folder(folder).map_err(failed("write", folder))
 }
 
 fn remove_folder(path: &Path) -> Result<(), FolderError> {
-    absent(fs::remove_dir_all(path)).map_err(failed("remove", path))
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn remove_file(path: &Path) -> Result<(), FolderError> {
-    absent(fs::remove_file(path)).map_err(failed("remove", path))
-}
-
-fn absent(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
+    durable::remove(path).map_err(failed("remove", path))
 }
 
 #[cfg(test)]
