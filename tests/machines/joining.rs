@@ -77,9 +77,12 @@ fn it_runs_what_a_worker_needs(scene: &Scene) -> Result<()> {
     let refused = scene.cluster.garboardctl(&["-m", WORKER, "kubeconfig", "--file", "-"])?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && said.contains("ask a control-plane machine"), "{said}");
-    // Tokens serve once: that of its manifests is gone.
-    let secrets = scene.cluster.kubectl_ok(&["get", "secrets", "-n", "kube-system", "-o", "name"])?;
-    ensure!(!secrets.contains("bootstrap-token"), "{secrets}");
+    // Tokens serve once: that of its manifests lets nobody in any more.
+    let groups =
+        "go-template={{range .items}}{{with index .data \"auth-extra-groups\"}}{{base64decode .}} {{end}}{{end}}";
+    let tokens = "--field-selector=type=bootstrap.kubernetes.io/token";
+    let groups = scene.cluster.kubectl_ok(&["get", "secrets", "-n", "kube-system", tokens, "-o", groups])?;
+    ensure!(groups.split_whitespace().all(|groups| groups.contains(":late:")), "{groups}");
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod discovery;
 mod keys;
 mod token;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,10 +18,11 @@ use std::time::{Duration, SystemTime};
 use garboard_api::Machine;
 use garboard_api::machine::{MachineJoin, MachineRole};
 use garboard_api::manifest::JoinToken;
-use garboard_api::types::Token;
+use garboard_api::types::{PublicKeyPin, Token};
 use garboard_api_client::{Identity, IdentityError, Outage};
 use garboard_catalog::pki::Leaf;
 use garboard_catalog::{balancer, users};
+use garboard_plan::dispute::{ASK_AGAIN, Claimant};
 use garboard_plan::join as plan;
 use garboard_plan::pki::Authority;
 use garboard_runtime::applier::chain;
@@ -31,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::connect;
+use crate::network::NodeAddresses;
 use crate::pki::{FileError, PkiError, PkiStore, files};
 use crate::problems::Problems;
 use crate::request::{self, RequestError};
@@ -87,10 +90,40 @@ pub enum JoinError {
     Identity(#[from] IdentityError),
 }
 
+impl JoinError {
+    /// Whether the cluster has said no.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Request(RequestError::Refused { .. }))
+    }
+}
+
+/// What the machine says of itself to the cluster that it joins.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    /// Identifies the installation.
+    pub machine_id: String,
+    /// SHA-256 of its public key.
+    pub fingerprint: PublicKeyPin,
+    /// Its addresses.
+    pub network: watch::Receiver<NodeAddresses>,
+}
+
+impl Introduction {
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let claimant = Claimant {
+            machine_id: Some(self.machine_id.clone()),
+            fingerprint: Some(self.fingerprint),
+            addresses: self.network.borrow().addresses.clone(),
+        };
+        claimant.annotations()
+    }
+}
+
 /// The task that joins.
 #[derive(Debug)]
 pub struct Join {
     machine: watch::Receiver<Option<Arc<Machine>>>,
+    introduction: Introduction,
     pki: PkiStore,
     token: TokenFile,
     problems: Problems,
@@ -106,6 +139,7 @@ impl Join {
     /// beginning. A token that lies with the manifests is kept in `token_file`.
     pub fn new(
         machine: watch::Receiver<Option<Arc<Machine>>>,
+        introduction: Introduction,
         pki: PkiStore,
         token_file: &Path,
         given: Option<&JoinToken>,
@@ -118,7 +152,7 @@ impl Join {
         }
         let token = TokenFile(token_file.to_owned());
         let (joined, receiver) = watch::channel(false);
-        (Self { machine, pki, token, problems, joined }, receiver)
+        (Self { machine, introduction, pki, token, problems, joined }, receiver)
     }
 
     /// Joins, and waits for `stop`.
@@ -143,6 +177,7 @@ impl Join {
             // What is only not there yet while the machine starts is no problem.
             let silent = matches!(&error, JoinError::Discovery { source, .. } if source.is_silence());
             let early = silent && began.elapsed() < PATIENCE;
+            let wait = if error.is_refusal() { ASK_AGAIN } else { backoff.wait() };
             let error = chain(&error);
             self.problems.set(PART, Some(error.clone()).filter(|_| !early));
             if error == told || early {
@@ -151,7 +186,7 @@ impl Join {
                 warn!(error, "not joined yet");
                 told = error;
             }
-            tokio::time::sleep(backoff.wait()).await;
+            tokio::time::sleep(wait).await;
         }
         self.problems.set(PART, None);
         self.token.forget();
@@ -190,7 +225,8 @@ impl Join {
         let client = garboard_api_client::client(connect::any(), identity, Outage::default());
         let profile = &plan::agent(machine.role(), name);
         let request = self.pki.request(Leaf::Agent, profile)?;
-        let certificate = request::certificate(&client, name, &request.pem).await.map_err(|error| {
+        let annotations = self.introduction.annotations();
+        let certificate = request::certificate(&client, name, annotations, &request.pem).await.map_err(|error| {
             if error.is_unauthorized() { JoinError::Unknown(name.to_owned()) } else { JoinError::Request(error) }
         })?;
         Ok(self.pki.install(Leaf::Agent, profile, &request, &certificate)?)

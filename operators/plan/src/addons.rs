@@ -122,12 +122,14 @@ pub fn roles() -> Vec<Value> {
     objects
 }
 
-/// What workers may do, and those who are about to be some. Only what is bound by [`join::policies`] may have it.
+/// What workers may do, and those who are about to be some, and what the operators may do with tokens. Only what is bound by
+/// [`join::policies`] may have it.
 pub fn worker_roles() -> Vec<Value> {
     let mut objects = vec![bind_group("garboard:joiners", "system:node-bootstrapper", identity::JOINERS_GROUP)];
     objects.extend(role("garboard:workers", identity::WORKERS_GROUP, &worker_rules()));
     objects.extend(system_role("garboard:workers", identity::WORKERS_GROUP, &worker_system_rules()));
     objects.extend(registries_role("garboard:workers", identity::WORKERS_GROUP));
+    objects.extend(system_role("garboard:tokens", identity::OPERATORS_GROUP, &tokens_rules()));
     objects
 }
 
@@ -323,14 +325,17 @@ fn operators_rules() -> Value {
     ])
 }
 
-/// One lease: to create it no name can be demanded, as the API server decides before it knows the object. And an end to tokens that have
-/// let their machine in.
+/// One lease: to create it no name can be demanded, as the API server decides before it knows the object.
 fn operators_system_rules() -> Value {
     json!([
         rule("coordination.k8s.io", &["leases"], &["create"]),
         rule_for(leader::OPERATORS, "coordination.k8s.io", "leases", &["get", "update"]),
-        rule("", &["secrets"], &["delete"]),
     ])
+}
+
+/// To mark those that have let their machine in.
+fn tokens_rules() -> Value {
+    json!([rule("", &["secrets"], &["patch"])])
 }
 
 /// What every node agent looks at.

@@ -1,9 +1,9 @@
 //! Whether a machine's request for a client certificate is approved, and what a machine may do that has one.
 //!
 //! A machine that joins shows a token that is for it alone, and gets the certificate of its node agent with it, once: of several
-//! requests with one token only the first is approved. With that certificate a worker asks for those of its other clients, and for each
-//! of them again before it ends, for as long as its Machine exists. A control-plane machine fetches the cluster's keys with it, which lie
-//! beside its token, sealed with a key that the cluster does not have.
+//! requests with one token only the first is approved, and who comes with it later is told why not. With that certificate a worker asks
+//! for those of its other clients, and for each of them again before it ends, for as long as its Machine exists. A control-plane machine
+//! fetches the cluster's keys with it, which lie beside its token, sealed with a key that the cluster does not have.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use garboard_catalog::identity;
 use serde_json::{Value, json};
 
 use crate::csr::{self, Request};
+use crate::dispute::{self, Claimant};
 use crate::pki::{self, Profile};
 use crate::{addons, addons::DNS_SERVICE};
 
@@ -27,6 +28,8 @@ pub const LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const TOKEN_PREFIX: &str = "system:bootstrap:";
 /// Name of the policy that binds workers to what is theirs.
 const POLICY: &str = "workers.garboard.dev";
+/// Name of the policy that binds the operators to tokens.
+const TOKEN_POLICY: &str = "tokens.garboard.dev";
 
 /// A machine that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub enum Requester<'a> {
         /// What that machine is for.
         role: MachineRole,
     },
+    /// One whose token has let the machine of this name in before.
+    Late(&'a str),
     /// The worker of this name.
     Worker(&'a str),
 }
@@ -69,9 +74,39 @@ pub enum Denial {
     /// Another request came before it with the same token.
     #[error("the token was used before, by request {0}: one token lets one machine in, once")]
     Used(String),
+    /// The token has let a machine of this name in.
+    #[error("the token was used before: one token lets one machine in, once; `garboardctl join {0}` makes another")]
+    Spent(String),
+    /// Another machine has the name.
+    #[error(
+        "{name} is {other}: give this one a name of its own with `garboardctl join`, or let that one go first with \
+         `kubectl delete machine {name}`"
+    )]
+    Another {
+        /// The name.
+        name: String,
+        /// Who has it.
+        other: Claimant,
+    },
     /// The machine is not declared.
     #[error("there is no Machine {0}")]
     Unknown(String),
+}
+
+impl Denial {
+    /// Why, in one word.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Another { .. } => dispute::REASON,
+            Self::Form(_)
+            | Self::Usages(_)
+            | Self::Subject { .. }
+            | Self::Names
+            | Self::Used(_)
+            | Self::Spent(_)
+            | Self::Unknown(_) => csr::NOT_ALLOWED,
+        }
+    }
 }
 
 impl<'a> Requester<'a> {
@@ -83,6 +118,9 @@ impl<'a> Requester<'a> {
         }
         let token = request.username.strip_prefix(TOKEN_PREFIX)?;
         request.groups.iter().find_map(|group| {
+            if let Some(machine) = group.strip_prefix(identity::LATE_JOINER_PREFIX) {
+                return Some(Self::Late(machine));
+            }
             let (role, machine) = joiner(group)?;
             Some(Self::Joiner { token, machine, role })
         })
@@ -91,7 +129,7 @@ impl<'a> Requester<'a> {
     /// The machine's name.
     pub fn machine(self) -> &'a str {
         match self {
-            Self::Joiner { machine, .. } | Self::Worker(machine) => machine,
+            Self::Joiner { machine, .. } | Self::Late(machine) | Self::Worker(machine) => machine,
         }
     }
 
@@ -99,15 +137,19 @@ impl<'a> Requester<'a> {
     fn allowed(self) -> Vec<Profile> {
         match self {
             Self::Joiner { machine, role, token: _ } => vec![agent(role, machine)],
+            Self::Late(_) => vec![],
             Self::Worker(machine) => pki::of_worker(machine).into_values().collect(),
         }
     }
 
-    /// Whether it asks for what it may have.
+    /// Whether it asks for what it may have. Of one that gets nothing in any case that is not asked.
     ///
     /// # Errors
     /// Why it does not.
     pub fn check(self, request: &Request<'_>) -> Result<(), Denial> {
+        if let Self::Late(_) = self {
+            return Ok(());
+        }
         let known = |usage: &String| USAGES.contains(&usage.as_str());
         if !request.usages.iter().all(known) || !request.usages.iter().any(|usage| usage == "client auth") {
             return Err(Denial::Usages(request.usages.to_vec()));
@@ -165,6 +207,8 @@ pub fn first<'a, T: Ord + Copy>(requests: impl IntoIterator<Item = Rival<'a, T>>
 
 /// The type of Secrets that hold tokens. kube-controller-manager takes those away whose time is over.
 const TOKEN_TYPE: &str = "bootstrap.kubernetes.io/token";
+/// Where, in their Secret, the groups are of those who show a token (Kubernetes: bootstrap tokens).
+const GROUPS: &str = "auth-extra-groups";
 /// Where, in their Secret, the cluster's sealed keys are.
 pub const SEALED_KEYS: &str = "sealed-keys";
 
@@ -182,9 +226,18 @@ pub fn token_secret(machine: &str, role: MachineRole, token: Token<'_>, expirati
         "token-secret": secret,
         "expiration": expiration,
         "usage-bootstrap-authentication": "true",
-        "auth-extra-groups": format!("{},{prefix}{machine}", identity::JOINERS_GROUP),
+        GROUPS: format!("{},{prefix}{machine}", identity::JOINERS_GROUP),
     });
     secret_that_ends(&token_secret_name(id), &data)
+}
+
+/// The merge patch of a token's Secret after it has let its machine in. It lets nobody in from then on, and shows until its time is over
+/// who else comes with it.
+pub fn spent_token(machine: &str) -> Value {
+    json!({ "stringData": {
+        "description": format!("has let the machine {machine} join"),
+        GROUPS: format!("{},{}{machine}", identity::JOINERS_GROUP, identity::LATE_JOINER_PREFIX),
+    } })
 }
 
 /// The Secret with the cluster's keys for the control-plane machine that a token is for. It lets nobody in, and goes at the same time.
@@ -232,8 +285,42 @@ pub fn token_secret_name(id: &str) -> String {
     format!("bootstrap-token-{id}")
 }
 
-/// What holds workers to their own objects, and what binds it. Roles cannot: they know no names of those who ask.
-pub fn policies() -> [Value; 2] {
+/// What holds workers to their own objects and the operators to tokens, and what binds it. Roles cannot: they know no names of those who
+/// ask, and none of tokens.
+pub fn policies() -> Vec<Value> {
+    [worker_policy(), token_policy()].concat()
+}
+
+/// The operators mark tokens that have let their machine in. An answer to a change shows the whole Secret, so they may change no other,
+/// and of these nothing else.
+fn token_policy() -> [Value; 2] {
+    let may_change = json!(["description", GROUPS]);
+    let spec = json!({
+        "failurePolicy": "Fail",
+        "matchConstraints": { "resourceRules": [{
+            "apiGroups": [""],
+            "apiVersions": ["v1"],
+            "operations": ["UPDATE"],
+            "resources": ["secrets"],
+        }] },
+        "matchConditions": [{
+            "name": "operators",
+            "expression": format!("{:?} in request.userInfo.groups", identity::OPERATORS_GROUP),
+        }],
+        "validations": [{
+            "expression": format!(
+                "object.type == {TOKEN_TYPE:?} && object.metadata.name.startsWith({:?}) \
+                 && object.data.all(key, key in {may_change} || (key in oldObject.data && object.data[key] == oldObject.data[key])) \
+                 && oldObject.data.all(key, key in object.data)",
+                token_secret_name(""),
+            ),
+            "message": "the operators change only whom a token lets in",
+        }],
+    });
+    addons::policy(TOKEN_POLICY, "Deny", spec)
+}
+
+fn worker_policy() -> [Value; 2] {
     let rule = |group: &str, version: &str, resources: &[&str]| {
         json!({
             "apiGroups": [group],

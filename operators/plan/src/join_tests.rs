@@ -134,5 +134,13 @@ fn a_tokens_groups_name_its_machine() {
             secret["stringData"]["auth-extra-groups"].as_str().unwrap().split(',').map(str::to_owned).collect();
         let request = Request { username: "system:bootstrap:abcdef", groups: &groups, usages: &[], der: &[] };
         assert_eq!(Requester::of(&request), Some(Requester::Joiner { token: "abcdef", machine: "node-2", role }));
+
+        let spent = spent_token("node-2");
+        let fields: Vec<_> = spent["stringData"].as_object().unwrap().keys().collect();
+        assert!(fields.iter().all(|field| secret["stringData"].get(field).is_some()), "{fields:?}");
+        let groups: Vec<String> =
+            spent["stringData"]["auth-extra-groups"].as_str().unwrap().split(',').map(str::to_owned).collect();
+        let request = Request { username: "system:bootstrap:abcdef", groups: &groups, usages: &[], der: &[] };
+        assert_eq!(Requester::of(&request), Some(Requester::Late("node-2")));
     }
 }

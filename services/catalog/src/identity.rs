@@ -26,3 +26,5 @@ pub const JOINERS_GROUP: &str = "system:bootstrappers:garboard";
 pub const JOINER_PREFIX: &str = "system:bootstrappers:garboard:machine:";
 /// The same of control-plane machines.
 pub const CONTROL_PLANE_JOINER_PREFIX: &str = "system:bootstrappers:garboard:control-plane:";
+/// The same of those whose token has let a machine in before.
+pub const LATE_JOINER_PREFIX: &str = "system:bootstrappers:garboard:late:";

@@ -5,17 +5,20 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use garboard_api::machine::MachineRole::{self, ControlPlane, Worker};
 use garboard_api::manifest::JoinToken;
 use garboard_api::{Cluster, Machine, MachinePool, PublicKeyPin, REGISTRIES_NAMESPACE};
 use garboard_api_client::{Identity, Outage};
+use garboard_catalog::identity::LATE_JOINER_PREFIX;
 use garboard_catalog::kubeconfig::APISERVERS;
 use garboard_catalog::pki::Leaf;
 use garboard_control::Client as Control;
 use garboard_controllers::certificates::{Certificates, Due};
-use garboard_controllers::join::{Join, issue_token};
+use garboard_controllers::join::{Introduction, Join, issue_token};
+use garboard_controllers::network::NodeAddresses;
 use garboard_controllers::pki::PkiStore;
 use garboard_controllers::problems::Problems;
 use garboard_controllers::registries::{Registries, RegistryPaths};
@@ -30,21 +33,26 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::twins;
 use crate::world::World;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const NOBODYS: &str = "abcdef.0123456789abcdef";
+/// The address that machines say they have.
+pub const SECOND: &str = "192.0.2.2";
 
 /// A machine that is to join: its own folder of keys, and its tasks.
-struct Joiner {
-    machine: Machine,
+pub struct Joiner {
+    pub machine: Machine,
+    /// Identifies its installation.
+    pub machine_id: String,
     pki: PkiStore,
     folder: String,
 }
 
 impl Joiner {
     /// One that knows a cluster by this pin.
-    fn new(name: &str, role: MachineRole, pin: PublicKeyPin) -> Self {
+    pub fn new(name: &str, role: MachineRole, pin: PublicKeyPin) -> Self {
         let machine = json!({
             "apiVersion": garboard_api::API_VERSION,
             "kind": "Machine",
@@ -53,7 +61,9 @@ impl Joiner {
         });
         let folder = tempfile::tempdir_in("/run/state").unwrap().keep().to_str().unwrap().to_owned();
         let pki = PkiStore::new(format!("{folder}/pki"), format!("{folder}/run"));
-        Self { machine: serde_json::from_value(machine).unwrap(), pki, folder }
+        static MADE: AtomicU64 = AtomicU64::new(1);
+        let machine_id = format!("{:032x}", MADE.fetch_add(1, Ordering::Relaxed));
+        Self { machine: serde_json::from_value(machine).unwrap(), machine_id, pki, folder }
     }
 
     fn name(&self) -> String {
@@ -61,12 +71,21 @@ impl Joiner {
     }
 
     /// Runs the task that joins, with a token; gives what it says: joined, or why not.
-    async fn join(&self, token: &str) -> Result<(), String> {
+    pub async fn join(&self, token: &str) -> Result<(), String> {
         let (_keep, machine) = watch::channel(Some(Arc::new(self.machine.clone())));
         let (problems, mut told) = Problems::new();
         let given = JoinToken { machine: self.name(), token: token.to_owned() };
         let file = format!("{}/join-token", self.folder);
-        let (join, mut joined) = Join::new(machine, self.pki.clone(), Path::new(&file), Some(&given), problems);
+        let addresses = vec![SECOND.parse().unwrap()];
+        let (_keep, network) = watch::channel(NodeAddresses { addresses, ..NodeAddresses::default() });
+        let introduction = Introduction {
+            machine_id: self.machine_id.clone(),
+            // Copied manifests bring the same key along.
+            fingerprint: PublicKeyPin::new([7; 32]),
+            network,
+        };
+        let (join, mut joined) =
+            Join::new(machine, introduction, self.pki.clone(), Path::new(&file), Some(&given), problems);
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let stop = CancellationToken::new();
         let outcome = async {
@@ -84,7 +103,7 @@ impl Joiner {
     }
 
     /// A client with what it has got.
-    fn client(&self) -> Client {
+    pub fn client(&self) -> Client {
         let read = |file: &str| fs::read_to_string(format!("{}/run/agent/{file}", self.folder)).unwrap();
         let identity = Identity::from_pem(&read("ca.crt"), &read("tls.crt"), &read("tls.key")).unwrap();
         garboard_api_client::client(APISERVERS.parse().unwrap(), identity, Outage::default())
@@ -112,8 +131,12 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     worker.join(&first).await.unwrap();
     let secrets = Api::<Secret>::namespaced(client.clone(), "kube-system");
     let secret = format!("bootstrap-token-{}", first.split_once('.').unwrap().0);
-    let gone = || async { secrets.get_opt(&secret).await.unwrap().is_none().then_some(()) };
-    world.wait_for("the token to be gone", gone).await;
+    let spent = || async {
+        let groups = secrets.get(&secret).await.unwrap().data.unwrap().remove("auth-extra-groups").unwrap().0;
+        String::from_utf8(groups).unwrap().contains(LATE_JOINER_PREFIX).then_some(())
+    };
+    world.wait_for("the token to be spent", spent).await;
+    the_operators_change_nothing_but_tokens(world, client, &secret).await;
 
     // Another machine of the same name with the same token, which has served.
     let problem = Joiner::new("node-2", Worker, pin).join(&first).await.unwrap_err();
@@ -131,6 +154,8 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     it_changes_its_own_machine_and_no_other(&own, &worker.machine).await;
     it_touches_its_own_node_and_endpoint_and_no_other(client, &own).await;
     it_gets_its_own_certificates_and_no_other(&worker, &own).await;
+    twins::another_machine_of_its_name_is_refused(world, client, &worker, &first, pin).await;
+    twins::two_machines_that_run_as_one_notice_each_other(world, &worker).await;
     let everything = ListParams::default();
     assert!(Api::<Secret>::all(own.clone()).list(&everything).await.is_err(), "a worker reads secrets");
     assert!(Api::<Pod>::all(own.clone()).list(&everything).await.is_err(), "a worker reads pods");
@@ -147,7 +172,28 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     duty.await.unwrap();
 }
 
-async fn token(world: &World, machine: &str, role: MachineRole) -> String {
+/// And of these only whom they let in.
+async fn the_operators_change_nothing_but_tokens(world: &World, client: &Client, token: &str) {
+    let own = Api::<Secret>::namespaced(client.clone(), "kube-system");
+    let other = json!({ "metadata": { "name": "another" }, "stringData": { "description": "" } });
+    own.create(&PostParams::default(), &serde_json::from_value(other).unwrap()).await.unwrap();
+    let secrets = Api::<Secret>::namespaced(world.client(Leaf::Operators), "kube-system");
+    for (secret, data) in [
+        ("another", json!({})),
+        ("another", json!({ "description": "mine" })),
+        (token, json!({ "token-secret": "0123456789abcdef" })),
+        (token, json!({ "description": null, "expiration": "2100-01-01T00:00:00Z" })),
+        (token, json!({ "more": "mine" })),
+    ] {
+        let patch = Patch::Merge(json!({ "stringData": data }));
+        let refused = secrets.patch(secret, &PatchParams::default(), &patch).await.map(drop).unwrap_err().to_string();
+        assert!(refused.contains("change only whom a token lets in"), "{secret} {data}: {refused}");
+    }
+    assert!(secrets.get_opt(token).await.is_err(), "the operators read secrets");
+    own.delete("another", &Default::default()).await.unwrap();
+}
+
+pub async fn token(world: &World, machine: &str, role: MachineRole) -> String {
     issue_token(&world.pki, machine, role, HOUR, SystemTime::now()).await.unwrap().0
 }
 
