@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, anyhow};
 use futures::{Stream, stream};
 use garboard_api::refusal::Origin;
-use garboard_api::{Cluster, Machine, Refusals};
+use garboard_api::{Cluster, Machine, PublicKeyPin, Refusals};
 use garboard_control::Client as Control;
 use garboard_controllers::api_servers::ApiServers;
 use garboard_controllers::certificates::{Certificates, Due};
@@ -20,7 +20,7 @@ use garboard_controllers::context::{Context, Paths, Published};
 use garboard_controllers::declare::{self, Declarations};
 use garboard_controllers::etcd::Etcd;
 use garboard_controllers::etcd::restore::{Folders, Restores};
-use garboard_controllers::join::Join;
+use garboard_controllers::join::{Introduction, Join};
 use garboard_controllers::kernel::{Kernel, KernelPaths};
 use garboard_controllers::leave::Leave;
 use garboard_controllers::machine_api::{self, Admission, Restoring, View};
@@ -36,6 +36,7 @@ use garboard_controllers::revocations::Revocations;
 use garboard_controllers::services::Services;
 use garboard_controllers::time::{self, KernelClock, Timekeeper};
 use garboard_controllers::trial::{self, Trials};
+use garboard_controllers::twin::{Pace, TwinWatch};
 use garboard_controllers::virtual_address::{self, VirtualAddress};
 use garboard_controllers::{announce, cluster, console, events, handover, machine, preload, release, upkeep};
 use garboard_runtime::applier;
@@ -174,8 +175,14 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         problems.clone(),
         &info.boot_id,
     );
+    let introduction = Introduction {
+        machine_id: info.machine_id.clone(),
+        fingerprint: PublicKeyPin::new(*identity.pin().digest()),
+        network: addresses.clone(),
+    };
     let (join, joined) = Join::new(
         machine.object.clone(),
+        introduction,
         pki.clone(),
         &paths.join_token,
         manifests.join_token.as_ref(),
@@ -198,6 +205,9 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     };
     tasks.spawn("trials", trials.run(trial_probes, decided, stop.clone()));
     let (published, published_seen) = watch::channel(Published::default());
+    let sink = Arc::new(StatusSink::new(&paths.status, api_seen.clone()));
+    let (twins, twin) = TwinWatch::new(machine.clone(), sink.clone(), &info.boot_id, Pace::default(), notables.clone());
+    tasks.spawn("twin", twins.run(stop.clone()));
     let versions = release::versions(&info.version, Path::new(release::UPSTREAM)).unwrap_or_else(|error| {
         let error = applier::chain(&error);
         warn!(error, "release");
@@ -211,9 +221,10 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         fingerprint: identity.pin().to_string(),
         pki: pki.clone(),
         ledger: ledger.clone(),
-        statuses: StatusSink::new(&paths.status, api_seen.clone()),
+        statuses: sink,
         machine: machine.clone(),
         cluster: cluster.clone(),
+        twin: twin.clone(),
         pool: pool.clone(),
         declared,
         in_force: in_force.clone(),
@@ -290,6 +301,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         changes(kernel_problems),
         changes(registry_problems),
         changes(time_view),
+        changes(twin),
         changes(holding.clone()),
         changes(statuses.clone()),
         changes(phase),

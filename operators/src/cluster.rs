@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use garboard_controllers::leader::{self, Identity, Standing};
 use garboard_controllers::removed_machines::RemovedMachines;
-use garboard_controllers::{connect, csr, pools, removals};
+use garboard_controllers::{connect, csr, disputes, pools, removals};
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -31,6 +31,7 @@ pub async fn run(machine: &str, stop: CancellationToken) -> anyhow::Result<()> {
         let removed = Arc::new(RemovedMachines::new(client.clone()));
         tokio::join!(
             csr::run(client.clone(), removed.clone(), stop.clone()),
+            disputes::run(client.clone(), disputes::KEPT, stop.clone()),
             pools::run(client.clone(), stop.clone()),
             removals::run(client.clone(), removed, stop),
         );

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use garboard_tests::cluster::{READY_LIMIT, sample_pod};
+use garboard_tests::cluster::{READY_LIMIT, condition_of, sample_pod};
 use garboard_tests::lan::Lan;
 use garboard_tests::machine::{Hardware, Machine};
 use garboard_tests::wait;
@@ -30,6 +30,7 @@ fn a_worker_joins_by_one_resource(scene: &mut Scene) -> Result<()> {
         it_runs_what_a_worker_needs(scene)?;
         pods_reach_each_other_across_machines(scene)?;
         one_that_does_not_wait_is_not_told(scene)?;
+        another_of_its_name_is_refused(scene)?;
         rollout::a_pool_stops_at_a_change_that_fails(scene, ["node-1", WORKER])?;
         it_works_on_while_the_control_plane_is_away(scene, &mut worker)?;
         it_leaves_when_its_machine_is_deleted(scene, &mut worker)
@@ -67,6 +68,34 @@ fn one_that_does_not_wait_is_not_told(scene: &Scene) -> Result<()> {
     scene.cluster.kubectl_ok(&["delete", "machine", ghost, &format!("--timeout={}s", POD_LIMIT.as_secs())]).map(drop)
 }
 
+/// With a token that counts. The machine says why, and so does the Machine of the first, which goes on.
+fn another_of_its_name_is_refused(scene: &Scene) -> Result<()> {
+    let object = ["machine", WORKER];
+    let before = scene.cluster.get(&object)?["status"].clone();
+    let config = scene.cluster.directory().join("config.yaml");
+    let known = fs::read(&config)?;
+    // Whoever makes manifests of this name again does not know of the first.
+    scene.cluster.edit("config.yaml", &format!("name: {WORKER}"), "name: first")?;
+    let place = scene.places[1];
+    let hardware = Hardware { memory_mib: 1024, ..Hardware::default() };
+    let another = scene.start_declared(WORKER, "another", place, hardware)?;
+    fs::write(&config, known)?;
+    let refused = scene
+        .cluster
+        .wait_reason(&object, "Undisputed", "AnotherMachine", READY_LIMIT)
+        .with_context(|| format!("the other machine's console ends with:\n{}", another.console_end()))?;
+    let message = condition_of(&refused, "Undisputed").map(|told| told["message"].to_string()).unwrap_or_default();
+    ensure!(message.contains(&place.address.to_string()), "{message}");
+    scene.cluster.wait_event("AnotherMachineRefused", POD_LIMIT)?;
+    another.wait_console(before["machineID"].as_str().context("the worker has no id")?, POD_LIMIT)?;
+    another.wait_console("`kubectl", POD_LIMIT)?;
+    let after = &refused["status"];
+    for field in ["bootID", "machineID", "phase"] {
+        ensure!(before[field] == after[field], "{field}: {} and then {}", before[field], after[field]);
+    }
+    Ok(())
+}
+
 fn it_runs_what_a_worker_needs(scene: &Scene) -> Result<()> {
     let services = scene.cluster.services_of(WORKER)?;
     let names: Vec<_> = services.iter().filter_map(|service| service["name"].as_str()).collect();
@@ -77,9 +106,12 @@ fn it_runs_what_a_worker_needs(scene: &Scene) -> Result<()> {
     let refused = scene.cluster.garboardctl(&["-m", WORKER, "kubeconfig", "--file", "-"])?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && said.contains("ask a control-plane machine"), "{said}");
-    // Tokens serve once: that of its manifests is gone.
-    let secrets = scene.cluster.kubectl_ok(&["get", "secrets", "-n", "kube-system", "-o", "name"])?;
-    ensure!(!secrets.contains("bootstrap-token"), "{secrets}");
+    // Tokens serve once: that of its manifests lets nobody in any more.
+    let groups =
+        "go-template={{range .items}}{{with index .data \"auth-extra-groups\"}}{{base64decode .}} {{end}}{{end}}";
+    let tokens = "--field-selector=type=bootstrap.kubernetes.io/token";
+    let groups = scene.cluster.kubectl_ok(&["get", "secrets", "-n", "kube-system", tokens, "-o", groups])?;
+    ensure!(groups.split_whitespace().all(|groups| groups.contains(":late:")), "{groups}");
     Ok(())
 }
 

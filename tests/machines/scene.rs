@@ -1,7 +1,7 @@
 //! What scenarios share: the machine that was booted once, and how a scenario becomes a trial.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -145,6 +145,19 @@ impl Scene {
         Ok(machine)
     }
 
+    /// Makes manifests for the machine of this name at a place with `garboardctl join`, and starts one there that is given them. Its files
+    /// are in a folder of the name `folder`.
+    ///
+    /// # Errors
+    /// When `garboardctl` refuses, or the machine does not start.
+    pub fn start_declared(&self, name: &str, folder: &str, place: Place, hardware: Hardware) -> Result<Machine> {
+        let file = self.join(name, place, &[])?;
+        let mut machine = self.another(folder, place, hardware)?;
+        machine.set_manifests(Some(file));
+        machine.start()?;
+        Ok(machine)
+    }
+
     /// Declares the machine that is to be at a place, and that waits: `waiting` is what is known of it.
     ///
     /// # Errors
@@ -164,12 +177,18 @@ impl Scene {
     /// # Errors
     /// When `garboardctl` refuses.
     pub fn claim(&self, name: &str, place: Place, key: &str, more: &[&str]) -> Result<()> {
-        let (at, key) = (format!("127.0.0.1:{}", place.ports.machine), format!("--key={key}"));
-        self.cluster.garboardctl_ok(&[&["-m", "node-1", "join", name, "--at", &at, &key], more].concat())?;
+        let key = format!("--key={key}");
+        let file = self.join(name, place, &[&[key.as_str()], more].concat())?.to_string_lossy().into_owned();
+        self.cluster.garboardctl_ok(&["-m", name, "claim", "-f", &file]).map(drop)
+    }
+
+    /// The manifests with which a machine at a place joins.
+    fn join(&self, name: &str, place: Place, more: &[&str]) -> Result<PathBuf> {
+        let at = format!("127.0.0.1:{}", place.ports.machine);
+        self.cluster.garboardctl_ok(&[&["-m", "node-1", "join", name, "--at", &at], more].concat())?;
         let file = format!("{name}.yaml");
         self.cluster.edit(&file, "network: {}", &format!("network: {}", place.network()))?;
-        let file = self.cluster.directory().join(file).to_string_lossy().into_owned();
-        self.cluster.garboardctl_ok(&["-m", name, "claim", "-f", &file]).map(drop)
+        Ok(self.cluster.directory().join(file))
     }
 
     /// A machine at a place, without manifests.

@@ -24,6 +24,10 @@ pub const CHANGE_PROVED: &str = "ChangeProved";
 pub const HANDED_OVER: &str = "HandedOver";
 /// Its pods have gone, so that a machine whose Machine is deleted can leave.
 pub const DRAINED: &str = "Drained";
+/// No other machine wants to join as this one; told only while one does and is refused.
+pub const UNDISPUTED: &str = "Undisputed";
+/// No other machine runs as this one; told only while one does.
+pub const UNIQUE: &str = "Unique";
 /// The cluster's store has taken the member.
 pub const JOINED: &str = "Joined";
 /// The member answers, and has no alarm.

@@ -160,7 +160,9 @@ pub struct MachineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// What holds of the machine: Ready, Accepted, NetworkReady, TimeSynchronized, KernelReady, CertificatesReady,
-    /// RegistriesReady, ServicesReady, ChangeProved; HandedOver of one that waited without manifests; and Drained while it leaves because it was deleted.
+    /// RegistriesReady, ServicesReady, ChangeProved; HandedOver of one that waited without manifests; Drained while it leaves because it was
+    /// deleted; Undisputed, which is there and False while another machine wants to join as this one and is refused; and Unique, which is
+    /// there and False while another runs as this one, such as one that was started from a copy of its disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -95,7 +95,7 @@ impl Certificates {
                 return Ok(());
             }
             let request = self.pki.request(leaf, profile)?;
-            let certificate = request::certificate(client, machine, &request.pem).await?;
+            let certificate = request::certificate(client, machine, BTreeMap::new(), &request.pem).await?;
             self.pki.install(leaf, profile, &request, &certificate)?;
             info!(certificate = leaf.name(), "certificate issued by the cluster");
             Ok::<_, CertificateError>(())

@@ -85,8 +85,10 @@ fn view(context: &Context) -> View {
     problems.extend(problems::lines(&context.problems.borrow()));
     problems.extend(context.info.problems.iter().cloned());
     problems.extend(network.problems);
-    let time = condition::find(&status.conditions, condition::TIME_SYNCHRONIZED);
-    problems.extend(time.filter(|time| time.status == condition::FALSE).map(|time| time.message.clone()));
+    for type_ in [condition::TIME_SYNCHRONIZED, condition::UNIQUE] {
+        let told = condition::find(&status.conditions, type_).filter(|told| told.status == condition::FALSE);
+        problems.extend(told.map(|told| told.message.clone()));
+    }
     let network_waiting = network.waiting.clone();
     let mut waiting = network.waiting;
     match (&machine, &cluster) {

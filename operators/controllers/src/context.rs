@@ -33,6 +33,7 @@ use crate::pki::PkiStore;
 use crate::problems::Listed;
 use crate::time::TimeView;
 use crate::trial::InForce;
+use crate::twin::TwinView;
 
 /// Where things lie, so that tests can have them elsewhere.
 #[derive(Clone, Debug)]
@@ -94,11 +95,13 @@ pub struct Context {
     /// What must outlast a power cut.
     pub ledger: Ledger,
     /// Where statuses go.
-    pub statuses: StatusSink,
+    pub statuses: Arc<StatusSink>,
     /// The declared machine.
     pub machine: Declared<Machine>,
     /// The declared cluster.
     pub cluster: Declared<Cluster>,
+    /// Another machine that runs as this one, if there is one.
+    pub twin: watch::Receiver<TwinView>,
     /// The machine's pool.
     pub pool: watch::Receiver<Option<Arc<MachinePool>>>,
     /// What all layers declare: written by the machine's reconciler.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use garboard_plan::csr::{self, Denial, NodeNames, Request};
+use garboard_plan::csr::{self, Denial, NOT_ALLOWED, NodeNames, Request};
 use garboard_plan::join;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
@@ -126,15 +126,29 @@ async fn serving(request: &CertificateSigningRequest, client: &Client) -> Result
     if matches!(decision, Err(Denial::Foreign(_))) && age(request) < PATIENCE {
         return Ok(Action::requeue(RETRY_SOON));
     }
-    let approval = Approval { reason: "NodeAsksForItself", message: "every name is one of the node's own" };
-    record(client, request, decision.map(|()| approval)).await?;
+    let decision = match decision {
+        Ok(()) => Decision::approve("NodeAsksForItself", "every name is one of the node's own"),
+        Err(denial) => Decision::deny(NOT_ALLOWED, &denial),
+    };
+    record(client, request, decision).await?;
     Ok(Action::await_change())
 }
 
-/// Why a request is approved, in one word and in more.
-struct Approval {
+/// What becomes of a request, and why in one word and in more.
+struct Decision {
+    approved: bool,
     reason: &'static str,
-    message: &'static str,
+    message: String,
+}
+
+impl Decision {
+    fn approve(reason: &'static str, message: &str) -> Self {
+        Self { approved: true, reason, message: message.to_owned() }
+    }
+
+    fn deny(reason: &'static str, denial: &impl std::error::Error) -> Self {
+        Self { approved: false, reason, message: denial.to_string() }
+    }
 }
 
 fn has_condition(request: &CertificateSigningRequest, types: &[&str]) -> bool {
@@ -167,11 +181,16 @@ fn age(request: &CertificateSigningRequest) -> Duration {
     Duration::from_secs(now.saturating_sub(created))
 }
 
-async fn names(client: &Client, name: &str) -> Result<NodeNames, CsrError> {
+async fn node(client: &Client, name: &str) -> Result<Option<Node>, CsrError> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let node = nodes.get_opt(name).await.map_err(|source| CsrError::Node { node: name.to_owned(), source })?;
+    nodes.get_opt(name).await.map_err(|source| CsrError::Node { node: name.to_owned(), source })
+}
+
+async fn names(client: &Client, name: &str) -> Result<NodeNames, CsrError> {
     let mut known = NodeNames::default();
-    for address in node.and_then(|node| node.status).and_then(|status| status.addresses).into_iter().flatten() {
+    for address in
+        node(client, name).await?.and_then(|node| node.status).and_then(|status| status.addresses).into_iter().flatten()
+    {
         match address.address.parse() {
             Ok(ip) => known.addresses.insert(ip),
             Err(_) => known.names.insert(address.address),
@@ -183,13 +202,10 @@ async fn names(client: &Client, name: &str) -> Result<NodeNames, CsrError> {
 async fn record(
     client: &Client,
     request: &CertificateSigningRequest,
-    decision: Result<Approval, impl std::error::Error>,
+    Decision { approved, reason, message }: Decision,
 ) -> Result<(), CsrError> {
     let name = request.name_any();
-    let (type_, reason, message) = match &decision {
-        Ok(Approval { reason, message }) => ("Approved", *reason, (*message).to_owned()),
-        Err(denial) => ("Denied", "NotAllowed", denial.to_string()),
-    };
+    let type_ = if approved { "Approved" } else { "Denied" };
     let mut decided = request.clone();
     decided.status.get_or_insert_with(CertificateSigningRequestStatus::default).conditions =
         Some(vec![CertificateSigningRequestCondition {

@@ -8,6 +8,7 @@ mod discovery;
 mod keys;
 mod token;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,10 +16,11 @@ use std::time::{Duration, SystemTime};
 use garboard_api::Machine;
 use garboard_api::machine::{MachineJoin, MachineRole};
 use garboard_api::manifest::JoinToken;
-use garboard_api::types::Token;
+use garboard_api::types::{PublicKeyPin, Token};
 use garboard_api_client::{Identity, IdentityError, Outage};
 use garboard_catalog::pki::Leaf;
 use garboard_catalog::{balancer, users};
+use garboard_plan::dispute::{ASK_AGAIN, Claimant};
 use garboard_plan::join as plan;
 use garboard_plan::pki::Authority;
 use garboard_runtime::applier::chain;
@@ -29,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::connect;
+use crate::network::NodeAddresses;
 use crate::pki::{FileError, PkiError, PkiStore, files};
 use crate::problems::Problems;
 use crate::request::{self, RequestError};
@@ -85,10 +88,40 @@ pub enum JoinError {
     Identity(#[from] IdentityError),
 }
 
+impl JoinError {
+    /// Whether the cluster has said no.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Request(RequestError::Refused { .. }))
+    }
+}
+
+/// What the machine says of itself to the cluster that it joins.
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    /// Identifies the installation.
+    pub machine_id: String,
+    /// SHA-256 of its public key.
+    pub fingerprint: PublicKeyPin,
+    /// Its addresses.
+    pub network: watch::Receiver<NodeAddresses>,
+}
+
+impl Introduction {
+    fn annotations(&self) -> BTreeMap<String, String> {
+        let claimant = Claimant {
+            machine_id: Some(self.machine_id.clone()),
+            fingerprint: Some(self.fingerprint),
+            addresses: self.network.borrow().addresses.clone(),
+        };
+        claimant.annotations()
+    }
+}
+
 /// The task that joins.
 #[derive(Debug)]
 pub struct Join {
     machine: watch::Receiver<Option<Arc<Machine>>>,
+    introduction: Introduction,
     pki: PkiStore,
     token: TokenFile,
     problems: Problems,
@@ -104,6 +137,7 @@ impl Join {
     /// beginning. A token that lies with the manifests is kept in `token_file`.
     pub fn new(
         machine: watch::Receiver<Option<Arc<Machine>>>,
+        introduction: Introduction,
         pki: PkiStore,
         token_file: &Path,
         given: Option<&JoinToken>,
@@ -116,7 +150,7 @@ impl Join {
         }
         let token = TokenFile(token_file.to_owned());
         let (joined, receiver) = watch::channel(false);
-        (Self { machine, pki, token, problems, joined }, receiver)
+        (Self { machine, introduction, pki, token, problems, joined }, receiver)
     }
 
     /// Joins, and waits for `stop`.
@@ -141,6 +175,7 @@ impl Join {
             // What is only not there yet while the machine starts is no problem.
             let silent = matches!(&error, JoinError::Discovery { source, .. } if source.is_silence());
             let early = silent && began.elapsed() < PATIENCE;
+            let wait = if error.is_refusal() { ASK_AGAIN } else { backoff.wait() };
             let error = chain(&error);
             self.problems.set(PART, Some(error.clone()).filter(|_| !early));
             if error == told || early {
@@ -149,7 +184,7 @@ impl Join {
                 warn!(error, "not joined yet");
                 told = error;
             }
-            tokio::time::sleep(backoff.wait()).await;
+            tokio::time::sleep(wait).await;
         }
         self.problems.set(PART, None);
         self.token.forget();
@@ -179,7 +214,6 @@ impl Join {
         if controls {
             keys::fetch(&self.pki, &client, name, token).await?;
         }
-        token::take_away(&client, token).await;
         info!(machine = name, "joined the cluster");
         Ok(())
     }
@@ -193,7 +227,8 @@ impl Join {
         let profile = &plan::agent(machine.role(), name);
         // The token is this key's once it was shown with it.
         let request = self.pki.kept_request(Leaf::Agent, profile)?;
-        let certificate = request::certificate(&client, name, &request.pem).await.map_err(|error| {
+        let annotations = self.introduction.annotations();
+        let certificate = request::certificate(&client, name, annotations, &request.pem).await.map_err(|error| {
             if error.is_unauthorized() { JoinError::Unknown(name.to_owned()) } else { JoinError::Request(error) }
         })?;
         Ok(self.pki.install(Leaf::Agent, profile, &request, &certificate)?)

@@ -161,6 +161,7 @@ fn observe(context: &Context, joins: bool, cluster_declared: bool) -> Observed {
         services_problem: None,
         services: context.services.borrow().to_vec(),
         refusals: context.refusals_of(&[About::Machine, About::MachinePool]),
+        twin: context.twin.borrow().twin.clone(),
     }
 }
 
@@ -409,7 +410,7 @@ async fn publish(
     let former = context.statuses.former::<Machine>(machine.node_name());
     let stopping = *context.phase.borrow() != MachinePhase::Running;
     let conditions = condition::merge(
-        &former.conditions,
+        &plan::lasting(former.conditions, observed),
         plan::conditions(observed).into_iter().chain([in_force.condition()]),
         machine.metadata.generation,
         &context.condition_time(),

@@ -1,6 +1,7 @@
 //! Asks the cluster for a client's certificate: a CertificateSigningRequest that the cluster operators decide on, and that
 //! kube-controller-manager signs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use garboard_plan::join::{LIFETIME, SIGNER, USAGES};
@@ -52,14 +53,23 @@ impl RequestError {
     }
 }
 
-/// The certificate for a request of the machine of this name; both are PEM.
+/// The certificate for a request of the machine of this name, which says who it is in `annotations`; both are PEM.
 ///
 /// # Errors
 /// [`RequestError`].
-pub async fn certificate(client: &Client, machine: &str, request_pem: &str) -> Result<String, RequestError> {
+pub async fn certificate(
+    client: &Client,
+    machine: &str,
+    annotations: BTreeMap<String, String>,
+    request_pem: &str,
+) -> Result<String, RequestError> {
     let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
     let request = CertificateSigningRequest {
-        metadata: ObjectMeta { generate_name: Some(format!("{machine}-")), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{machine}-")),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        },
         spec: CertificateSigningRequestSpec {
             request: ByteString(request_pem.as_bytes().to_vec()),
             signer_name: SIGNER.to_owned(),

@@ -13,6 +13,9 @@ use x509_parser::prelude::FromDer;
 /// The signer of kubelets' serving certificates.
 pub const SIGNER: &str = "kubernetes.io/kubelet-serving";
 
+/// Why a request is denied, in one word, where there is no better one.
+pub const NOT_ALLOWED: &str = "NotAllowed";
+
 const NODE_PREFIX: &str = "system:node:";
 const NODES_GROUP: &str = "system:nodes";
 const REQUIRED_USAGE: &str = "server auth";

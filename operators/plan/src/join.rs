@@ -2,8 +2,8 @@
 //!
 //! A machine that joins shows a token that is for it alone, and gets the certificate of its node agent with it, once: a token is the
 //! key's that was first to ask with it, and no other key's requests are approved. The machine has that key on its disk before it asks, so it
-//! can ask again after a power cut; once it has its certificate it takes the token away. With that certificate a worker asks for those of
-//! its other clients, and for each of them again before it ends, for as long as its Machine exists. A control-plane machine fetches the
+//! can ask again after a power cut; who comes with the token and another key is told why not. With that certificate a worker asks for those
+//! of its other clients, and for each of them again before it ends, for as long as its Machine exists. A control-plane machine fetches the
 //! cluster's keys with it, which lie beside its token, sealed with a key that the cluster does not have.
 
 use std::time::Duration;
@@ -15,6 +15,7 @@ use garboard_catalog::identity;
 use serde_json::{Value, json};
 
 use crate::csr::{self, Request};
+use crate::dispute::{self, Claimant};
 use crate::pki::{self, Profile};
 use crate::{addons, addons::DNS_SERVICE};
 
@@ -68,12 +69,38 @@ pub enum Denial {
     /// It asks for names, which clients do not have.
     #[error("names are for servers")]
     Names,
-    /// Another key was shown before it with the same token, or the token has done its work.
-    #[error("the token was used before: one token lets one machine in, once")]
-    Used,
+    /// Another key was shown before it with the same token, or its time is over.
+    #[error("the token was used before: one token lets one machine in, once; `garboardctl join {0}` makes another")]
+    Spent(String),
+    /// Another machine has the name.
+    #[error(
+        "{name} is {other}: give this one a name of its own with `garboardctl join`, or let that one go first with \
+         `kubectl delete machine {name}`"
+    )]
+    Another {
+        /// The name.
+        name: String,
+        /// Who has it.
+        other: Claimant,
+    },
     /// The machine is not declared.
     #[error("there is no Machine {0}")]
     Unknown(String),
+}
+
+impl Denial {
+    /// Why, in one word.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Another { .. } => dispute::REASON,
+            Self::Form(_)
+            | Self::Usages(_)
+            | Self::Subject { .. }
+            | Self::Names
+            | Self::Spent(_)
+            | Self::Unknown(_) => csr::NOT_ALLOWED,
+        }
+    }
 }
 
 impl<'a> Requester<'a> {
@@ -156,24 +183,25 @@ pub fn public_key(request: &Request<'_>) -> Result<Vec<u8>, Denial> {
     Ok(csr::parse(request.der)?.certification_request_info.subject_pki.raw.to_vec())
 }
 
-/// How often a key has asked with a token.
+/// Which key asks with a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asks {
-    /// It is the first that does: the token is its own from now on.
+    /// The first that does: the token is its own from now on.
     First,
-    /// It has before, and may not have had the answer.
+    /// The one that was first, which may not have had the answer.
     Again,
+    /// One that comes after another.
+    Late,
 }
 
-/// Whether a key may ask with a token; `first` is what the token's Secret says in [`KEY`].
-///
-/// # Errors
-/// When the token is another key's.
-pub fn admit(first: Option<&str>, key: PublicKeyPin) -> Result<Asks, Denial> {
-    match first {
-        None => Ok(Asks::First),
-        Some(first) if first.parse() == Ok(key) => Ok(Asks::Again),
-        Some(_) => Err(Denial::Used),
+impl Asks {
+    /// Who `key` is to a token whose Secret says `first` in [`KEY`].
+    pub fn of(key: PublicKeyPin, first: Option<&str>) -> Self {
+        match first {
+            None => Self::First,
+            Some(first) if first.parse() == Ok(key) => Self::Again,
+            Some(_) => Self::Late,
+        }
     }
 }
 
@@ -238,18 +266,12 @@ pub fn sealed_keys_role(machine: &str, id: &str, uid: &str) -> [Value; 2] {
     addons::role_in(&metadata, &json!([addons::rule_for(&secret, "", "secrets", &["get", "delete"])]), "User", &user)
 }
 
-/// What lets the operators write down whose a token is, and its machine, once it is in, take it away; these rights go with the token's
-/// Secret, which has this `uid`.
-pub fn token_roles(machine: &str, role: MachineRole, id: &str, uid: &str) -> [Value; 4] {
+/// What lets the operators write down whose a token is; the right goes with the token's Secret, which has this `uid`.
+pub fn token_role(id: &str, uid: &str) -> [Value; 2] {
     let secret = token_secret_name(id);
-    let rules = |verbs: &[&str]| json!([addons::rule_for(&secret, "", "secrets", verbs)]);
     let metadata = belonging(&format!("garboard:token:{id}"), &secret, uid);
-    let operators = addons::role_in(&metadata, &rules(&["get", "patch"]), "Group", identity::OPERATORS_GROUP);
-    let metadata = belonging(&format!("garboard:token-end:{id}"), &secret, uid);
-    let user = agent(role, machine).common_name;
-    let machine = addons::role_in(&metadata, &rules(&["delete"]), "User", &user);
-    let ([role, binding], [end, its_binding]) = (operators, machine);
-    [role, binding, end, its_binding]
+    let rules = json!([addons::rule_for(&secret, "", "secrets", &["get", "patch"])]);
+    addons::role_in(&metadata, &rules, "Group", identity::OPERATORS_GROUP)
 }
 
 /// The metadata of what goes with a Secret.

@@ -9,6 +9,7 @@ use garboard_supervisor::status::{PublicState, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::time;
+use crate::twin::{self, Twin};
 
 /// Phases of a machine.
 pub mod phase {
@@ -57,6 +58,8 @@ pub struct Observed {
     pub services: Vec<ServiceStatus>,
     /// Declarations that were refused.
     pub refusals: Refusals,
+    /// Another machine that runs as this one.
+    pub twin: Option<Twin>,
 }
 
 /// The conditions of a machine.
@@ -68,7 +71,14 @@ pub fn conditions(observed: &Observed) -> Vec<Observation> {
     };
     // What is not a part of being ready: without a time server, or with fewer images, a machine serves all the same.
     let time = time::condition(&observed.time_servers, &observed.time);
-    parts.into_iter().chain([time, registries(observed), ready, accepted(&observed.refusals)]).collect()
+    let twin = observed.twin.as_ref().map(twin::observation);
+    parts.into_iter().chain([time, registries(observed), ready, accepted(&observed.refusals)]).chain(twin).collect()
+}
+
+/// The former conditions, without those that are told only while there is something to tell.
+pub fn lasting(mut former: Vec<Condition>, observed: &Observed) -> Vec<Condition> {
+    former.retain(|condition| condition.type_ != condition::UNIQUE || observed.twin.is_some());
+    former
 }
 
 /// Whether what is declared was accepted.

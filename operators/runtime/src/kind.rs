@@ -49,6 +49,9 @@ pub trait Kind:
     /// Gives the object what `other` declares.
     fn declare(&mut self, other: &Self);
 
+    /// Its status, if it has one.
+    fn status(&self) -> Option<&Self::Status>;
+
     /// Takes the status away, which is none of a declaration's business.
     fn without_status(self) -> Self;
 
@@ -95,6 +98,10 @@ impl Kind for Machine {
         self.metadata.annotations.clone_from(&other.metadata.annotations);
     }
 
+    fn status(&self) -> Option<&Self::Status> {
+        self.status.as_ref()
+    }
+
     fn without_status(mut self) -> Self {
         self.status = None;
         self
@@ -126,6 +133,10 @@ impl Kind for Cluster {
         self.spec = other.spec.clone();
         self.metadata.labels.clone_from(&other.metadata.labels);
         self.metadata.annotations.clone_from(&other.metadata.annotations);
+    }
+
+    fn status(&self) -> Option<&Self::Status> {
+        self.status.as_ref()
     }
 
     fn without_status(mut self) -> Self {

@@ -63,21 +63,28 @@ struct Submission<K> {
 }
 
 /// What a [`Source`] declares, to be read anywhere.
-pub struct Declared<K> {
+pub struct Declared<K: Kind> {
     /// The object that counts; none when nothing is declared.
     pub object: watch::Receiver<Option<Arc<K>>>,
+    /// The status that the API server has, whoever wrote it; none before the API server was asked.
+    pub status: watch::Receiver<Option<K::Status>>,
     /// Whether somebody has deleted it, and with it this machine's place in the cluster.
     pub ended: watch::Receiver<bool>,
     submissions: mpsc::Sender<Submission<K>>,
 }
 
-impl<K> Clone for Declared<K> {
+impl<K: Kind> Clone for Declared<K> {
     fn clone(&self) -> Self {
-        Self { object: self.object.clone(), ended: self.ended.clone(), submissions: self.submissions.clone() }
+        Self {
+            object: self.object.clone(),
+            status: self.status.clone(),
+            ended: self.ended.clone(),
+            submissions: self.submissions.clone(),
+        }
     }
 }
 
-impl<K> std::fmt::Debug for Declared<K> {
+impl<K: Kind> std::fmt::Debug for Declared<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Declared").finish_non_exhaustive()
     }
@@ -103,10 +110,11 @@ impl<K: Kind> Declared<K> {
 }
 
 /// The source of one kind.
-pub struct Source<K> {
+pub struct Source<K: Kind> {
     ledger: Ledger,
     entry: Option<Entry<K>>,
     current: watch::Sender<Option<Arc<K>>>,
+    status: watch::Sender<Option<K::Status>>,
     ended: watch::Sender<bool>,
     refusals: watch::Sender<Refusals>,
     events: mpsc::Sender<watcher::Event<K>>,
@@ -114,7 +122,7 @@ pub struct Source<K> {
     api: watch::Receiver<Option<Client>>,
 }
 
-impl<K> std::fmt::Debug for Source<K> {
+impl<K: Kind> std::fmt::Debug for Source<K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Source").finish_non_exhaustive()
     }
@@ -146,13 +154,15 @@ impl<K: Kind> Source<K> {
             Err(error) => return Err(error),
         };
         let (current, object) = watch::channel(None);
+        let (status, status_seen) = watch::channel(None);
         let (ended, has_ended) = watch::channel(false);
         let (events, receiver) = mpsc::channel(EVENTS);
         let (sender, submissions) = mpsc::channel(SUBMISSIONS);
-        let mut source = Self { ledger, entry, current, ended, refusals, events, submissions, api };
+        let mut source = Self { ledger, entry, current, status, ended, refusals, events, submissions, api };
         source.choose(local)?;
         source.current.send_replace(source.entry.as_ref().map(|entry| Arc::new(entry.object.clone())));
-        Ok((source, Declared { object, ended: has_ended, submissions: sender }, receiver))
+        let declared = Declared { object, status: status_seen, ended: has_ended, submissions: sender };
+        Ok((source, declared, receiver))
     }
 
     fn choose(&mut self, local: Option<&K>) -> Result<(), LedgerError> {
@@ -203,7 +213,10 @@ impl<K: Kind> Source<K> {
                     let _ = answer.send(outcome);
                 }
                 Ok(()) = self.api.changed() => watch = self.watch(),
-                Some(found) = next(&mut watch) => due = Some((Instant::now(), found)),
+                Some(found) = next(&mut watch) => {
+                    self.show(found.as_ref().and_then(K::status));
+                    due = Some((Instant::now(), found));
+                }
                 () = retry => if let Some((_, found)) = due.take() {
                     match self.meet(found.clone()).await {
                         Ok(()) => backoff.reset(),
@@ -215,6 +228,15 @@ impl<K: Kind> Source<K> {
                 },
             }
         }
+    }
+
+    /// Tells what status the API server has.
+    fn show(&self, status: Option<&K::Status>) {
+        self.status.send_if_modified(|shown| {
+            let differs = shown.as_ref() != status;
+            *shown = status.cloned();
+            differs
+        });
     }
 
     /// A watch of the one object, if there is an API server and a name to watch.

@@ -141,6 +141,12 @@ impl StatusSink {
         read(&self.path::<K>(name)).unwrap_or_default()
     }
 
+    /// Notes that the API server has another status of an object than this process told it: it is told again when it is published next.
+    pub fn overwritten<K: Kind>(&self, name: &str) {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        applied.retain(|(kind, object, _), _| *kind != K::FILE || object != name);
+    }
+
     /// Publishes the status of an object.
     ///
     /// Cancelled, it may have written the file and not told the API server; the next call does.

@@ -6,13 +6,12 @@ use garboard_api::machine::MachineRole;
 use garboard_api::types::Token;
 use garboard_plan::addons::ObjectKey;
 use garboard_plan::join as plan;
-use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, DynamicObject, PostParams};
-use kube::{Api, Client, ResourceExt as _};
+use kube::api::{DynamicObject, PostParams};
+use kube::{Client, ResourceExt as _};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
-use tracing::{debug, info};
+use tracing::info;
 
 use super::keys::{self, KeysError};
 use crate::addons::{self, AddonsError};
@@ -72,20 +71,11 @@ pub async fn issue(
         create(&client, binding).await?;
     }
     let secret = create(&client, plan::token_secret(machine, role, token, &expiration)).await?;
-    for object in plan::token_roles(machine, role, token.id, &secret.uid().unwrap_or_default()) {
+    for object in plan::token_role(token.id, &secret.uid().unwrap_or_default()) {
         create(&client, object).await?;
     }
     info!(machine, ?role, token = token.id, expiration, "token made");
     Ok((text, end))
-}
-
-/// Has the cluster forget the token of a machine that is in.
-pub(super) async fn take_away(client: &Client, token: Token<'_>) {
-    let secrets = Api::<Secret>::namespaced(client.clone(), "kube-system");
-    // It goes with its time at the latest, and is of use to nobody who does not have this machine's key.
-    if let Err(error) = secrets.delete(&plan::token_secret_name(token.id), &DeleteParams::default()).await {
-        debug!(%error, "the token is still in the cluster");
-    }
 }
 
 /// Makes one of the cluster's own objects.

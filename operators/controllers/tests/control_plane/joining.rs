@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use garboard_api::machine::MachineRole::{self, ControlPlane, Worker};
@@ -15,12 +16,14 @@ use garboard_catalog::kubeconfig::APISERVERS;
 use garboard_catalog::pki::Leaf;
 use garboard_control::Client as Control;
 use garboard_controllers::certificates::{Certificates, Due};
-use garboard_controllers::join::{Join, issue_token};
+use garboard_controllers::join::{Introduction, Join, issue_token};
+use garboard_controllers::network::NodeAddresses;
 use garboard_controllers::pki::PkiStore;
 use garboard_controllers::problems::Problems;
 use garboard_controllers::registries::{Registries, RegistryPaths};
 use garboard_controllers::removed_machines::{Change, RemovedMachines};
 use garboard_controllers::{addons, csr, revocations};
+use garboard_plan::join::KEY;
 use garboard_plan::pki::{Authority, of_worker};
 use garboard_sys::durable::power::Supply;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret, Service};
@@ -31,14 +34,19 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::twins;
 use crate::world::World;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const NOBODYS: &str = "abcdef.0123456789abcdef";
+/// The address that machines say they have.
+pub const SECOND: &str = "192.0.2.2";
 
 /// A machine that is to join: its own disk and memory, and its tasks.
-struct Joiner {
-    machine: Machine,
+pub struct Joiner {
+    pub machine: Machine,
+    /// Identifies its installation.
+    pub machine_id: String,
     pki: PkiStore,
     folder: String,
 }
@@ -55,7 +63,7 @@ enum Outcome {
 
 impl Joiner {
     /// One that knows a cluster by this pin.
-    fn new(name: &str, role: MachineRole, pin: PublicKeyPin) -> Self {
+    pub fn new(name: &str, role: MachineRole, pin: PublicKeyPin) -> Self {
         let machine = json!({
             "apiVersion": garboard_api::API_VERSION,
             "kind": "Machine",
@@ -65,7 +73,9 @@ impl Joiner {
         let folder = tempfile::tempdir_in("/run/state").unwrap().keep().to_str().unwrap().to_owned();
         fs::create_dir(format!("{folder}/state")).unwrap();
         let pki = Self::store(&folder);
-        Self { machine: serde_json::from_value(machine).unwrap(), pki, folder }
+        static MADE: AtomicU64 = AtomicU64::new(1);
+        let machine_id = format!("{:032x}", MADE.fetch_add(1, Ordering::Relaxed));
+        Self { machine: serde_json::from_value(machine).unwrap(), machine_id, pki, folder }
     }
 
     fn store(folder: &str) -> PkiStore {
@@ -75,7 +85,12 @@ impl Joiner {
     /// The same machine when it has been started again: with its disk, and nothing else.
     fn started_again(&self) -> Self {
         let _ = fs::remove_dir_all(format!("{}/run", self.folder));
-        Self { machine: self.machine.clone(), pki: Self::store(&self.folder), folder: self.folder.clone() }
+        Self {
+            machine: self.machine.clone(),
+            machine_id: self.machine_id.clone(),
+            pki: Self::store(&self.folder),
+            folder: self.folder.clone(),
+        }
     }
 
     /// What lasts.
@@ -92,7 +107,7 @@ impl Joiner {
     }
 
     /// Runs the task that joins, with a token; gives what it says: joined, or why not.
-    async fn join(&self, token: &str) -> Result<(), String> {
+    pub async fn join(&self, token: &str) -> Result<(), String> {
         match self.try_to_join(Some(token), None).await {
             Outcome::Joined => Ok(()),
             Outcome::NotJoined(problem) => Err(problem),
@@ -106,7 +121,15 @@ impl Joiner {
         let (problems, mut told) = Problems::new();
         let given = token.map(|token| JoinToken { machine: self.name(), token: token.to_owned() });
         let file = self.token_file();
-        let (join, mut joined) = Join::new(machine, self.pki.clone(), &file, given.as_ref(), problems);
+        let addresses = vec![SECOND.parse().unwrap()];
+        let (_keep, network) = watch::channel(NodeAddresses { addresses, ..NodeAddresses::default() });
+        let introduction = Introduction {
+            machine_id: self.machine_id.clone(),
+            // Copied manifests bring the same key along.
+            fingerprint: PublicKeyPin::new([7; 32]),
+            network,
+        };
+        let (join, mut joined) = Join::new(machine, introduction, self.pki.clone(), &file, given.as_ref(), problems);
         let has_gone = || supply.is_some_and(Supply::has_gone);
         if has_gone() {
             return Outcome::Dark;
@@ -135,7 +158,7 @@ impl Joiner {
     }
 
     /// A client with what it has got.
-    fn client(&self) -> Client {
+    pub fn client(&self) -> Client {
         let read = |file: &str| fs::read_to_string(format!("{}/run/agent/{file}", self.folder)).unwrap();
         let identity = Identity::from_pem(&read("ca.crt"), &read("tls.crt"), &read("tls.key")).unwrap();
         garboard_api_client::client(APISERVERS.parse().unwrap(), identity, Outage::default())
@@ -163,8 +186,7 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     worker.join(&first).await.unwrap();
     let secrets = Api::<Secret>::namespaced(client.clone(), "kube-system");
     let secret = format!("bootstrap-token-{}", first.split_once('.').unwrap().0);
-    let gone = || async { secrets.get_opt(&secret).await.unwrap().is_none().then_some(()) };
-    world.wait_for("the token to be gone", gone).await;
+    assert!(secrets.get(&secret).await.unwrap().annotations().contains_key(KEY), "the token is not the machine's");
 
     // Another machine of the same name with the same token, which has served.
     let problem = Joiner::new("node-2", Worker, pin).join(&first).await.unwrap_err();
@@ -182,6 +204,8 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     it_changes_its_own_machine_and_no_other(&own, &worker.machine).await;
     it_touches_its_own_node_and_endpoint_and_no_other(client, &own).await;
     it_gets_its_own_certificates_and_no_other(&worker, &own).await;
+    twins::another_machine_of_its_name_is_refused(world, client, &worker, &first, pin).await;
+    twins::two_machines_that_run_as_one_notice_each_other(world, &worker).await;
     let everything = ListParams::default();
     assert!(Api::<Secret>::all(own.clone()).list(&everything).await.is_err(), "a worker reads secrets");
     assert!(Api::<Pod>::all(own.clone()).list(&everything).await.is_err(), "a worker reads pods");
@@ -199,7 +223,7 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     duty.await.unwrap();
 }
 
-async fn token(world: &World, machine: &str, role: MachineRole) -> String {
+pub async fn token(world: &World, machine: &str, role: MachineRole) -> String {
     issue_token(&world.pki, machine, role, HOUR, SystemTime::now()).await.unwrap().0
 }
 

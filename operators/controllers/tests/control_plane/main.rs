@@ -9,6 +9,7 @@
 mod candidate;
 mod joining;
 mod restoring;
+mod twins;
 mod world;
 
 use std::os::unix::fs::MetadataExt;

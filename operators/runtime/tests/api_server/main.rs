@@ -303,7 +303,7 @@ fn people_are_shown_what_matters(server: &Server) {
 }
 
 /// A source that runs.
-struct Running<K> {
+struct Running<K: Kind> {
     declared: Declared<K>,
     refusals: watch::Receiver<Refusals>,
     api: watch::Sender<Option<Client>>,
