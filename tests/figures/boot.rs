@@ -72,7 +72,7 @@ pub fn times(image: &Image, runs: u32, report: &mut Report) -> Result<()> {
 }
 
 /// What every kernel that an UEFI firmware starts says first: its EFI stub writes to the firmware's console.
-const KERNEL_STARTS: &str = "EFI stub: ";
+pub const KERNEL_STARTS: &str = "EFI stub: ";
 
 /// Seconds from power-on to each point of boots, by the host's clock.
 #[derive(Default)]

@@ -3,10 +3,14 @@
 mod baseline;
 mod boot;
 mod cni;
+mod failover;
+mod founded;
+mod join;
 mod operators;
 mod pki;
 mod report;
 mod running;
+mod trial;
 
 use anyhow::{Result, bail};
 use garboard_tests::image::Image;
@@ -24,6 +28,11 @@ medians, and compare only figures of one call: hosts differ, and so does one hos
             that they work without; and the phases of ours by the machine's own log
   memory    memory of everything that is not Kubernetes (proportional set size)
   idle      processor time of the machine at rest
+  join      power-on and kernel start of a worker that is declared to its Ready, beside the machine that founded the cluster
+  trial     a changed kernel parameter: from its patch until it is in force and until it has proved itself, and processor time
+            of the node agent meanwhile, beside as long a time without a change
+  failover  two control-plane machines: from taking out the cable of the one with the virtual address until an API server
+            answers there, beside VRRP by its defaults
   pods      from creating a pod to its being Ready: one, and ten at once
   cni       attaching a pod to the network, on this host: the reference plugins beside it in the same call (needs root)
   operators the cluster operators with 1000 simulated machines beside 100, on this host: the image's own program with a real
@@ -33,7 +42,7 @@ medians, and compare only figures of one call: hosts differ, and so does one hos
   sizes     of the image's files
 
   -o json   for programs
-  --runs N  boots to measure, 3 by default";
+  --runs N  boots, changes and failures to measure, 3 by default";
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -53,7 +62,9 @@ fn main() -> Result<()> {
                 Some(Ok(number @ 1..=100)) => runs = number,
                 other => bail!("--runs {other:?}: 1 to 100"),
             },
-            "boot" | "cni" | "memory" | "idle" | "operators" | "pods" | "sizes" => wanted.push(argument),
+            "boot" | "cni" | "failover" | "idle" | "join" | "memory" | "operators" | "pods" | "sizes" | "trial" => {
+                wanted.push(argument)
+            }
             other => bail!("{other:?} is no figure\n\n{USAGE}"),
         }
     }
@@ -71,7 +82,13 @@ fn main() -> Result<()> {
     if wants("boot") {
         boot::times(&Image::latest()?, runs, &mut report)?;
     }
-    if wants("memory") || wants("idle") || wants("pods") {
+    if wants("join") {
+        join::times(&Image::latest()?, runs, &mut report)?;
+    }
+    if wants("failover") {
+        failover::times(&Image::latest()?, runs, &mut report)?;
+    }
+    if ["memory", "idle", "pods", "trial"].into_iter().any(wants) {
         let machine = running::Running::start(&Image::latest()?)?;
         if wants("memory") {
             machine.memory(&mut report)?;
@@ -81,6 +98,9 @@ fn main() -> Result<()> {
         }
         if wants("pods") {
             machine.pods(&mut report)?;
+        }
+        if wants("trial") {
+            trial::measure(&machine, runs, &mut report)?;
         }
     }
     report.print(json)

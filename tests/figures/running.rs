@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use garboard_tests::cluster::READY_LIMIT;
+use garboard_tests::cluster::{Cluster, READY_LIMIT};
 use garboard_tests::fresh::Fresh;
 use garboard_tests::image::Image;
 use garboard_tests::machine::Hardware;
@@ -44,6 +44,11 @@ impl Running {
         let running = Self { sample: fresh.cluster.sample_image()?, fresh };
         wait::throughout("the machine to settle", SETTLE, || Ok(()))?;
         Ok(running)
+    }
+
+    /// Its cluster.
+    pub fn cluster(&self) -> &Cluster {
+        &self.fresh.cluster
     }
 
     /// Proportional set sizes of our own programs.

@@ -238,6 +238,14 @@ impl Machine {
         self.qmp()?.execute("send-key", &json!({ "keys": keys })).map(drop)
     }
 
+    /// Takes its cable out, or puts it in again.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub fn plug(&self, up: bool) -> Result<()> {
+        self.qmp()?.execute("set_link", &json!({ "name": "n0", "up": up })).map(drop)
+    }
+
     /// Saves memory and disk under a name.
     ///
     /// # Errors
