@@ -5,11 +5,11 @@
 //!
 //! ```console
 //! $ cargo install cargo-bolero
-//! $ cargo bolero test -p PACKAGE TEST -s NONE -T 1h
+//! $ cargo bolero test -p PACKAGE TEST --rustc-bootstrap -T 1h
 //! ```
 //!
-//! What fails it leaves in `crashes` beside the seeds, which `cargo test` tries too. `-s NONE` leaves the address sanitizer out, which is for
-//! unsafe code and for another compiler.
+//! What fails it leaves in `crashes` beside the seeds, which `cargo test` tries too. The engine needs flags that a stable compiler takes only
+//! with `--rustc-bootstrap`.
 
 #![allow(clippy::panic, clippy::expect_used, reason = "what is for tests fails by panicking")]
 
