@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("garboard-sys", &[]),
     ("garboard-api", &[]),
     ("garboard-api-client", &[]),
+    ("garboard-fuzz", &[]),
     ("garboard-pause", &[]),
     ("garboard-sample", &[]),
     ("garboard-machine-api", &[]),

@@ -106,12 +106,12 @@ fn it_runs_what_a_worker_needs(scene: &Scene) -> Result<()> {
     let refused = scene.cluster.garboardctl(&["-m", WORKER, "kubeconfig", "--file", "-"])?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && said.contains("ask a control-plane machine"), "{said}");
-    // Tokens serve once: that of its manifests lets nobody in any more.
-    let groups =
-        "go-template={{range .items}}{{with index .data \"auth-extra-groups\"}}{{base64decode .}} {{end}}{{end}}";
+    // Tokens serve once: that of its manifests is of no use to another key.
+    let keys = "go-template={{range .items}}{{index .metadata.annotations \"garboard.dev/key\"}} {{end}}";
     let tokens = "--field-selector=type=bootstrap.kubernetes.io/token";
-    let groups = scene.cluster.kubectl_ok(&["get", "secrets", "-n", "kube-system", tokens, "-o", groups])?;
-    ensure!(groups.split_whitespace().all(|groups| groups.contains(":late:")), "{groups}");
+    let keys = scene.cluster.kubectl_ok(&["get", "secrets", "-n", "kube-system", tokens, "-o", keys])?;
+    let mut keys = keys.split_whitespace().peekable();
+    ensure!(keys.peek().is_some() && keys.all(|key| key.starts_with("sha256:")), "a token is nobody's");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ mod client;
 mod etc;
 mod kernel;
 mod made;
-mod wire;
+pub mod wire;
 mod wireguard;
 
 use std::collections::BTreeMap;
