@@ -80,6 +80,7 @@ fn another_of_its_name_is_refused(scene: &Scene) -> Result<()> {
     let hardware = Hardware { memory_mib: 1024, ..Hardware::default() };
     let another = scene.start_declared(WORKER, "another", place, hardware)?;
     fs::write(&config, known)?;
+    fs::remove_file(scene.cluster.directory().join(format!("{WORKER}.yaml")))?;
     let refused = scene
         .cluster
         .wait_reason(&object, "Undisputed", "AnotherMachine", READY_LIMIT)

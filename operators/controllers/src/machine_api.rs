@@ -2,7 +2,7 @@
 //!
 //! | task | input | output |
 //! |---|---|---|
-//! | [`identity`] | the key file, the manifests' key, whether anything is declared | the machine's identity |
+//! | [`identity()`] | the key file, the manifests' key, whether anything is declared | the machine's identity |
 //! | [`run`] | the agent's view, who may claim the machine | the API on port 7443, from when it is known who may use it |
 //! | [`View`] | | what the agent publishes of itself for `Status` and for the access list |
 //! | [`Declare`] | | what the agent is asked to declare |
