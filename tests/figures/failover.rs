@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use garboard_tests::cluster::READY_LIMIT;
 use garboard_tests::image::Image;
+use garboard_tests::lan::Lan;
 use garboard_tests::machine::{Hardware, Machine};
 use garboard_tests::wait;
 use serde_json::{Value, json};
 
-use crate::founded::{Founded, VIRTUAL_ADDRESS};
+use crate::founded::Founded;
 use crate::report::{Reference, Report};
 
 /// Longest time for one try to reach an API server, and time between two.
@@ -27,9 +28,9 @@ pub fn times(image: &Image, runs: u32, report: &mut Report) -> Result<()> {
     let founded = Founded::start(image)?;
     // Its resources come after its first node.
     founded.cluster.wait_condition(&["clusters.garboard.dev", "cluster"], "Ready", READY_LIMIT)?;
-    let declared = json!({ "spec": { "virtualAddress": { "address": VIRTUAL_ADDRESS } } }).to_string();
+    let declared = json!({ "spec": { "virtualAddress": { "address": Lan::VIRTUAL } } }).to_string();
     founded.cluster.kubectl_ok(&["patch", "clusters.garboard.dev", "cluster", "--type=merge", "-p", &declared])?;
-    wait_held(&founded, "node-1")?;
+    founded.cluster.wait_virtual_address(founded.virtual_port, "node-1")?;
     let hardware = Hardware { memory_mib: 2560, ..Hardware::default() };
     let mut second = founded.declare(2, hardware, &["--control-plane"])?;
     second.start()?;
@@ -46,7 +47,7 @@ pub fn times(image: &Image, runs: u32, report: &mut Report) -> Result<()> {
         let (other, _) = machines[1 - holder];
         times.push(gap(founded.virtual_port, machines[holder].1)?.as_secs_f64());
         machines[holder].1.plug(true)?;
-        wait_held(&founded, other)?;
+        founded.cluster.wait_virtual_address(founded.virtual_port, other)?;
         wait_whole(&founded)?;
     }
     let reference = Reference {
@@ -86,20 +87,12 @@ fn answers(port: u16) -> bool {
     asked().unwrap_or(false)
 }
 
-/// Waits until a machine says that it has the address.
-fn wait_held(founded: &Founded, machine: &str) -> Result<()> {
-    wait::until("the virtual address", READY_LIMIT, || {
-        let held = ["get", "machine", machine, "-o", "jsonpath={.status.virtualAddress}"];
-        let held = at_virtual(founded, &held).map_err(|error| error.to_string())?;
-        if held == VIRTUAL_ADDRESS.to_string() { Ok(()) } else { Err(format!("{machine} holds {held:?}")) }
-    })
-}
-
 /// Waits until both machines say that they serve.
 fn wait_whole(founded: &Founded) -> Result<()> {
     wait::until("both machines to be back", READY_LIMIT, || {
         let machines = ["get", "machines", "-o", "json"];
-        let machines = at_virtual(founded, &machines).map_err(|error| error.to_string())?;
+        let machines =
+            founded.cluster.kubectl_at(founded.virtual_port, &machines).map_err(|error| error.to_string())?;
         let machines: Value = serde_json::from_str(&machines).map_err(|error| error.to_string())?;
         let phases: Vec<_> = machines["items"].as_array().into_iter().flatten().map(phase).collect();
         if phases == ["Running", "Running"] { Ok(()) } else { Err(format!("{phases:?}")) }
@@ -108,10 +101,4 @@ fn wait_whole(founded: &Founded) -> Result<()> {
 
 fn phase(machine: &Value) -> &str {
     machine["status"]["phase"].as_str().unwrap_or_default()
-}
-
-/// What `kubectl` says, asked at the virtual address.
-fn at_virtual(founded: &Founded, arguments: &[&str]) -> Result<String> {
-    let server = format!("--server=https://127.0.0.1:{}", founded.virtual_port);
-    founded.cluster.kubectl_ok(&[&[server.as_str()], arguments].concat())
 }

@@ -1,6 +1,5 @@
 //! A machine that has founded a cluster, on a network on which others can join it.
 
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -13,8 +12,6 @@ use tempfile::TempDir;
 
 use crate::boot::KERNEL_STARTS;
 
-/// A free address of the network, for the API servers together.
-pub const VIRTUAL_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 50);
 /// The number of the last machine that has room on the network.
 pub const LAST: u8 = 8;
 
@@ -24,7 +21,7 @@ pub struct Founded {
     pub cluster: Cluster,
     /// Time from power-on to the kernel's start, and to a Ready node.
     pub times: [Duration; 2],
-    /// The host's port that leads to the API at [`VIRTUAL_ADDRESS`].
+    /// The host's port that leads to the API at [`Lan::VIRTUAL`].
     pub virtual_port: u16,
     image: Image,
     lan: Lan,
@@ -42,7 +39,7 @@ impl Founded {
         let forwards = [
             Forward { host: ports.api, address: Lan::FIRST, port: 6443 },
             Forward { host: ports.machine, address: Lan::FIRST, port: 7443 },
-            Forward { host: virtual_port, address: VIRTUAL_ADDRESS, port: 6443 },
+            Forward { host: virtual_port, address: Lan::VIRTUAL, port: 6443 },
         ];
         let lan = Lan::start(directory.path(), &forwards)?;
         machine.connect(&lan, 1);

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::image::Image;
+use crate::lan::Lan;
 use crate::machine::Ports;
 use crate::wait::{self, Look};
 
@@ -176,6 +177,27 @@ impl Cluster {
     /// When it fails; with what it said.
     pub fn kubectl_ok(&self, arguments: &[&str]) -> Result<String> {
         succeeded(&format!("kubectl {}", arguments.join(" ")), &self.kubectl(arguments)?)
+    }
+
+    /// The same, asked at the API server that a port of the host leads to.
+    ///
+    /// # Errors
+    /// As [`Cluster::kubectl_ok`].
+    pub fn kubectl_at(&self, port: u16, arguments: &[&str]) -> Result<String> {
+        let server = format!("--server=https://127.0.0.1:{port}");
+        self.kubectl_ok(&[&[server.as_str()], arguments].concat())
+    }
+
+    /// Waits until the virtual address, which a port of the host leads to, is that of an API server, and a machine says that it has it.
+    ///
+    /// # Errors
+    /// When it does not say so in time; with what it says.
+    pub fn wait_virtual_address(&self, port: u16, machine: &str) -> Result<()> {
+        wait::until("the virtual address", READY_LIMIT, || {
+            let held = ["get", "machine", machine, "-o", "jsonpath={.status.virtualAddress}"];
+            let held = self.kubectl_at(port, &held).map_err(|error| error.to_string())?;
+            if held == Lan::VIRTUAL.to_string() { Ok(()) } else { Err(format!("{machine} holds {held:?}")) }
+        })
     }
 
     /// An object, or a list of them, as JSON.

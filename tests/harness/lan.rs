@@ -34,6 +34,8 @@ impl Lan {
     pub const FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
     /// The router: gateway, and with the next address name server.
     pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+    /// A free address, for the API servers together.
+    pub const VIRTUAL: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 50);
     /// Length of the link's prefix.
     pub const PREFIX: u8 = 24;
 

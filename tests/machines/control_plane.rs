@@ -4,11 +4,12 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use garboard_tests::cluster::{READY_LIMIT, sample_pod};
+use garboard_tests::lan::Lan;
 use garboard_tests::machine::{Hardware, Machine, is_emulated};
 use garboard_tests::wait;
 use serde_json::{Value, json};
 
-use crate::scene::{POD_LIMIT, Place, Scenario, Scene, VIRTUAL_ADDRESS, on_ready};
+use crate::scene::{POD_LIMIT, Place, Scenario, Scene, on_ready};
 
 /// The names of those that join.
 const OTHERS: [&str; 2] = ["node-2", "node-3"];
@@ -53,10 +54,10 @@ fn with_others(
 /// One joins after the other, by the virtual address, which the first has taken when it was declared.
 fn grow(scene: &Scene, count: usize) -> Result<Vec<Machine>> {
     let mut machines = Vec::new();
-    let declared = json!({ "spec": { "virtualAddress": { "address": VIRTUAL_ADDRESS } } }).to_string();
+    let declared = json!({ "spec": { "virtualAddress": { "address": Lan::VIRTUAL } } }).to_string();
     scene.cluster.kubectl_ok(&["patch", "clusters.garboard.dev", "cluster", "--type=merge", "-p", &declared])?;
-    virtual_address_is_on(scene, "node-1")?;
-    let endpoint = json!(format!("{VIRTUAL_ADDRESS}:6443"));
+    scene.cluster.wait_virtual_address(scene.virtual_port, "node-1")?;
+    let endpoint = json!(format!("{}:6443", Lan::VIRTUAL));
     scene.cluster.wait_for(&["clusters.garboard.dev", "cluster"], "/status/endpoint", &endpoint, READY_LIMIT)?;
     for (name, place) in OTHERS.into_iter().zip(scene.places).take(count) {
         let hardware = Hardware { memory_mib: 2560, ..Hardware::default() };
@@ -96,7 +97,11 @@ fn the_loss_of_the_first_is_outlived(scene: &mut Scene) -> Result<()> {
     let [second, _] = scene.places;
     scene.machine.cut_power()?;
     wait::until("another API server to answer at the virtual address", READY_LIMIT, || {
-        at_port(scene, scene.virtual_port, &["get", "--raw", "/livez"]).map(drop).map_err(|error| error.to_string())
+        scene
+            .cluster
+            .kubectl_at(scene.virtual_port, &["get", "--raw", "/livez"])
+            .map(drop)
+            .map_err(|error| error.to_string())
     })?;
     let mut pod = sample_pod(&scene.cluster.sample_image()?, "survivor", &["serve", "--port", "8080"]);
     // That the first is gone becomes known by and by.
@@ -121,22 +126,7 @@ fn the_loss_of_the_first_is_outlived(scene: &mut Scene) -> Result<()> {
 
 /// What `kubectl` says, asked at the API server of a machine.
 fn at(scene: &Scene, place: Place, arguments: &[&str]) -> Result<String> {
-    at_port(scene, place.ports.api, arguments)
-}
-
-/// The same, at a port of the host.
-fn at_port(scene: &Scene, port: u16, arguments: &[&str]) -> Result<String> {
-    let server = format!("--server=https://127.0.0.1:{port}");
-    scene.cluster.kubectl_ok(&[&[server.as_str()], arguments].concat())
-}
-
-/// Waits until the virtual address leads to an API server, and a machine says that it is there.
-fn virtual_address_is_on(scene: &Scene, machine: &str) -> Result<()> {
-    wait::until("the virtual address", READY_LIMIT, || {
-        let held = ["get", "machine", machine, "-o", "jsonpath={.status.virtualAddress}"];
-        let held = at_port(scene, scene.virtual_port, &held).map_err(|error| error.to_string())?;
-        if held == VIRTUAL_ADDRESS.to_string() { Ok(()) } else { Err(format!("{machine} holds {held:?}")) }
-    })
+    scene.cluster.kubectl_at(place.ports.api, arguments)
 }
 
 /// The machine that founded the cluster is taken out of etcd too, and forgets the cluster; the one that is left goes on alone.
@@ -144,7 +134,7 @@ fn it_is_alone_when_the_first_leaves(scene: &mut Scene) -> Result<()> {
     let [second, _] = scene.places;
     at(scene, second, &["delete", "machine", "node-1", &timeout()])?;
     scene.machine.wait_off(READY_LIMIT)?;
-    virtual_address_is_on(scene, OTHERS[0])?;
+    scene.cluster.wait_virtual_address(scene.virtual_port, OTHERS[0])?;
     wait::until("the one that is left to be the whole control plane", READY_LIMIT, || {
         let seen = at(scene, second, &["get", "etcdmembers,machines,nodes", "-o", "name"]);
         let seen = seen.map_err(|error| error.to_string())?;

@@ -55,9 +55,6 @@ impl Place {
     }
 }
 
-/// A free address on the network of the Ready machine, for its API servers together.
-pub const VIRTUAL_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 50);
-
 /// How much of the agent's log an error tells.
 const AGENT_LINES: &str = "30";
 
@@ -71,7 +68,7 @@ pub struct Scene {
     lan: Option<Lan>,
     /// Places for others.
     pub places: [Place; 2],
-    /// The host's port that leads to the API server at [`VIRTUAL_ADDRESS`], on a network that is shared.
+    /// The host's port that leads to the API server at [`Lan::VIRTUAL`], on a network that is shared.
     pub virtual_port: u16,
     directory: TempDir,
 }
@@ -99,7 +96,7 @@ impl Scene {
             let forward = |host, port| Forward { host, address, port };
             [forward(ports.api, 6443), forward(ports.machine, 7443)]
         });
-        let shared = Forward { host: scene.virtual_port, address: VIRTUAL_ADDRESS, port: 6443 };
+        let shared = Forward { host: scene.virtual_port, address: Lan::VIRTUAL, port: 6443 };
         let lan = Lan::start(scene.directory.path(), &forwards.chain([shared]).collect::<Vec<_>>())?;
         scene.machine.connect(&lan, 1);
         scene.lan = Some(lan);

@@ -332,6 +332,11 @@ impl Machine {
         self.status.as_ref().filter(|status| status.fingerprint.is_some())
     }
 
+    /// What is told of it, by whomever.
+    pub fn conditions(&self) -> &[Condition] {
+        self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
+    }
+
     /// Name of its custom resource definition.
     pub fn crd_name() -> &'static str {
         <Self as CustomResourceExt>::crd_name()

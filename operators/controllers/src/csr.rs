@@ -187,10 +187,9 @@ async fn node(client: &Client, name: &str) -> Result<Option<Node>, CsrError> {
 }
 
 async fn names(client: &Client, name: &str) -> Result<NodeNames, CsrError> {
+    let node = node(client, name).await?;
     let mut known = NodeNames::default();
-    for address in
-        node(client, name).await?.and_then(|node| node.status).and_then(|status| status.addresses).into_iter().flatten()
-    {
+    for address in node.and_then(|node| node.status).and_then(|status| status.addresses).into_iter().flatten() {
         match address.address.parse() {
             Ok(ip) => known.addresses.insert(ip),
             Err(_) => known.names.insert(address.address),

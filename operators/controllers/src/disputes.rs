@@ -15,10 +15,10 @@ use garboard_runtime::backoff::after;
 use garboard_runtime::status::{self, there};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Recorder;
 use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use serde_json::json;
@@ -48,8 +48,7 @@ struct Disputes {
 pub async fn run(client: Client, kept: Duration, stop: CancellationToken) {
     let (requests, changes) = duty::all(&client, "certificatesigningrequest", strip);
     let mut changes = pin!(duty::gathered(changes, GATHER));
-    let reporter = Reporter { controller: "garboard-operators".to_owned(), instance: None };
-    let recorder = Recorder::new(client.clone(), reporter);
+    let recorder = events::recorder_of(client.clone(), events::OPERATORS);
     let mut disputes = Disputes { machines: Api::all(client), recorder, requests: requests.clone(), told: None };
     let work = async {
         let listed = async { while changes.next().await.is_some() {} };
@@ -113,17 +112,13 @@ impl Disputes {
             let machines = self.machines.list(&page).await?;
             page.continue_token = machines.metadata.continue_.filter(|token| !token.is_empty());
             let disputed =
-                machines.items.iter().filter(|machine| condition::find(conditions(machine), UNDISPUTED).is_some());
+                machines.items.iter().filter(|machine| condition::find(machine.conditions(), UNDISPUTED).is_some());
             told.extend(disputed.map(|machine| machine.name_any()));
             if page.continue_token.is_none() {
                 return Ok(told);
             }
         }
     }
-}
-
-fn conditions(machine: &Machine) -> &[Condition] {
-    machine.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
 }
 
 /// Tells of one dispute, if that is news; says whether its Machine is there.
@@ -137,7 +132,7 @@ async fn tell(
     let observation = plan::observation(dispute);
     let notable = plan::notable(&observation);
     let now = Time(Timestamp::now());
-    if let Some(conditions) = condition::news(conditions(&machine), observation, machine.metadata.generation, &now) {
+    if let Some(conditions) = condition::news(machine.conditions(), observation, machine.metadata.generation, &now) {
         warn!(machine = name, note = notable.note, "another machine was refused");
         let applied = status::apply(machines, name, FIELD_MANAGER, &json!({ "conditions": conditions })).await;
         if there(applied)?.is_some() {

@@ -29,6 +29,10 @@ const PENDING: usize = 64;
 /// First and longest wait after the API server did not take an event.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// Who records events of this machine, and who those of the cluster's duties.
+const AGENT: &str = "garboard-agent";
+pub(crate) const OPERATORS: &str = "garboard-operators";
+
 /// Room for what is handed over while an event is recorded; what finds none is in the log still.
 pub const HANDED: usize = 16;
 
@@ -73,8 +77,7 @@ async fn follow(mut watched: Watched, mut api: watch::Receiver<Option<Client>>) 
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     loop {
         if api.has_changed().unwrap_or(false) || recorder.is_none() {
-            let reporter = Reporter { controller: "garboard-agent".to_owned(), instance: None };
-            recorder = api.borrow_and_update().clone().map(|client| Recorder::new(client, reporter));
+            recorder = api.borrow_and_update().clone().map(|client| recorder_of(client, AGENT));
         }
         let after = watched.snapshot();
         if let (Some(recorder), Some(machine)) = (&recorder, watched.machine_reference()) {
@@ -139,6 +142,11 @@ impl Watched {
 /// What an event says of its object; none before the API server has the object.
 fn reference<K: Kind>(object: &K) -> Option<ObjectReference> {
     object.meta().uid.as_ref().map(|_| object.object_ref(&()))
+}
+
+/// Records events as this controller.
+pub(crate) fn recorder_of(client: Client, controller: &str) -> Recorder {
+    Recorder::new(client, Reporter { controller: controller.to_owned(), instance: None })
 }
 
 /// Records an event; says whether nothing is left to be done about it.

@@ -248,11 +248,11 @@ impl HandOver<'_> {
 
     /// Tells how it stands, if that is news.
     async fn tell(&self, machine: &Machine, observation: Observation) -> Result<(), kube::Error> {
-        let former = machine.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         // Its own agent tells the phase from when it has joined.
         let phase = if observation.holds == Some(true) { phase::JOINING } else { phase::WAITING };
         let now = self.context.condition_time();
-        let Some(conditions) = condition::news(former, observation, machine.metadata.generation, &now) else {
+        let Some(conditions) = condition::news(machine.conditions(), observation, machine.metadata.generation, &now)
+        else {
             return Ok(());
         };
         let status = json!({ "phase": phase, "conditions": conditions });

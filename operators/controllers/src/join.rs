@@ -209,9 +209,9 @@ impl Join {
         if !known {
             self.get_certificate(machine, join, token).await?;
         }
-        let identity = Identity::Folder(self.pki.deployed(Leaf::Agent));
-        let client = garboard_api_client::client(connect::any(), identity, Outage::default());
         if controls {
+            let identity = Identity::Folder(self.pki.deployed(Leaf::Agent));
+            let client = garboard_api_client::client(connect::any(), identity, Outage::default());
             keys::fetch(&self.pki, &client, name, token).await?;
         }
         info!(machine = name, "joined the cluster");

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource as _, ResourceExt as _};
 use serde_json::json;
@@ -44,8 +44,7 @@ pub async fn run(client: Client, stop: CancellationToken) {
     let due = duty::gathered(changes, GATHER)
         .flat_map(move |()| stream::iter(known.state()))
         .map(|pool| ObjectRef::from_obj(pool.as_ref()));
-    let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: None };
-    let recorder = Recorder::new(client.clone(), reporter);
+    let recorder = events::recorder_of(client.clone(), events::OPERATORS);
     let context = Arc::new(Context { client, recorder, machines, nodes });
     duty::run(pools, due, context, reconcile, "the status of a pool is not kept", stop).await;
 }

@@ -121,8 +121,10 @@ async fn observe(
         // Of pods little is looked at, and their type is the largest that there is.
         let pods = Api::<DynamicObject>::all_with(client.clone(), &ApiResource::erase::<Pod>(&()));
         let pods = pods.list(&there).await?;
-        let phase = |pod: &DynamicObject| pod.data.pointer("/status/phase").and_then(Value::as_str).map(str::to_owned);
-        observed.pods = pods.iter().filter_map(|pod| plan::resident(&pod.metadata, phase(pod).as_deref())).collect();
+        let resident = |pod: &DynamicObject| {
+            plan::resident(&pod.metadata, pod.data.pointer("/status/phase").and_then(Value::as_str))
+        };
+        observed.pods = pods.iter().filter_map(resident).collect();
     }
     Ok(Some(observed))
 }
@@ -196,9 +198,8 @@ async fn finalize(machine: &Machine, finalizers: Vec<&str>, client: &Client) -> 
 
 /// Tells on the Machine how its leaving is, if that is news.
 async fn tell(observation: condition::Observation, machine: &Machine, client: &Client) -> Result<(), kube::Error> {
-    let former = machine.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let now = Time(Timestamp::now());
-    let Some(conditions) = condition::news(former, observation, machine.metadata.generation, &now) else {
+    let Some(conditions) = condition::news(machine.conditions(), observation, machine.metadata.generation, &now) else {
         return Ok(());
     };
     let machines = Api::<Machine>::all(client.clone());

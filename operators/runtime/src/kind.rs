@@ -3,11 +3,11 @@
 use std::fmt::Debug;
 
 use garboard_api::field_error::FieldError;
-use garboard_api::machine::MachineStatus;
 use garboard_api::manifest::Manifests;
-use garboard_api::{About, Cluster, ClusterStatus, Machine, REMOVAL_FINALIZER, validate};
+use garboard_api::{About, Cluster, Machine, REMOVAL_FINALIZER, validate};
 use k8s_openapi::ClusterResourceScope;
 use kube::Resource;
+use kube::core::object::HasStatus;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -21,11 +21,9 @@ pub trait Kind:
     + DeserializeOwned
     + Send
     + Sync
+    + HasStatus<Status: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync>
     + 'static
 {
-    /// Its status.
-    type Status: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync;
-
     /// Which it is.
     const ABOUT: About;
 
@@ -49,11 +47,11 @@ pub trait Kind:
     /// Gives the object what `other` declares.
     fn declare(&mut self, other: &Self);
 
-    /// Its status, if it has one.
-    fn status(&self) -> Option<&Self::Status>;
-
     /// Takes the status away, which is none of a declaration's business.
-    fn without_status(self) -> Self;
+    fn without_status(mut self) -> Self {
+        *self.status_mut() = None;
+        self
+    }
 
     /// Its name; empty if it has none.
     fn object_name(&self) -> &str {
@@ -62,8 +60,6 @@ pub trait Kind:
 }
 
 impl Kind for Machine {
-    type Status = MachineStatus;
-
     const ABOUT: About = About::Machine;
 
     const FILE: &'static str = "machine";
@@ -97,20 +93,9 @@ impl Kind for Machine {
         self.metadata.labels.clone_from(&other.metadata.labels);
         self.metadata.annotations.clone_from(&other.metadata.annotations);
     }
-
-    fn status(&self) -> Option<&Self::Status> {
-        self.status.as_ref()
-    }
-
-    fn without_status(mut self) -> Self {
-        self.status = None;
-        self
-    }
 }
 
 impl Kind for Cluster {
-    type Status = ClusterStatus;
-
     const ABOUT: About = About::Cluster;
 
     const FILE: &'static str = "cluster";
@@ -133,14 +118,5 @@ impl Kind for Cluster {
         self.spec = other.spec.clone();
         self.metadata.labels.clone_from(&other.metadata.labels);
         self.metadata.annotations.clone_from(&other.metadata.annotations);
-    }
-
-    fn status(&self) -> Option<&Self::Status> {
-        self.status.as_ref()
-    }
-
-    fn without_status(mut self) -> Self {
-        self.status = None;
-        self
     }
 }

@@ -66,9 +66,8 @@ async fn known(
     context: &Context,
 ) -> Result<Result<(), Denial>, CsrError> {
     let (client, name) = (&context.client, requester.machine());
-    let machine = machine(name, client).await?;
     let Requester::Joiner { token, .. } = requester else {
-        let stays = machine.is_some_and(|machine| machine.metadata.deletion_timestamp.is_none());
+        let stays = machine(name, client).await?.is_some_and(|machine| machine.metadata.deletion_timestamp.is_none());
         return Ok(if stays { Ok(()) } else { Err(Denial::Unknown(name.to_owned())) });
     };
     let key = match join::public_key(claim) {
@@ -84,7 +83,8 @@ async fn known(
     if asks == Asks::Again {
         return Ok(Ok(()));
     }
-    let ready = node(client, name).await?.is_some_and(|node| removal::node(&node).ready);
+    let (machine, node) = (machine(name, client).await?, node(client, name).await?);
+    let ready = node.is_some_and(|node| removal::node(&node).ready);
     let claimant = Claimant::of_annotations(request.annotations());
     let status = machine.as_ref().and_then(Machine::own_status);
     let admitted = dispute::admit(name, asks == Asks::Late, &claimant, status, ready);

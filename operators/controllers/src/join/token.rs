@@ -65,17 +65,26 @@ pub async fn issue(
     let client = addons::administrator(pki, connect::local(), garboard_api_client::Outage::default(), now)?;
     if let Some(seal) = token.seal {
         let sealed = keys::seal(pki, machine, seal)?;
-        let secret = create(&client, plan::sealed_keys_secret(machine, token.id, &expiration, &sealed)).await?;
-        let [role, binding] = plan::sealed_keys_role(machine, token.id, &secret.uid().unwrap_or_default());
-        create(&client, role).await?;
-        create(&client, binding).await?;
+        let secret = plan::sealed_keys_secret(machine, token.id, &expiration, &sealed);
+        create_with_right(&client, secret, |uid| plan::sealed_keys_role(machine, token.id, uid)).await?;
     }
-    let secret = create(&client, plan::token_secret(machine, role, token, &expiration)).await?;
-    for object in plan::token_role(token.id, &secret.uid().unwrap_or_default()) {
-        create(&client, object).await?;
-    }
+    let secret = plan::token_secret(machine, role, token, &expiration);
+    create_with_right(&client, secret, |uid| plan::token_role(token.id, uid)).await?;
     info!(machine, ?role, token = token.id, expiration, "token made");
     Ok((text, end))
+}
+
+/// Makes a Secret, and the right to it that goes with it: a role and its binding, for the Secret's uid.
+async fn create_with_right(
+    client: &Client,
+    secret: Value,
+    right: impl FnOnce(&str) -> [Value; 2],
+) -> Result<(), TokenError> {
+    let secret = create(client, secret).await?;
+    for object in right(&secret.uid().unwrap_or_default()) {
+        create(client, object).await?;
+    }
+    Ok(())
 }
 
 /// Makes one of the cluster's own objects.
