@@ -280,7 +280,15 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("revocations", revocations.run(stop.clone()));
     tasks.spawn("leave", leave.run(stop.clone()));
     tasks.spawn("certificates", certificates.run(api_seen.clone(), stop.clone()));
-    let connect = Connect::new(machine.object.clone(), joined, membership.clone(), pki.clone(), api, problems.clone());
+    let connect = Connect::new(
+        machine.object.clone(),
+        joined,
+        membership.clone(),
+        statuses.clone(),
+        pki.clone(),
+        api,
+        problems.clone(),
+    );
     tasks.spawn("connect", connect.run(stop.clone()));
     tasks.spawn(
         "probes",

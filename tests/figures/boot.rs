@@ -153,15 +153,29 @@ const PHASES: &[Phase] = &[
     Phase { name: "kubelet ready", log: Log::Kernel, line: "garboard: ready service=kubelet" },
     Phase { name: "API serving", log: Log::Service("kube-apiserver"), line: "Serving securely" },
     Phase { name: "node registered", log: Log::Service("kubelet"), line: "Successfully registered node" },
-    Phase { name: "roles and CRDs applied", log: Log::Service("agent"), line: "the API server is set up" },
     Phase { name: "pod network ready", log: Log::Kernel, line: "garboard: ready service=cni" },
-    Phase { name: "node Ready", log: Log::Service("agent"), line: "node ready=true" },
     Phase { name: "API ready", log: Log::Kernel, line: "garboard: ready service=kube-apiserver" },
     Phase { name: "controllers ready", log: Log::Kernel, line: "garboard: ready service=kube-controller-manager" },
+    Phase { name: "definitions applied", log: Log::Service("agent"), line: "the API server is set up" },
+    Phase { name: "node seen Ready", log: Log::Service("agent"), line: "node ready=true" },
 ];
 
-/// Seconds from the kernel's start to each phase; none where its line is not there any more.
+/// Longest wait for the phases that come after the machine is Ready.
+const PHASES_LIMIT: Duration = Duration::from_secs(60);
+
+/// Seconds from the kernel's start to each phase; none where its line has not come, or is not there any more.
 fn reached_phases(cluster: &Cluster) -> Result<Vec<Option<f64>>> {
+    let mut reached = Vec::new();
+    wait::until("every phase to be reached", PHASES_LIMIT, || {
+        reached = logged_phases(cluster).map_err(|error| format!("{error:#}"))?;
+        if reached.iter().all(Option::is_some) { Ok(()) } else { Err("some are not".to_owned()) }
+    })
+    .or_else(|error| if reached.is_empty() { Err(error) } else { Ok(()) })?;
+    Ok(reached)
+}
+
+/// Seconds from the kernel's start to each phase that the logs tell of.
+fn logged_phases(cluster: &Cluster) -> Result<Vec<Option<f64>>> {
     let lines = |arguments: &[&str]| -> Result<Vec<(f64, String)>> {
         let text = cluster.garboardctl_ok(&[arguments, &["--timestamps", "--lines", "10000"]].concat())?;
         Ok(text.lines().filter_map(timed).collect())

@@ -1,9 +1,9 @@
 //! Finds the API server, brings in what everybody there needs, and hands out a client of the agent's own.
 //!
 //! The machine that is the control plane asks its own API server, and brings in; others ask whichever serves, as soon as they have joined,
-//! and those that serve too bring in as well: what they bring may be newer. Roles come
-//! first, because other services wait for theirs; then the custom resource definitions. What is said of changes of such
-//! resources nobody waits for, so it comes last, and with it what workers may do, once they are held to what is their own.
+//! and those that serve too bring in as well: what they bring may be newer. Roles come first, because other services wait for theirs; then
+//! the custom resource definitions, once the API server has its own roles and the control plane's other parts start. What is said of
+//! changes of such resources nobody waits for, so it comes last, and with it what workers may do, once they are held to what is their own.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -13,20 +13,19 @@ use garboard_api::Machine;
 use garboard_api_client::{Identity, Outage};
 use garboard_catalog::kubeconfig::{APISERVERS, LOCAL_APISERVER};
 use garboard_catalog::pki::Leaf;
-use garboard_plan::removal;
 use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
 use garboard_runtime::crds::{self, CrdError};
+use garboard_supervisor::status::ServiceStatus;
 use http::Uri;
-use k8s_openapi::api::core::v1::Node;
-use kube::runtime::wait::await_condition;
-use kube::{Api, Client};
+use kube::Client;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::addons::{self, AddonsError};
+use crate::cluster::api_is_ready;
 use crate::etcd::Membership;
 use crate::pki::PkiStore;
 use crate::problems::Problems;
@@ -36,8 +35,8 @@ use crate::served::first;
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// Time for which the API server may refuse what it needs itself without anybody being told: while it starts it does.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest time for which definitions wait for the node.
-const NODE_FIRST: Duration = Duration::from_secs(10);
+/// Longest time for which definitions wait for the API server to be ready.
+const READY_FIRST: Duration = Duration::from_secs(60);
 /// What problems are about.
 const PART: &str = "API server";
 
@@ -60,6 +59,7 @@ pub struct Connect {
     machine: watch::Receiver<Option<Arc<Machine>>>,
     joined: watch::Receiver<bool>,
     membership: watch::Receiver<Membership>,
+    services: watch::Receiver<Arc<Vec<ServiceStatus>>>,
     pki: PkiStore,
     api: watch::Sender<Option<Client>>,
     problems: Problems,
@@ -77,11 +77,12 @@ impl Connect {
         machine: watch::Receiver<Option<Arc<Machine>>>,
         joined: watch::Receiver<bool>,
         membership: watch::Receiver<Membership>,
+        services: watch::Receiver<Arc<Vec<ServiceStatus>>>,
         pki: PkiStore,
         api: watch::Sender<Option<Client>>,
         problems: Problems,
     ) -> Self {
-        Self { machine, joined, membership, pki, api, problems }
+        Self { machine, joined, membership, services, pki, api, problems }
     }
 
     /// Tries until the API server serves this machine, publishes the client, and waits for `stop`. An outage later on is the business of
@@ -114,8 +115,7 @@ impl Connect {
         if others {
             self.follow(outage.clone()).await;
         }
-        let node = self.machine.borrow().as_ref().map(|machine| machine.node_name().to_owned()).unwrap_or_default();
-        self.until_done(|| self.set_up(&node, &outage)).await;
+        self.until_done(|| self.set_up(&outage)).await;
         info!("the API server is set up");
         if !others {
             self.api.send_replace(Some(client(local(), Leaf::Agent, outage.clone())));
@@ -160,14 +160,15 @@ impl Connect {
     }
 
     /// What everybody at the API server needs.
-    async fn set_up(&self, node: &str, outage: &Outage) -> Result<(), ConnectError> {
+    async fn set_up(&self, outage: &Outage) -> Result<(), ConnectError> {
         let administrator = self.administrator(outage)?;
         addons::keep_roles(&administrator).await?;
         let due = crds::due(&administrator).await?;
         if !due.is_empty() {
-            // They would take the processors from the node, which gets ready at the same time and needs none of them.
-            let nodes = Api::<Node>::all(administrator.clone());
-            tokio::time::timeout(NODE_FIRST, await_condition(nodes, node, is_ready)).await.ok();
+            // They would take the processors from the node and from the API server's own roles, which get ready at the same time and
+            // need none of them.
+            let mut services = self.services.clone();
+            tokio::time::timeout(READY_FIRST, services.wait_for(|services| api_is_ready(services))).await.ok();
             crds::apply(&administrator, &due).await?;
         }
         Ok(())
@@ -184,10 +185,6 @@ impl Connect {
     fn administrator(&self, outage: &Outage) -> Result<Client, AddonsError> {
         addons::administrator(&self.pki, local(), outage.clone(), SystemTime::now())
     }
-}
-
-fn is_ready(node: Option<&Node>) -> bool {
-    node.is_some_and(|node| removal::node(node).ready)
 }
 
 /// Whether the API server has answered, and not as it should.
