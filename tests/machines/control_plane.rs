@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use garboard_tests::cluster::{READY_LIMIT, sample_pod};
 use garboard_tests::lan::Lan;
 use garboard_tests::machine::{Hardware, Machine, is_emulated};
@@ -78,17 +78,23 @@ fn grow(scene: &Scene, count: usize) -> Result<Vec<Machine>> {
         joined().with_context(|| format!("the console of {name} ends with:\n{}", machine.console_end()))?;
         machines.push(machine);
     }
-    let members = scene.cluster.get(&["etcdmembers"])?;
-    let of = |pointer: &str| -> Vec<Value> {
-        let items = members["items"].as_array().into_iter().flatten();
-        items.filter_map(|member| member.pointer(pointer).cloned()).collect()
-    };
-    ensure!(of("/status/role") == vec![json!("Voter"); count + 1], "{members}");
-    ensure!(of("/status/leader").iter().filter(|leads| **leads == json!(true)).count() == 1, "{members}");
+    // What a member says of itself may be from before the last election.
+    wait::until("all to vote, and one to lead", READY_LIMIT, || {
+        let members = scene.cluster.get(&["etcdmembers"]).map_err(|error| error.to_string())?;
+        let of = |pointer: &str| -> Vec<Value> {
+            let items = members["items"].as_array().into_iter().flatten();
+            items.filter_map(|member| member.pointer(pointer).cloned()).collect()
+        };
+        let lead = of("/status/leader").iter().filter(|leads| **leads == json!(true)).count();
+        let vote = of("/status/role") == vec![json!("Voter"); count + 1];
+        if vote && lead == 1 { Ok(()) } else { Err(members.to_string()) }
+    })?;
     // Every machine knows every API server.
-    let slice = scene.cluster.get(&["endpointslice", "kubernetes"])?;
-    let served = slice["endpoints"].as_array().map_or(0, Vec::len);
-    ensure!(served == count + 1, "{slice}");
+    wait::until("every API server to be known", READY_LIMIT, || {
+        let slice = scene.cluster.get(&["endpointslice", "kubernetes"]).map_err(|error| error.to_string())?;
+        let served = slice["endpoints"].as_array().map_or(0, Vec::len);
+        if served == count + 1 { Ok(()) } else { Err(slice.to_string()) }
+    })?;
     Ok(machines)
 }
 
