@@ -69,7 +69,7 @@ fn main() -> Result<()> {
         }
     }
     let wants = |figure: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == figure);
-    let mut report = Report::default();
+    let mut report = Report::new(json);
     if wants("sizes") {
         boot::sizes(&Image::latest()?, &mut report)?;
     }
@@ -103,5 +103,5 @@ fn main() -> Result<()> {
             trial::measure(&machine, runs, &mut report)?;
         }
     }
-    report.print(json)
+    report.finish()
 }

@@ -36,12 +36,17 @@ impl Reference {
 }
 
 /// All figures of one call.
-#[derive(Default)]
 pub struct Report {
+    json: bool,
     figures: Vec<Figure>,
 }
 
 impl Report {
+    /// One without figures. As lines they are printed as they come; JSON comes at the end.
+    pub fn new(json: bool) -> Self {
+        Self { json, figures: Vec::new() }
+    }
+
     /// Adds what was measured; nothing when there is no value.
     pub fn add(&mut self, name: impl Into<String>, unit: &'static str, values: &[f64], reference: Option<Reference>) {
         let (Some(median), Some(min), Some(max)) =
@@ -50,19 +55,21 @@ impl Report {
             return;
         };
         let figure = Figure { name: name.into(), unit, min, median, max, runs: values.len(), reference };
-        eprintln!("{}", line(&figure));
+        if self.json {
+            eprintln!("{}", line(&figure));
+        } else {
+            println!("{}", line(&figure));
+        }
         self.figures.push(figure);
     }
 
-    /// Prints all figures.
+    /// Prints what was not printed yet.
     ///
     /// # Errors
-    /// When they cannot be written as JSON.
-    pub fn print(&self, json: bool) -> Result<()> {
-        if json {
+    /// When the figures cannot be written as JSON.
+    pub fn finish(&self) -> Result<()> {
+        if self.json {
             println!("{}", serde_json::to_string_pretty(&self.figures)?);
-        } else {
-            self.figures.iter().for_each(|figure| println!("{}", line(figure)));
         }
         Ok(())
     }
