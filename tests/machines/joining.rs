@@ -77,6 +77,9 @@ fn another_of_its_name_is_refused(scene: &Scene) -> Result<()> {
     // Whoever makes manifests of this name again does not know of the first.
     scene.cluster.edit("config.yaml", &format!("name: {WORKER}"), "name: first")?;
     let place = scene.places[1];
+    let at = format!("127.0.0.1:{}", place.ports.machine);
+    let told = scene.cluster.garboardctl_ok(&["-m", "node-1", "join", WORKER, "--at", &at])?;
+    ensure!(told.contains(&format!("The node {WORKER} is Ready")), "{told}");
     let hardware = Hardware { memory_mib: 1024, ..Hardware::default() };
     let another = scene.start_declared(WORKER, "another", place, hardware)?;
     fs::write(&config, known)?;

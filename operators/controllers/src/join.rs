@@ -39,7 +39,7 @@ use crate::served::first;
 
 pub use discovery::DiscoveryError;
 pub use keys::KeysError;
-pub use token::{TokenError, issue as issue_token};
+pub use token::{TokenError, is_alive, issue as issue_token};
 
 /// First and longest wait between two tries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
@@ -71,7 +71,7 @@ pub enum JoinError {
     },
     /// The cluster does not know the token.
     #[error(
-        "the cluster does not know the token: it has expired or was used before; `garboardctl join {0}` makes another"
+        "the cluster does not know the token: it has expired, or was made for another cluster; `garboardctl join {0}` makes another"
     )]
     Unknown(String),
     /// The request failed.

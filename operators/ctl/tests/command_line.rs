@@ -293,6 +293,9 @@ async fn a_machine_is_prepared_to_join_and_its_token_renewed() {
     let calls = scene.served.machine.state().calls.clone();
     assert!(calls.iter().any(|call| call.ends_with("JoinToken node-2 worker 3600")), "{calls:?}");
     assert!(scene.fails(&["join", "No"]).contains("lower-case"));
+    assert!(!said.contains("is Ready"), "{said}");
+    let said = scene.ok(&["join", "in-use", "--at", "192.0.2.13"]);
+    assert!(said.contains("The node in-use is Ready"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

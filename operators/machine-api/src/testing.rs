@@ -160,6 +160,7 @@ impl Machine for Memory {
             endpoint: "192.0.2.10:6443".to_owned(),
             ca_pin: format!("sha256:{}", "7".repeat(64)),
             not_after_unix_ms: 1_800_000_000_000,
+            node_ready: machine == "in-use",
         }))
     }
 

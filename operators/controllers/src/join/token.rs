@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 use garboard_api::machine::MachineRole;
 use garboard_api::types::Token;
 use garboard_plan::addons::ObjectKey;
-use garboard_plan::join as plan;
+use garboard_plan::{join as plan, removal};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DynamicObject, PostParams};
+use kube::api::{Api, DynamicObject, PostParams};
 use kube::{Client, ResourceExt as _};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
@@ -72,6 +73,16 @@ pub async fn issue(
     create_with_right(&client, secret, |uid| plan::token_role(token.id, uid)).await?;
     info!(machine, ?role, token = token.id, expiration, "token made");
     Ok((text, end))
+}
+
+/// Whether there is a Ready node of this name: while there is, no other machine is let in by it.
+///
+/// # Errors
+/// [`TokenError`].
+pub async fn is_alive(pki: &PkiStore, machine: &str, now: SystemTime) -> Result<bool, TokenError> {
+    let client = addons::administrator(pki, connect::local(), garboard_api_client::Outage::default(), now)?;
+    let found = Api::<Node>::all(client).get_opt(machine).await?;
+    Ok(found.is_some_and(|found| removal::node(&found).ready))
 }
 
 /// Makes a Secret, and the right to it that goes with it: a role and its binding, for the Secret's uid.

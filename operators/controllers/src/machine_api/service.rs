@@ -29,7 +29,7 @@ use tracing::info;
 use super::answers::{self, failed};
 use super::etcd::{self, Restoring};
 use super::{Declare, DeclareSender, View};
-use crate::join::issue_token;
+use crate::join::{TokenError, is_alive, issue_token};
 use crate::pki::{IssueError, PkiError, PkiStore};
 use crate::trial::{Decide, Decision};
 
@@ -249,14 +249,16 @@ impl Machine for Service {
         let ca_pin = pin.map_err(unsigned)?.to_string();
         let lifetime = Duration::from_secs((*valid_seconds).into());
         let role = if *control_plane { MachineRole::ControlPlane } else { MachineRole::Worker };
-        let (token, end) = issue_token(&self.pki, machine, role, lifetime, SystemTime::now())
-            .await
-            .map_err(|error| Status::unavailable(chain(&error)))?;
+        let now = SystemTime::now();
+        let unavailable = |error: TokenError| Status::unavailable(chain(&error));
+        let node_ready = is_alive(&self.pki, machine, now).await.map_err(unavailable)?;
+        let (token, end) = issue_token(&self.pki, machine, role, lifetime, now).await.map_err(unavailable)?;
         Ok(Response::new(JoinTokenResponse {
             token,
             endpoint: endpoint.to_string(),
             ca_pin,
             not_after_unix_ms: end.saturating_mul(1000),
+            node_ready,
         }))
     }
 

@@ -64,7 +64,7 @@ pub async fn run(target: &Target, Join { name, at, key, control_plane, valid }: 
         replace(&found.folder().join(config::FILE), &config, 0o644)?;
     }
     let until = time(answer.not_after_unix_ms).unwrap_or_default();
-    print(&next_steps(&path, name, &until, key.is_some()))
+    print(&(next_steps(&path, name, &until, key.is_some()) + &warning(name, answer.node_ready)))
 }
 
 /// What the machine of manifests is for.
@@ -129,6 +129,18 @@ Next:
     )
 }
 
+/// What is to be known of a name that is in use.
+fn warning(name: &str, in_use: bool) -> String {
+    if !in_use {
+        return String::new();
+    }
+    format!(
+        "
+The node {name} is Ready: until it is not, another machine with this file is refused. The machine that is {name} now may use it.
+"
+    )
+}
+
 /// How a machine gets its manifests at its first boot.
 fn attach(path: &str) -> String {
     format!(
@@ -149,7 +161,14 @@ mod tests {
             endpoint: "[fd00::10]:6443".to_owned(),
             ca_pin: format!("sha256:{}", "7".repeat(64)),
             not_after_unix_ms: 0,
+            node_ready: false,
         }
+    }
+
+    #[test]
+    fn who_takes_a_name_that_is_in_use_is_told() {
+        assert_eq!(warning("node-2", false), "");
+        assert!(warning("node-2", true).contains("node-2 is Ready"));
     }
 
     #[test]
