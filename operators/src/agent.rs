@@ -44,6 +44,7 @@ use garboard_runtime::ledger::Ledger;
 use garboard_runtime::source::Source;
 use garboard_runtime::status::StatusSink;
 use garboard_sys::clock::boot_time;
+use garboard_tpm::Tpm;
 use sd_notify::NotifyState;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -162,7 +163,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("own API server", own_server.run(stop.clone()));
     let (election, holding) = VirtualAddress::new(shared, standing, notables.clone(), problems.clone());
     tasks.spawn("virtual address", election.run(stop.clone()));
-    let pki = PkiStore::new(&paths.pki_state, &paths.pki);
+    let pki = PkiStore::new(&paths.pki_state, &paths.pki).with_tpm(Tpm::find());
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (peers, peers_seen) = PeerWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (servers, api_servers) = ApiServers::new(machine.object.clone(), api_seen.clone(), ledger.clone());

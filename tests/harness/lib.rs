@@ -14,4 +14,5 @@ pub mod image;
 pub mod lan;
 pub mod machine;
 pub mod qmp;
+mod tpm;
 pub mod wait;

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::image::{Image, top};
 use crate::lan::Lan;
 use crate::qmp::Qmp;
+use crate::tpm::Tpm;
 use crate::wait;
 
 /// Longest time that one QMP command may take; saving a snapshot writes the memory.
@@ -27,13 +28,15 @@ pub struct Hardware {
     pub cpus: u32,
     /// Size of the disk, GiB.
     pub disk_gib: u32,
+    /// Whether it has a TPM.
+    pub tpm: bool,
     /// Arguments after all others.
     pub extra: Vec<String>,
 }
 
 impl Default for Hardware {
     fn default() -> Self {
-        Self { memory_mib: 3072, cpus: 2, disk_gib: 8, extra: Vec::new() }
+        Self { memory_mib: 3072, cpus: 2, disk_gib: 8, tpm: false, extra: Vec::new() }
     }
 }
 
@@ -64,6 +67,7 @@ pub struct Machine {
     link: Option<Link>,
     boots: u32,
     qemu: Option<Child>,
+    tpm: Option<Tpm>,
 }
 
 /// The host's ports that lead into a machine.
@@ -128,6 +132,7 @@ impl Machine {
             link: None,
             boots: 0,
             qemu: None,
+            tpm: None,
         })
     }
 
@@ -190,9 +195,15 @@ impl Machine {
         if socket.exists() {
             fs::remove_file(&socket).with_context(|| format!("remove {}", socket.display()))?;
         }
+        // The last start's ends first.
+        self.tpm = None;
+        if self.hardware.tpm {
+            self.tpm = Some(Tpm::start(&self.directory.join("tpm"))?);
+        }
         let complaints = fs::File::create(self.directory.join("qemu.log")).context("make qemu.log")?;
         let qemu = Command::new("qemu-system-x86_64")
             .args(self.arguments()?)
+            .args(self.tpm.iter().flat_map(Tpm::arguments))
             .args(more)
             .stdin(Stdio::null())
             .stdout(complaints.try_clone().context("share qemu.log")?)
@@ -346,7 +357,7 @@ impl Machine {
         let code = firmware("CODE")?;
         let Accelerator { arguments: accelerator, kernel_arguments } = accelerator();
         let mut arguments: Vec<String> = accelerator.iter().map(|argument| (*argument).to_owned()).collect();
-        let Hardware { memory_mib, cpus, disk_gib: _, extra } = &self.hardware;
+        let Hardware { memory_mib, cpus, disk_gib: _, tpm: _, extra } = &self.hardware;
         let Ports { api, machine } = self.ports;
         let directory = path(&self.directory)?;
         let console = self.console_file();

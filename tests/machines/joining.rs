@@ -27,6 +27,7 @@ fn a_worker_joins_by_one_resource(scene: &mut Scene) -> Result<()> {
     let outcome = join(scene).and_then(|mut worker| {
         let machine = scene.cluster.get(&["machine", WORKER])?;
         ensure!(machine["status"]["role"] == "Worker", "{machine}");
+        ensure!(machine["status"]["identityKey"] == "TPM", "{machine}");
         it_runs_what_a_worker_needs(scene)?;
         pods_reach_each_other_across_machines(scene)?;
         one_that_does_not_wait_is_not_told(scene)?;
@@ -45,7 +46,7 @@ fn join(scene: &Scene) -> Result<Machine> {
     scene.declare_waiting(WORKER, place, "Worker", &json!({ "macAddress": place.mac_address() }))?;
     let told = ["machine", WORKER];
     scene.cluster.wait_for(&told, "/status/conditions/0/reason", &json!("NotFound"), POD_LIMIT)?;
-    let hardware = Hardware { memory_mib: 2048, ..Hardware::default() };
+    let hardware = Hardware { memory_mib: 2048, tpm: true, ..Hardware::default() };
     let worker = scene.start_waiting(WORKER, place, hardware)?;
     let ready = || {
         let (_, key) = worker.wait_waiting(READY_LIMIT)?;

@@ -14,6 +14,8 @@ mod identity;
 mod outage;
 #[cfg(test)]
 mod said;
+#[cfg(feature = "tpm")]
+mod sealed;
 mod watch;
 
 use std::time::Duration;
@@ -34,6 +36,8 @@ use tower::{BoxError, Service, ServiceBuilder};
 
 pub use identity::{Identity, IdentityError};
 pub use outage::Outage;
+#[cfg(feature = "tpm")]
+pub use sealed::SealedKeyError;
 pub use watch::{Refused, or_refused, uninterrupted};
 
 /// Longest time until a connection is made.

@@ -58,6 +58,7 @@ pub use self::upkeep::{MachineLogs, MachineWatchdog};
     printcolumn(name = "Version", type_ = "string", json_path = ".status.versions.garboard"),
     printcolumn(name = "Kubernetes", type_ = "string", json_path = ".status.versions.kubernetes", priority = 1),
     printcolumn(name = "Kernel", type_ = "string", json_path = ".status.versions.kernel", priority = 1),
+    printcolumn(name = "Key", type_ = "string", json_path = ".status.identityKey", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -210,6 +211,21 @@ pub struct MachineStatus {
     /// SHA-256 of the machine's public key, by which its machine API is recognised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// Where the key is with which the machine authenticates to its cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity_key: Option<IdentityKey>,
+}
+
+/// Where the key is with which the machine authenticates to its cluster. TPM: in the machine's TPM, which made it and never gives it away.
+/// File: on the disk, because the machine has no TPM, had none when the key was made, or has one that made no key. Each renewal of the
+/// certificate makes a new key.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IdentityKey {
+    /// In the machine's TPM.
+    #[serde(rename = "TPM")]
+    Tpm,
+    /// On its disk.
+    File,
 }
 
 /// Nobody but the agent writes a status, so it needs no rules, and the API server counts the cost of each.

@@ -54,6 +54,12 @@ pub enum JoinError {
     /// There is no token to show.
     #[error("there is no token: give the machine the manifests that `garboardctl join {0}` makes")]
     NoToken(String),
+    /// There is no token, and the machine was in the cluster with a key that it has lost.
+    #[error(
+        "the key of this machine is in another TPM, or in one that was cleared or is gone: give the machine the manifests that \
+         `garboardctl join {0}` makes"
+    )]
+    LostKey(String),
     /// It is not said by what the cluster is known.
     #[error("spec.join.caPin is not there")]
     NoPin,
@@ -202,7 +208,10 @@ impl Join {
         let name = machine.node_name();
         let Some(join) = &machine.spec.join else { return Err(JoinError::NoToken(name.to_owned())) };
         let text = self.token.read()?;
-        let token = text.as_deref().and_then(Token::parse).ok_or_else(|| JoinError::NoToken(name.to_owned()))?;
+        let Some(token) = text.as_deref().and_then(Token::parse) else {
+            let lost = self.pki.has_lost(Leaf::Agent)?;
+            return Err(if lost { JoinError::LostKey } else { JoinError::NoToken }(name.to_owned()));
+        };
         if controls && token.seal.is_none() {
             return Err(KeysError::NotForControlPlane(name.to_owned()).into());
         }

@@ -438,6 +438,8 @@ async fn publish(
         boot_id: Some(context.info.boot_id.clone()),
         machine_id: Some(context.info.machine_id.clone()),
         fingerprint: Some(context.fingerprint.clone()),
+        // What cannot be read is told among the certificates' problems.
+        identity_key: context.pki.identity_key().ok().flatten(),
     };
     let mut published = machine.clone();
     published.status = Some(status.clone());

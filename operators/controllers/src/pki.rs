@@ -4,9 +4,13 @@
 //! atomically, so a power cut leaves the old pair or the new one; whatever was not done is planned again. What is made
 //! together goes to the disk together, authorities before what they have signed. Services follow a changed copy by
 //! themselves: each of them reads its files again when they change or at its next connection.
+//!
+//! Where the machine has a TPM, it makes the key of the node agent ([`Leaf::Agent`]) and keeps it: what lies in the file is of use to that
+//! TPM alone. The other keys are files, because the programs that use them read files.
 
 pub(crate) mod files;
 mod issue;
+mod key;
 mod memo;
 pub(crate) mod read;
 
@@ -16,18 +20,23 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use garboard_api::PublicKeyPin;
+use garboard_api::machine::IdentityKey;
 use garboard_catalog::pki::{Leaf, apiserver, controller_manager};
 use garboard_catalog::users;
 use garboard_plan::pki::{
     self as plan, Authority, Deployment, Desired, Key, Observed, ObservedLeaf, Plan, Profile, Step,
 };
+use garboard_runtime::applier::chain;
+use garboard_tpm::{Tpm, TpmError, TpmKey};
 use serde_json::json;
+use tracing::warn;
 
 pub use files::FileError;
 pub use issue::{CertificateRequest, IssueError};
 
 use files::Folder;
 use issue::Signer;
+use key::LeafKey;
 use memo::Memo;
 
 /// Why keys or certificates could not be read or made.
@@ -72,12 +81,27 @@ pub struct PkiStore {
     deployed: PathBuf,
     signers: Arc<Memo<Authority, Arc<Signer>>>,
     leaves: Arc<Memo<Leaf, ObservedLeaf>>,
+    tpm: Option<Tpm>,
+    lost: Arc<Memo<Leaf, bool>>,
 }
 
 impl PkiStore {
     /// A store that keeps everything in `state` (`/state/pki`) and deploys to `deployed` (`/run/garboard/pki`).
     pub fn new(state: impl Into<PathBuf>, deployed: impl Into<PathBuf>) -> Self {
-        Self { state: state.into(), deployed: deployed.into(), signers: Arc::default(), leaves: Arc::default() }
+        Self {
+            state: state.into(),
+            deployed: deployed.into(),
+            signers: Arc::default(),
+            leaves: Arc::default(),
+            tpm: None,
+            lost: Arc::default(),
+        }
+    }
+
+    /// The same store on a machine with this TPM, if it has one.
+    #[must_use]
+    pub fn with_tpm(self, tpm: Option<Tpm>) -> Self {
+        Self { tpm, ..self }
     }
 
     /// Brings everything to what `desired` says, but for what the cluster is to be asked for, and returns the plan: what was done, what is
@@ -125,6 +149,9 @@ impl PkiStore {
         for leaf in Leaf::ALL {
             // A file that is no certificate with its key is as good as none: the plan has it issued again.
             let Some(pem) = self.read(&leaf_file(leaf))? else { continue };
+            if self.is_lost(leaf, &pem) {
+                continue;
+            }
             let signer = signers.get(&plan::authority(leaf)).map(Arc::as_ref);
             let authority = signer.map_or("", |signer| &signer.certificate_pem);
             if let Ok(found) = self.leaves.get(leaf, &[&pem, authority], || read::leaf(&pem, signer)) {
@@ -165,7 +192,9 @@ impl PkiStore {
                     Some(pem) => self.parse_signer(authority, pem)?,
                     None => self.signer(authority)?,
                 };
-                let pem = issue::leaf(&signer, profile, *validity)
+                let pem = self
+                    .new_key(*leaf)
+                    .and_then(|key| issue::leaf(&signer, profile, *validity, &key))
                     .map_err(|source| PkiError::Issue { what: leaf.name(), source })?;
                 made.add(leaf_file(*leaf), pem);
             }
@@ -181,20 +210,24 @@ impl PkiStore {
     /// # Errors
     /// [`PkiError::Issue`] when the system gives no randomness.
     pub fn request(&self, leaf: Leaf, profile: &Profile) -> Result<CertificateRequest, PkiError> {
-        issue::request(profile).map_err(|source| PkiError::Issue { what: leaf.name(), source })
+        let request = self.new_key(leaf).and_then(|key| issue::request(profile, &key));
+        request.map_err(|source| PkiError::Issue { what: leaf.name(), source })
     }
 
     /// A request for a certificate with a key that is kept: until it is forgotten, and whatever happens meanwhile, each is for that key.
     ///
     /// # Errors
-    /// [`PkiError::File`] when it cannot be kept, and those of [`PkiStore::request`].
+    /// [`PkiError::File`] when it cannot be kept, [`PkiError::Issue`] when the TPM that has it does not use it now, and those of
+    /// [`PkiStore::request`].
     pub fn kept_request(&self, leaf: Leaf, profile: &Profile) -> Result<CertificateRequest, PkiError> {
         let file = request_file(leaf);
-        // What is no key is as good as none.
-        if let Some(key) = self.read(&file)?
-            && let Ok(request) = issue::request_with(profile, &key)
-        {
-            return Ok(request);
+        if let Some(key) = self.read(&file)? {
+            match issue::request_with(profile, &key, self.tpm.as_ref()) {
+                Ok(request) => return Ok(request),
+                Err(source) if source.may_pass() => return Err(PkiError::Issue { what: leaf.name(), source }),
+                // What is no key, or is one of no use here, is as good as none.
+                Err(_) => {}
+            }
         }
         let request = self.request(leaf, profile)?;
         self.keep(&[(file, request.key_pem.clone())])?;
@@ -308,6 +341,23 @@ impl PkiStore {
         Ok(valid)
     }
 
+    /// Where the key of the node agent is; none before there is one.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub fn identity_key(&self) -> Result<Option<IdentityKey>, PkiError> {
+        let pem = self.read(&leaf_file(Leaf::Agent))?;
+        Ok(pem.map(|pem| if TpmKey::is_in(&pem) { IdentityKey::Tpm } else { IdentityKey::File }))
+    }
+
+    /// Whether a certificate is there whose key this machine cannot use any more: its TPM was cleared, is another, or is gone.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub fn has_lost(&self, leaf: Leaf) -> Result<bool, PkiError> {
+        Ok(self.read(&leaf_file(leaf))?.is_some_and(|pem| self.is_lost(leaf, &pem)))
+    }
+
     /// The folder in which a certificate is deployed.
     pub fn deployed(&self, leaf: Leaf) -> PathBuf {
         self.deployed.join(leaf.name())
@@ -348,6 +398,37 @@ impl PkiStore {
         let validity = plan::client_validity(signer.validity, lifetime, now);
         issue::client(&signer, public_key, common_name, organization, validity)
             .map_err(|source| PkiError::Issue { what: "a client certificate", source })
+    }
+
+    /// A new key for a certificate. A TPM that makes none is told of, and done without: the machine has to join all the same.
+    fn new_key(&self, leaf: Leaf) -> Result<LeafKey, IssueError> {
+        let tpm = self.tpm.as_ref().filter(|_| leaf == Leaf::Agent);
+        match LeafKey::generate(tpm) {
+            Err(IssueError::Tpm(error)) => {
+                warn!(certificate = leaf.name(), error = chain(&error), "the TPM makes no key: it will be a file");
+                LeafKey::generate(None)
+            }
+            made => made,
+        }
+    }
+
+    /// Whether the key with a certificate is one that this machine can never use. A TPM that fails now may do better another time.
+    fn is_lost(&self, leaf: Leaf, pem: &str) -> bool {
+        if !TpmKey::is_in(pem) {
+            return false;
+        }
+        let (_, key) = read::split(pem);
+        // Whoever reads the certificate finds what is wrong with its key.
+        let Ok(key) = TpmKey::from_pem(&key) else { return false };
+        let Some(tpm) = &self.tpm else { return true };
+        let lost = self.lost.get(leaf, &[pem], || match tpm.check(&key) {
+            Ok(()) => Ok(false),
+            Err(error) => {
+                warn!(certificate = leaf.name(), error = chain(&error), "the TPM does not take the key");
+                if matches!(error, TpmError::ForeignKey) { Ok(true) } else { Err(error) }
+            }
+        });
+        lost.unwrap_or(false)
     }
 
     fn find_signer(&self, authority: Authority) -> Result<Option<Arc<Signer>>, PkiError> {

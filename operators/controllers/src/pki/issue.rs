@@ -5,12 +5,14 @@ use std::time::SystemTime;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use garboard_plan::pki::{Profile, SubjectName, Validity};
+use garboard_tpm::{KeyError, Tpm, TpmError};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 
+use super::key::LeafKey;
 use super::read;
 
 /// Why a key or certificate could not be made or used.
@@ -22,12 +24,28 @@ pub enum IssueError {
     /// The text is no certificate with its key.
     #[error(transparent)]
     Read(#[from] read::ReadError),
+    /// The TPM has not made or used a key.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// A text says that it is a key of a TPM, and is none.
+    #[error(transparent)]
+    TpmKey(#[from] KeyError),
+    /// A key is in a TPM, and there is none.
+    #[error("the key is in a TPM, and this machine has none")]
+    NoTpm,
     /// The kernel gave no random bytes.
     #[error("there are no random bytes")]
     Random,
     /// Control-plane machines alone have an authority's key.
     #[error("this machine signs nothing: only control-plane machines do")]
     NoKey,
+}
+
+impl IssueError {
+    /// Whether the same may come out otherwise another time.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, Self::Tpm(error) if !matches!(error, TpmError::ForeignKey))
+    }
 }
 
 /// An authority; its key is on control-plane machines only.
@@ -64,20 +82,21 @@ pub struct CertificateRequest {
     pub(super) key_pem: String,
 }
 
-/// A request for a client's certificate with a new key.
-pub(super) fn request(profile: &Profile) -> Result<CertificateRequest, IssueError> {
-    signed_request(profile, &KeyPair::generate()?)
-}
-
-/// A request for a client's certificate with a key that is there, PEM.
-pub(super) fn request_with(profile: &Profile, key_pem: &str) -> Result<CertificateRequest, IssueError> {
-    signed_request(profile, &KeyPair::from_pem(key_pem)?)
-}
-
-fn signed_request(profile: &Profile, key: &KeyPair) -> Result<CertificateRequest, IssueError> {
+/// A request for a client's certificate with this key.
+pub(super) fn request(profile: &Profile, key: &LeafKey) -> Result<CertificateRequest, IssueError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = subject(&profile.common_name, profile.organization.as_deref());
-    Ok(CertificateRequest { pem: params.serialize_request(key)?.pem()?, key_pem: key.serialize_pem() })
+    let signed = params.serialize_request(key).map_err(|said| key.failure(said))?;
+    Ok(CertificateRequest { pem: signed.pem()?, key_pem: key.to_pem()? })
+}
+
+/// A request for a client's certificate with a key that is there, PEM, and in the TPM if it says so.
+pub(super) fn request_with(
+    profile: &Profile,
+    key_pem: &str,
+    tpm: Option<&Tpm>,
+) -> Result<CertificateRequest, IssueError> {
+    request(profile, &LeafKey::from_pem(key_pem, tpm)?)
 }
 
 /// A new authority: certificate and key, PEM.
@@ -90,8 +109,13 @@ pub(super) fn authority(common_name: &str, validity: Validity) -> Result<String,
     Ok(certificate.pem() + &key.serialize_pem())
 }
 
-/// A new certificate with a new key, PEM.
-pub(super) fn leaf(signer: &Signer, profile: &Profile, validity: Validity) -> Result<String, IssueError> {
+/// A new certificate, and its key as it is kept, PEM.
+pub(super) fn leaf(
+    signer: &Signer,
+    profile: &Profile,
+    validity: Validity,
+    key: &LeafKey,
+) -> Result<String, IssueError> {
     let Profile { common_name, organization, names, server, client } = profile;
     let mut params = params(common_name, organization.as_deref(), validity);
     for name in names {
@@ -106,8 +130,7 @@ pub(super) fn leaf(signer: &Signer, profile: &Profile, validity: Validity) -> Re
     if *client {
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
     }
-    let key = KeyPair::generate()?;
-    Ok(sign(signer, params, &key)? + &key.serialize_pem())
+    Ok(sign(signer, params, key)? + &key.to_pem()?)
 }
 
 /// A client certificate for a public key (DER), PEM.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use garboard_api::PublicKeyPin;
 use garboard_plan::pki::{ObservedLeaf, Profile, SubjectName, Validity};
+use garboard_tpm::TpmKey;
 use rcgen::{KeyPair, PublicKeyData};
 use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
@@ -13,6 +14,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 use super::issue::{IssueError, Signer};
+use super::key::PublicHalf;
 
 /// Why a text is no certificate with its key.
 #[derive(Debug, thiserror::Error)]
@@ -92,8 +94,12 @@ fn parse(block: &Pem) -> Result<X509Certificate<'_>, ReadError> {
 }
 
 fn check_key(certificate: &X509Certificate<'_>, key_pem: &str) -> Result<(), ReadError> {
-    let key = KeyPair::from_pem(key_pem).map_err(|_| ReadError::Key)?;
-    if certificate.public_key().raw == key.subject_public_key_info() { Ok(()) } else { Err(ReadError::Key) }
+    let public = if TpmKey::is_in(key_pem) {
+        PublicHalf(&TpmKey::from_pem(key_pem).map_err(|_| ReadError::Key)?).subject_public_key_info()
+    } else {
+        KeyPair::from_pem(key_pem).map_err(|_| ReadError::Key)?.subject_public_key_info()
+    };
+    if certificate.public_key().raw == public { Ok(()) } else { Err(ReadError::Key) }
 }
 
 fn is_signed_by(certificate: &X509Certificate<'_>, authority_pem: &str) -> bool {

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use garboard_api::machine::MachineRole;
 use garboard_plan::pki::{PkiInput, Reason, desired};
 use garboard_sys::durable::power::Supply;
+use garboard_tpm::testing::Emulator;
 use rcgen::PublicKeyData;
 use tempfile::TempDir;
 
@@ -161,4 +162,73 @@ fn a_client_certificate_names_its_user_and_group_and_needs_no_private_key() {
     assert_eq!(found.profile.organization.as_deref(), Some("garboard:admins"));
     assert!(found.profile.client && !found.profile.server);
     assert_eq!(found.validity.not_after, now() + Duration::from_secs(3600));
+}
+
+fn key_of(folder: &TempDir, leaf: Leaf) -> String {
+    fs::read_to_string(folder.path().join("run").join(leaf.name()).join("tls.key")).unwrap()
+}
+
+#[test]
+fn the_agents_key_is_in_the_tpm_and_the_others_are_files() {
+    let (folder, emulator) = (folder(), Emulator::start().unwrap());
+    let store = store(&folder).with_tpm(Some(emulator.tpm()));
+    store.reconcile(&profiles(), now()).unwrap();
+    assert_eq!(store.identity_key().unwrap(), Some(IdentityKey::Tpm));
+    for leaf in Leaf::ALL {
+        assert_eq!(TpmKey::is_in(&key_of(&folder, leaf)), leaf == Leaf::Agent, "{leaf:?}");
+    }
+    let found = &store.observe().unwrap().leaves[&Leaf::Agent];
+    assert_eq!(found.profile, profiles().leaves[&Leaf::Agent]);
+    assert!(found.signed_by_authority);
+    assert_eq!(store.reconcile(&profiles(), now()).unwrap(), Plan::default());
+}
+
+#[test]
+fn a_key_of_another_tpm_or_of_none_is_lost_and_made_again() {
+    let (one, other) = (Emulator::start().unwrap(), Emulator::start().unwrap());
+    for (tpm, kept_in) in [(Some(other.tpm()), IdentityKey::Tpm), (None, IdentityKey::File)] {
+        let folder = folder();
+        let before = store(&folder).with_tpm(Some(one.tpm()));
+        before.reconcile(&profiles(), now()).unwrap();
+        assert!(!before.has_lost(Leaf::Agent).unwrap());
+        let after = store(&folder).with_tpm(tpm);
+        assert!(after.has_lost(Leaf::Agent).unwrap());
+        let plan = after.reconcile(&profiles(), now()).unwrap();
+        assert!(matches!(plan.steps[0], Step::Issue { leaf: Leaf::Agent, reason: Reason::Missing, .. }), "{plan:?}");
+        assert_eq!(after.identity_key().unwrap(), Some(kept_in));
+        assert!(!after.has_lost(Leaf::Agent).unwrap());
+        assert_eq!(after.reconcile(&profiles(), now()).unwrap(), Plan::default());
+    }
+}
+
+#[test]
+fn a_tpm_that_fails_costs_no_key_and_one_that_makes_none_is_done_without() {
+    let (with_key, without) = (folder(), folder());
+    let emulator = Emulator::start().unwrap();
+    let broken = emulator.tpm();
+    store(&with_key).with_tpm(Some(broken.clone())).reconcile(&profiles(), now()).unwrap();
+    drop(emulator);
+    let kept = store(&with_key).with_tpm(Some(broken.clone()));
+    assert!(!kept.has_lost(Leaf::Agent).unwrap());
+    assert_eq!(kept.reconcile(&profiles(), now()).unwrap(), Plan::default());
+    let made = store(&without).with_tpm(Some(broken));
+    made.reconcile(&profiles(), now()).unwrap();
+    assert_eq!(made.identity_key().unwrap(), Some(IdentityKey::File));
+}
+
+#[test]
+fn requests_are_for_one_key_as_long_as_the_tpm_has_it() {
+    let folder = folder();
+    let (one, other) = (Emulator::start().unwrap(), Emulator::start().unwrap());
+    let profile = &profiles().leaves[&Leaf::Agent];
+    let request = |tpm: Tpm| store(&folder).with_tpm(Some(tpm)).kept_request(Leaf::Agent, profile);
+    let first = request(one.tpm()).unwrap();
+    assert!(TpmKey::is_in(&first.key_pem));
+    assert_eq!(request(one.tpm()).unwrap().key_pem, first.key_pem);
+    let gone = one.tpm();
+    drop(one);
+    assert!(matches!(request(gone), Err(PkiError::Issue { .. })));
+    let next = request(other.tpm()).unwrap();
+    assert!(TpmKey::is_in(&next.key_pem) && next.key_pem != first.key_pem);
+    assert_eq!(request(other.tpm()).unwrap().key_pem, next.key_pem);
 }

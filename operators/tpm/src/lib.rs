@@ -1,0 +1,136 @@
+//! Keys that a TPM 2.0 makes and keeps.
+//!
+//! In: messages to sign. Out: keys, as files of which only the TPM that made them can make use, and ECDSA signatures.
+//!
+//! A [`TpmKey`] is a key on P-256 below the storage key that every TPM makes again from its seed by the template of the TCG. Nothing
+//! stays in the TPM between two operations, and there is no password: who may use the device may use the key, and nobody can take it away.
+
+mod exchange;
+mod key;
+mod session;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ring::digest::{SHA256, digest};
+
+pub use exchange::ResponseCode;
+pub use key::{KeyError, TpmKey};
+
+use exchange::Connection;
+use session::Session;
+
+/// The TPM of a machine, behind the kernel's resource manager: what one user loads is no other's (`drivers/char/tpm/tpmrm-dev.c`).
+const DEVICE: &str = "/dev/tpmrm0";
+
+/// Why a TPM has not done what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum TpmError {
+    /// There is no way to it.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// Its device.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It has not taken a command, or not answered.
+    #[error("the TPM does not answer to {operation}")]
+    Exchange {
+        /// What was asked for.
+        operation: &'static str,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// It has said no.
+    #[error("the TPM does not {operation}: {code}")]
+    Refused {
+        /// What was asked for.
+        operation: &'static str,
+        /// What it said.
+        code: ResponseCode,
+    },
+    /// A command or its answer is not what the specification says.
+    #[error("no proper exchange with the TPM to {operation}")]
+    Protocol {
+        /// What was asked for.
+        operation: &'static str,
+        /// What is wrong.
+        #[source]
+        source: tpm2_protocol::TpmError,
+    },
+    /// The answer to a command is well formed and makes no sense.
+    #[error("the TPM has answered something else than was asked for: {operation}")]
+    Answer {
+        /// What was asked for.
+        operation: &'static str,
+    },
+    /// The key is of no use here, now and later.
+    #[error("the key belongs to another TPM, or this TPM was cleared")]
+    ForeignKey,
+}
+
+/// A TPM, by how it is reached. Each operation opens it for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tpm(Reached);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Reached {
+    Device(PathBuf),
+    #[cfg(feature = "testing")]
+    Socket(PathBuf),
+}
+
+impl Tpm {
+    /// This machine's, if it has one.
+    pub fn find() -> Option<Self> {
+        Path::new(DEVICE).exists().then(|| Self(Reached::Device(DEVICE.into())))
+    }
+
+    /// Makes a key, and signs something with it: a TPM that cannot use what it has made has made nothing.
+    ///
+    /// # Errors
+    /// [`TpmError`] of the first command that failed.
+    pub fn create_key(&self) -> Result<TpmKey, TpmError> {
+        let mut session = self.open()?;
+        let key = session.create()?;
+        session.sign(&key, digest(&SHA256, b"").as_ref())?;
+        Ok(key)
+    }
+
+    /// Whether the TPM takes a key that it made.
+    ///
+    /// # Errors
+    /// [`TpmError::ForeignKey`] when it never will, and others when it has not now.
+    pub fn check(&self, key: &TpmKey) -> Result<(), TpmError> {
+        self.open()?.check(key)
+    }
+
+    /// Signs a message: ECDSA with SHA-256, as DER (RFC 3279, section 2.2.3).
+    ///
+    /// It takes as long as the TPM needs to make its storage key and to sign: a tenth of a second to one, of a chip of its own.
+    ///
+    /// # Errors
+    /// [`TpmError::ForeignKey`] when the TPM never will, and others when it has not now.
+    pub fn sign(&self, key: &TpmKey, message: &[u8]) -> Result<Vec<u8>, TpmError> {
+        self.open()?.sign(key, digest(&SHA256, message).as_ref())
+    }
+
+    fn open(&self) -> Result<Session<Box<dyn Connection>>, TpmError> {
+        let (path, opened): (_, io::Result<Box<dyn Connection>>) = match &self.0 {
+            Reached::Device(path) => {
+                (path, OpenOptions::new().read(true).write(true).open(path).map(|device| Box::new(device) as _))
+            }
+            #[cfg(feature = "testing")]
+            Reached::Socket(path) => {
+                (path, std::os::unix::net::UnixStream::connect(path).map(|socket| Box::new(socket) as _))
+            }
+        };
+        opened.map(Session::new).map_err(|source| TpmError::Open { path: path.clone(), source })
+    }
+}
