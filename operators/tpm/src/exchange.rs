@@ -4,8 +4,9 @@ use std::fmt;
 use std::io::{self, Read, Write};
 
 use tpm2_protocol::TpmWriter;
+use tpm2_protocol::basic::TpmHandle;
 use tpm2_protocol::constant::TPM_MAX_COMMAND_SIZE;
-use tpm2_protocol::data::{TpmRc, TpmRh, TpmSt, TpmsAuthCommand};
+use tpm2_protocol::data::{TpmRc, TpmRh, TpmSt, TpmaSession, TpmsAuthCommand};
 use tpm2_protocol::frame::{TpmFrame, TpmResponse, TpmUnmarshalBody, tpm_marshal_command};
 
 use crate::TpmError;
@@ -51,6 +52,8 @@ impl fmt::Debug for ResponseCode {
 pub(crate) enum Authorization {
     None,
     EmptyPassword,
+    /// For the first thing that the command names, and a session for the second, whose policy it satisfies.
+    EmptyPasswordAndPolicy(TpmHandle),
 }
 
 /// Has a TPM carry out a command.
@@ -64,11 +67,17 @@ pub(crate) fn exchange<R: TpmUnmarshalBody>(
     let mut buffer = [0; TPM_MAX_COMMAND_SIZE];
     let mut writer = TpmWriter::new(&mut buffer);
     let password = TpmsAuthCommand { session_handle: (TpmRh::Pw as u32).into(), ..TpmsAuthCommand::default() };
-    match authorization {
-        Authorization::None => tpm_marshal_command(command, TpmSt::NoSessions, &[], &mut writer),
-        Authorization::EmptyPassword => tpm_marshal_command(command, TpmSt::Sessions, &[password], &mut writer),
-    }
-    .map_err(protocol)?;
+    let (tag, sessions) = match authorization {
+        Authorization::None => (TpmSt::NoSessions, vec![]),
+        Authorization::EmptyPassword => (TpmSt::Sessions, vec![password]),
+        Authorization::EmptyPasswordAndPolicy(session_handle) => {
+            // It stays until it is let go of, whatever becomes of the command.
+            let session_attributes = TpmaSession::CONTINUE_SESSION;
+            let policy = TpmsAuthCommand { session_handle, session_attributes, ..TpmsAuthCommand::default() };
+            (TpmSt::Sessions, vec![password, policy])
+        }
+    };
+    tpm_marshal_command(command, tag, &sessions, &mut writer).map_err(protocol)?;
     let broken = |source| TpmError::Exchange { operation, source };
     connection.write_all(writer.as_bytes()).map_err(broken)?;
     let answer = receive(connection, &mut buffer).map_err(broken)?;

@@ -3,19 +3,17 @@
 use std::fmt;
 
 use pem::{EncodeConfig, LineEnding, Pem};
-use tpm2_protocol::data::{Tpm2bPrivate, Tpm2bPublic, TpmEccCurve, TpmRh, TpmuPublicId, TpmuPublicParms};
+use tpm2_protocol::data::{Tpm2bPrivate, Tpm2bPublic, TpmRh};
 use tpm2_protocol::{TpmMarshal, TpmResult, TpmSized, TpmUnmarshal, TpmWriter};
 use yasna::models::ObjectIdentifier;
 use yasna::{ASN1Error, ASN1ErrorKind, BERReader, Tag};
+
+use crate::point::Point;
 
 /// What the file's first and last line name.
 const LABEL: &str = "TSS2 PRIVATE KEY";
 /// A key that its TPM loads (`id-loadablekey`).
 const LOADABLE: &[u64] = &[2, 23, 133, 10, 1, 3];
-/// Size of a coordinate on P-256.
-const COORDINATE: usize = 32;
-/// What an uncompressed point begins with (SEC 1, section 2.3.3).
-const UNCOMPRESSED: u8 = 4;
 /// Most text that can be a key: one has some 500 bytes.
 const LIMIT: usize = 8192;
 
@@ -47,7 +45,7 @@ pub enum KeyError {
 pub struct TpmKey {
     pub(crate) public: Tpm2bPublic,
     pub(crate) private: Tpm2bPrivate,
-    point: [u8; 1 + 2 * COORDINATE],
+    point: Point,
 }
 
 impl TpmKey {
@@ -58,22 +56,7 @@ impl TpmKey {
 
     /// A key from what a TPM gave, or a file has.
     pub(crate) fn new(public: Tpm2bPublic, private: Tpm2bPrivate) -> Result<Self, KeyError> {
-        let TpmuPublicParms::Ecc(parameters) = &public.inner.parameters else { return Err(KeyError::Kind) };
-        let TpmuPublicId::Ecc(unique) = &public.inner.unique else { return Err(KeyError::Kind) };
-        if parameters.curve_id != TpmEccCurve::NistP256 {
-            return Err(KeyError::Kind);
-        }
-        let mut point = [0; 1 + 2 * COORDINATE];
-        point[0] = UNCOMPRESSED;
-        for (index, coordinate) in [&unique.x, &unique.y].into_iter().enumerate() {
-            let end = 1 + (index + 1) * COORDINATE;
-            // Leading zeros may be left out.
-            let length = coordinate.as_ref().len();
-            if length > COORDINATE {
-                return Err(KeyError::Kind);
-            }
-            point[end - length..end].copy_from_slice(coordinate.as_ref());
-        }
+        let point = Point::of(&public.inner).ok_or(KeyError::Kind)?;
         Ok(Self { public, private, point })
     }
 
@@ -113,7 +96,7 @@ impl TpmKey {
 
     /// Its public half: an uncompressed point (SEC 1, section 2.3.3).
     pub fn point(&self) -> &[u8] {
-        &self.point
+        self.point.bytes()
     }
 }
 

@@ -1,12 +1,21 @@
-//! Keys that a TPM 2.0 makes and keeps.
+//! Keys that a TPM 2.0 makes and keeps, and the proof of which TPM it is.
 //!
 //! In: messages to sign. Out: keys, as files of which only the TPM that made them can make use, and ECDSA signatures.
 //!
 //! A [`TpmKey`] is a key on P-256 below the storage key that every TPM makes again from its seed by the template of the TCG. Nothing
 //! stays in the TPM between two operations, and there is no password: who may use the device may use the key, and nobody can take it away.
+//!
+//! In: an [`Endorsement`], which a machine tells of its TPM, and an [`Answer`]. Out: a [`Question`], and whether the answer proves it.
+//!
+//! A [`Challenge`] needs no TPM. Its secret is sealed as a certifying authority seals a credential, by which one round trip is enough. What
+//! it proves is that the machine which answers can use the TPM with this [`EndorsementKey`]; whether a vendor made that TPM, or somebody
+//! at his desk, is for who compares the key with what he knows of it.
 
+mod challenge;
+mod endorsement;
 mod exchange;
 mod key;
+mod point;
 mod session;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -17,6 +26,8 @@ use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, digest};
 
+pub use challenge::{Answer, Challenge, Question};
+pub use endorsement::{Endorsement, EndorsementError, EndorsementKey};
 pub use exchange::ResponseCode;
 pub use key::{KeyError, TpmKey};
 
@@ -73,6 +84,9 @@ pub enum TpmError {
     /// The key is of no use here, now and later.
     #[error("the key belongs to another TPM, or this TPM was cleared")]
     ForeignKey,
+    /// There is no answer to the question here, now and later.
+    #[error("the question is for another TPM, or this TPM was cleared after it told of itself")]
+    ForeignQuestion,
 }
 
 /// A TPM, by how it is reached. Each operation opens it for itself.
@@ -119,6 +133,33 @@ impl Tpm {
     /// [`TpmError::ForeignKey`] when the TPM never will, and others when it has not now.
     pub fn sign(&self, key: &TpmKey, message: &[u8]) -> Result<Vec<u8>, TpmError> {
         self.open()?.sign(key, digest(&SHA256, message).as_ref())
+    }
+
+    /// The public half of its endorsement key. A TPM without one on P-256 makes one, which no vendor has certified.
+    ///
+    /// # Errors
+    /// [`TpmError`] of the first command that failed.
+    pub fn endorsement_key(&self) -> Result<EndorsementKey, TpmError> {
+        self.open()?.endorsement_key()
+    }
+
+    /// What a verifier needs to know to ask for a proof. It stays the same until the TPM is cleared.
+    ///
+    /// # Errors
+    /// [`TpmError`] of the first command that failed.
+    pub fn endorsement(&self) -> Result<Endorsement, TpmError> {
+        self.open()?.endorsement()
+    }
+
+    /// Proves to who has asked that this TPM is here.
+    ///
+    /// `context`: what the proof is to be for. It must be the machine's own, such as the fingerprint of the key that it shows at its end of
+    /// the connection, and nothing that the verifier has sent: the proof of another's context is a proof for him.
+    ///
+    /// # Errors
+    /// [`TpmError::ForeignQuestion`] when the TPM never will, and others when it has not now.
+    pub fn answer(&self, question: &Question, context: &[u8]) -> Result<Answer, TpmError> {
+        self.open()?.open(question).map(|secret| Answer::new(&secret, context))
     }
 
     fn open(&self) -> Result<Session<Box<dyn Connection>>, TpmError> {
