@@ -163,7 +163,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("own API server", own_server.run(stop.clone()));
     let (election, holding) = VirtualAddress::new(shared, standing, notables.clone(), problems.clone());
     tasks.spawn("virtual address", election.run(stop.clone()));
-    let pki = PkiStore::new(&paths.pki_state, &paths.pki).with_tpm(Tpm::find());
+    let tpm = Tpm::find();
+    let pki = PkiStore::new(&paths.pki_state, &paths.pki).with_tpm(tpm.clone());
     let (node, node_view) = NodeWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (peers, peers_seen) = PeerWatch::new(machine.object.clone(), api_seen.clone(), ledger.clone());
     let (servers, api_servers) = ApiServers::new(machine.object.clone(), api_seen.clone(), ledger.clone());
@@ -347,7 +348,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("console", console::run(context.clone(), stop.clone()));
     tasks.spawn("handover", handover::run(context.clone(), identity.clone(), stop.clone()));
     let version = context.info.version.clone();
-    tasks.spawn("announce", announce::run(identity.pin(), version, claimants.clone(), stop.clone()));
+    tasks.spawn("announce", announce::run(identity.pin(), version, tpm.clone(), claimants.clone(), stop.clone()));
     let (view, view_seen) = watch::channel(View::default());
     tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems_seen, stop.clone()));
     let (declares, declared) = mpsc::channel(DECLARES);
@@ -355,7 +356,8 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("declare", declarations.run(declared, stop.clone()));
     let restoring = Restoring::new(asks, folders);
     let service =
-        machine_api::Service::new(control, view_seen.clone(), pki, declares, decisions, restoring, identity.pin());
+        machine_api::Service::new(control, view_seen.clone(), pki, declares, decisions, restoring, identity.pin())
+            .with_tpm(tpm);
     let (admission, api_stop) = (Admission { view: view_seen, claimants }, stop.clone());
     tasks.spawn("machine API", async move {
         if let Err(error) = machine_api::run(&identity, service, admission, api_stop).await {

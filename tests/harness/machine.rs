@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::image::{Image, top};
 use crate::lan::Lan;
 use crate::qmp::Qmp;
-use crate::tpm::Tpm;
+use crate::tpm::{self, Tpm};
 use crate::wait;
 
 /// Longest time that one QMP command may take; saving a snapshot writes the memory.
@@ -172,6 +172,15 @@ impl Machine {
         self.directory.join("disk.qcow2")
     }
 
+    /// What its TPM, if it has one, is known by; the machine is off.
+    ///
+    /// # Errors
+    /// When the TPM does not start.
+    pub fn endorsement_key(&self) -> Result<String> {
+        ensure!(self.hardware.tpm && self.qemu.is_none(), "the machine has no TPM, or is on");
+        tpm::endorsement_key(&self.tpm_folder())
+    }
+
     /// Powers on.
     ///
     /// # Errors
@@ -198,7 +207,7 @@ impl Machine {
         // The last start's ends first.
         self.tpm = None;
         if self.hardware.tpm {
-            self.tpm = Some(Tpm::start(&self.directory.join("tpm"))?);
+            self.tpm = Some(Tpm::start(&self.tpm_folder())?);
         }
         let complaints = fs::File::create(self.directory.join("qemu.log")).context("make qemu.log")?;
         let qemu = Command::new("qemu-system-x86_64")
@@ -343,6 +352,10 @@ impl Machine {
 
     fn console_file(&self) -> PathBuf {
         self.directory.join(format!("console-{}.log", self.boots))
+    }
+
+    fn tpm_folder(&self) -> PathBuf {
+        self.directory.join("tpm")
     }
 
     fn qmp_socket(&self) -> PathBuf {

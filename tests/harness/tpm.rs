@@ -6,11 +6,21 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use garboard_tpm::testing::Emulator;
 
 use crate::wait;
 
 /// Longest time that it may take to start.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// The SHA-256 of the endorsement key of the TPM of this folder, which is off, as a Machine names it.
+pub(crate) fn endorsement_key(folder: &Path) -> Result<String> {
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    let emulator = Emulator::start_in(folder).context("start swtpm")?;
+    let key = emulator.tpm().endorsement_key().context("ask for the endorsement key")?;
+    let digits: String = key.digest().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("sha256:{digits}"))
+}
 
 /// One that is on. What it keeps is in a folder, and outlives it as it outlives a chip without power.
 pub(crate) struct Tpm {

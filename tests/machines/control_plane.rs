@@ -61,7 +61,8 @@ fn grow(scene: &Scene, count: usize) -> Result<Vec<Machine>> {
     scene.cluster.wait_for(&["clusters.garboard.dev", "cluster"], "/status/endpoint", &endpoint, READY_LIMIT)?;
     for (name, place) in OTHERS.into_iter().zip(scene.places).take(count) {
         let hardware = Hardware { memory_mib: 2560, ..Hardware::default() };
-        let machine = scene.start_waiting(name, place, hardware)?;
+        let mut machine = scene.another(name, place, hardware)?;
+        machine.start()?;
         let joined = || {
             let (host, key) = machine.wait_waiting(READY_LIMIT)?;
             if name == OTHERS[0] {

@@ -40,14 +40,17 @@ fn a_worker_joins_by_one_resource(scene: &mut Scene) -> Result<()> {
     outcome
 }
 
-/// Declares a worker by the hardware address that it will have, starts it without anything, and waits until it belongs to the cluster.
+/// Declares a worker by the hardware address and the TPM that it will have, starts it without anything, and waits until it belongs to
+/// the cluster.
 fn join(scene: &Scene) -> Result<Machine> {
     let place = scene.places[0];
-    scene.declare_waiting(WORKER, place, "Worker", &json!({ "macAddress": place.mac_address() }))?;
+    let hardware = Hardware { memory_mib: 2048, tpm: true, ..Hardware::default() };
+    let mut worker = scene.another(WORKER, place, hardware)?;
+    let waiting = json!({ "macAddress": place.mac_address(), "endorsementKey": worker.endorsement_key()? });
+    scene.declare_waiting(WORKER, place, "Worker", &waiting)?;
     let told = ["machine", WORKER];
     scene.cluster.wait_for(&told, "/status/conditions/0/reason", &json!("NotFound"), POD_LIMIT)?;
-    let hardware = Hardware { memory_mib: 2048, tpm: true, ..Hardware::default() };
-    let worker = scene.start_waiting(WORKER, place, hardware)?;
+    worker.start()?;
     let ready = || {
         let (_, key) = worker.wait_waiting(READY_LIMIT)?;
         scene.cluster.know(WORKER, place.ports, &key)?;

@@ -132,16 +132,6 @@ impl Scene {
             .with_context(|| self.account())
     }
 
-    /// Starts a machine at a place that has no manifests, and so waits.
-    ///
-    /// # Errors
-    /// When it does not start.
-    pub fn start_waiting(&self, name: &str, place: Place, hardware: Hardware) -> Result<Machine> {
-        let mut machine = self.another(name, place, hardware)?;
-        machine.start()?;
-        Ok(machine)
-    }
-
     /// Makes manifests for the machine of this name at a place with `garboardctl join`, and starts one there that is given them. Its files
     /// are in a folder of the name `folder`.
     ///
@@ -188,8 +178,11 @@ impl Scene {
         Ok(self.cluster.directory().join(file))
     }
 
-    /// A machine at a place, without manifests.
-    fn another(&self, name: &str, place: Place, hardware: Hardware) -> Result<Machine> {
+    /// A machine at a place that is off and has no manifests, and so waits when it is on. Its files are in a folder of that name.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn another(&self, name: &str, place: Place, hardware: Hardware) -> Result<Machine> {
         let mut machine = Machine::create(&Image::latest()?, &self.folder().join(name), hardware, Ports::free()?)?;
         machine.set_manifests(None);
         machine.connect(self.lan()?, place.number);

@@ -6,7 +6,9 @@ use std::path::Path;
 use garboard_machine_api::waiting::{Announcement, Announcer};
 use garboard_machine_api::{DEFAULT_PORT, Pin};
 use garboard_runtime::applier::chain;
+use garboard_tpm::Tpm;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -18,10 +20,17 @@ const FIRMWARE: &str = "sys/class/dmi/id";
 const LINKS: &str = "sys/class/net";
 
 /// Announces the machine while anybody may claim it, until `stop`.
-pub async fn run(pin: Pin, version: String, mut claimants: watch::Receiver<Claimants>, stop: CancellationToken) {
+pub async fn run(
+    pin: Pin,
+    version: String,
+    tpm: Option<Tpm>,
+    mut claimants: watch::Receiver<Claimants>,
+    stop: CancellationToken,
+) {
     let work = async {
         while claimants.wait_for(|claimants| *claimants == Claimants::Anybody).await.is_ok() {
-            let announcement = hardware(Path::new("/"), pin, &version);
+            let endorsement_key = endorsement_key(tpm.clone()).await;
+            let announcement = Announcement { endorsement_key, ..hardware(Path::new("/"), pin, &version) };
             let announcer = match Announcer::start(&announcement, DEFAULT_PORT) {
                 Ok(announcer) => {
                     info!(?announcement, "announced as waiting");
@@ -44,7 +53,19 @@ pub async fn run(pin: Pin, version: String, mut claimants: watch::Receiver<Claim
     stop.run_until_cancelled(work).await;
 }
 
-/// What the machine is known by; `root` is `/`, or a copy of the files in tests.
+/// Which TPM it has, if it has one that works.
+async fn endorsement_key(tpm: Option<Tpm>) -> Option<Pin> {
+    let tpm = tpm?;
+    match spawn_blocking(move || tpm.endorsement_key()).await.ok()? {
+        Ok(key) => Some(Pin::of_digest(key.digest())),
+        Err(error) => {
+            warn!(error = chain(&error), "announced without the TPM");
+            None
+        }
+    }
+}
+
+/// What the machine is known by but for its TPM; `root` is `/`, or a copy of the files in tests.
 fn hardware(root: &Path, pin: Pin, version: &str) -> Announcement {
     let firmware = |file: &str| text(&root.join(FIRMWARE).join(file));
     let links = fs::read_dir(root.join(LINKS)).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -55,6 +76,7 @@ fn hardware(root: &Path, pin: Pin, version: &str) -> Announcement {
     Announcement {
         pin,
         version: version.to_owned(),
+        endorsement_key: None,
         mac_addresses,
         product: firmware("product_name"),
         serial_number: firmware("product_serial"),
@@ -91,6 +113,7 @@ mod tests {
         let expected = Announcement {
             pin,
             version: "0.1.0".into(),
+            endorsement_key: None,
             mac_addresses: vec!["52:54:00:00:00:01".into(), "52:54:00:00:00:02".into()],
             product: None,
             serial_number: None,

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::context::Context;
+use crate::endorsement::{self, ProofError};
 use crate::join::{TokenError, issue_token};
 use crate::served::whenever_served;
 
@@ -41,6 +42,8 @@ const FIELD_MANAGER: &str = "garboard-handover";
 const RETRY: Duration = Duration::from_secs(10);
 /// Time in which what was told of a machine comes back by the watch; until then it is not told again.
 const ECHO: Duration = Duration::from_secs(30);
+/// Machines that are asked whose TPM they have: more than one of them lie.
+const MAX_ASKED: usize = 8;
 
 /// A machine was not told what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,17 @@ enum HandOverError {
     /// It is not there, or does not take it.
     #[error(transparent)]
     Machine(#[from] ClientError),
+    /// It does not prove which TPM it has.
+    #[error("the machine at {at} does not prove that its TPM has the endorsement key {expected}")]
+    NotProved {
+        /// Where it was asked.
+        at: Endpoint,
+        /// SHA-256 of the key that its TPM should have.
+        expected: PublicKeyPin,
+        /// Why not.
+        #[source]
+        source: ProofError,
+    },
     /// There is no token.
     #[error("cannot make a token")]
     Token(#[from] TokenError),
@@ -74,6 +88,7 @@ impl HandOverError {
             Self::Machine(ClientError::UnknownKey { .. }) => "NotWaiting",
             Self::Machine(ClientError::OtherMachine { .. }) => "OtherMachine",
             Self::Machine(ClientError::Invalid { .. }) => "Refused",
+            Self::NotProved { .. } => "NotProved",
             Self::Endpoint(_) | Self::Machine(_) => "Unreachable",
             Self::Token(_) | Self::Api(_) => "NotPossible",
         }
@@ -200,8 +215,7 @@ impl HandOver<'_> {
             }
             Due::HandOver => {
                 let Some(waiting) = machine.waiting() else { return Ok(None) };
-                let (at, key) = self.target(&cluster, waiting, browser)?;
-                let mut client = MachineClient::connect(&at, key, self.identity).await?;
+                let (at, key, mut client) = self.reach(&cluster, waiting, browser).await?;
                 // A token is made only for one that would take it.
                 client.claim(plan::manifests(machine, None), true).await?;
                 let (token, _) =
@@ -213,17 +227,57 @@ impl HandOver<'_> {
         }
     }
 
-    /// Where the machine is, and its key.
-    fn target(
+    /// The machine: where it is, its key, and a connection to it.
+    async fn reach(
         &self,
         cluster: &Cluster,
         waiting: &WaitingMachine,
         browser: Option<&Browser>,
-    ) -> Result<(Endpoint, Pin), HandOverError> {
+    ) -> Result<(Endpoint, Pin, MachineClient), HandOverError> {
+        let mut candidates = self.candidates(cluster, waiting, browser)?;
+        if candidates.len() > 1 && waiting.endorsement_key.is_none() {
+            let all: Vec<_> = candidates.iter().map(|(_, key)| key.to_string()).collect();
+            return Err(HandOverError::Ambiguous(all.join(", ")));
+        }
+        candidates.truncate(MAX_ASKED);
+        let mut outcome = Err(HandOverError::NotFound);
+        for (at, key) in candidates {
+            outcome = self.connect(at, key, waiting.endorsement_key).await;
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Connects to a machine, which proves its key and, where one is asked for, its TPM.
+    async fn connect(
+        &self,
+        at: Endpoint,
+        key: Pin,
+        endorsement_key: Option<PublicKeyPin>,
+    ) -> Result<(Endpoint, Pin, MachineClient), HandOverError> {
+        let mut client = MachineClient::connect(&at, key, self.identity).await?;
+        if let Some(expected) = endorsement_key
+            && let Err(source) = endorsement::verify(&mut client, key, expected).await
+        {
+            return Err(HandOverError::NotProved { at, expected, source });
+        }
+        Ok((at, key, client))
+    }
+
+    /// Where the machine may be, and its key.
+    fn candidates(
+        &self,
+        cluster: &Cluster,
+        waiting: &WaitingMachine,
+        browser: Option<&Browser>,
+    ) -> Result<Vec<(Endpoint, Pin)>, InvalidEndpoint> {
         if let (Some(host), Some(fingerprint)) = (&waiting.host, waiting.fingerprint) {
             let at = ApiEndpoint { host: host.clone(), port: waiting.port.unwrap_or(DEFAULT_PORT) };
-            return Ok((at.to_string().parse()?, Pin::of_digest(*fingerprint.digest())));
+            return Ok(vec![(at.to_string().parse()?, Pin::of_digest(*fingerprint.digest()))]);
         }
+        // By their keys: a machine may be found at several places.
         let mut candidates = BTreeMap::new();
         for found in browser.iter().flat_map(|browser| browser.found()) {
             if plan::is_meant(waiting, &announced(found))
@@ -233,17 +287,11 @@ impl HandOver<'_> {
                 candidates.insert(found.announcement.pin, *address);
             }
         }
-        match (candidates.pop_first(), candidates.is_empty()) {
-            (Some((pin, address)), true) => {
-                let at = ApiEndpoint { host: address.to_string(), port: DEFAULT_PORT };
-                Ok((at.to_string().parse()?, pin))
-            }
-            (Some((first, _)), false) => {
-                let all: Vec<_> = [first].iter().chain(candidates.keys()).map(Pin::to_string).collect();
-                Err(HandOverError::Ambiguous(all.join(", ")))
-            }
-            (None, _) => Err(HandOverError::NotFound),
-        }
+        let endpoint = |(key, address): (Pin, IpAddr)| {
+            let at = ApiEndpoint { host: address.to_string(), port: DEFAULT_PORT };
+            Ok((at.to_string().parse()?, key))
+        };
+        candidates.into_iter().map(endpoint).collect()
     }
 
     /// Tells how it stands, if that is news.
@@ -330,6 +378,7 @@ fn announced(found: &Found) -> Announced {
     let said = &found.announcement;
     Announced {
         fingerprint: PublicKeyPin::new(*said.pin.digest()),
+        endorsement_key: said.endorsement_key.map(|key| PublicKeyPin::new(*key.digest())),
         mac_addresses: said.mac_addresses.iter().filter_map(|mac| mac.parse().ok()).collect(),
         serial_number: said.serial_number.clone(),
         system_uuid: said.system_uuid.clone(),

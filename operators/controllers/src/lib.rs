@@ -13,6 +13,7 @@ pub mod csr;
 pub mod declare;
 pub mod disputes;
 mod duty;
+mod endorsement;
 pub mod etcd;
 pub mod events;
 pub mod firmware;

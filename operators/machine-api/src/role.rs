@@ -57,7 +57,7 @@ const fn audited(rpc: &'static str, role: Role) -> Rule {
 
 /// Every RPC. What is not in it cannot be called.
 pub const RULES: &[Rule] = &[
-    // What a claimant learns of the machine: that it answers, and its version.
+    // What a claimant learns of the machine: that it answers, its version, and which TPM it has.
     Rule { rpc: "Version", role: Role::Claimant, audited: false },
     reads("Status"),
     reads("Services"),
@@ -69,6 +69,8 @@ pub const RULES: &[Rule] = &[
     audited("Shutdown", Role::Operator),
     audited("ApplyManifest", Role::Admin),
     audited("Claim", Role::Claimant),
+    Rule { rpc: "Endorsement", role: Role::Claimant, audited: false },
+    Rule { rpc: "ProveEndorsement", role: Role::Claimant, audited: false },
     audited("TrialDecide", Role::Admin),
     audited("JoinToken", Role::Admin),
     reads("EtcdMembers"),
@@ -117,6 +119,6 @@ mod tests {
     fn roles_are_ordered_and_a_claimant_sees_nothing() {
         assert!(Role::Claimant < Role::Reader && Role::Reader < Role::Operator && Role::Operator < Role::Admin);
         let open: Vec<_> = RULES.iter().filter(|rule| rule.role == Role::Claimant).map(|rule| rule.rpc).collect();
-        assert_eq!(open, ["Version", "Claim"]);
+        assert_eq!(open, ["Version", "Claim", "Endorsement", "ProveEndorsement"]);
     }
 }

@@ -12,13 +12,13 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use crate::proto::etcd_restore_request::Source;
 use crate::proto::machine_server::Machine;
 use crate::proto::{
-    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, ClaimRequest, ClaimResponse, EtcdDefragmentRequest,
-    EtcdDefragmentResponse, EtcdHealth, EtcdMembersRequest, EtcdMembersResponse, EtcdRestoreRequest,
-    EtcdRestoreResponse, EtcdSnapshotRequest, EtcdSnapshotResponse, JoinTokenRequest, JoinTokenResponse,
-    KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest, RebootResponse, Service,
-    ServiceRestartRequest, ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest,
-    ShutdownResponse, StatusRequest, StatusResponse, TrialDecideRequest, TrialDecideResponse, VersionRequest,
-    VersionResponse,
+    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, ClaimRequest, ClaimResponse, EndorsementRequest,
+    EndorsementResponse, EtcdDefragmentRequest, EtcdDefragmentResponse, EtcdHealth, EtcdMembersRequest,
+    EtcdMembersResponse, EtcdRestoreRequest, EtcdRestoreResponse, EtcdSnapshotRequest, EtcdSnapshotResponse,
+    JoinTokenRequest, JoinTokenResponse, KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, LogsResponse,
+    ProveEndorsementRequest, ProveEndorsementResponse, RebootRequest, RebootResponse, Service, ServiceRestartRequest,
+    ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest,
+    StatusResponse, TrialDecideRequest, TrialDecideResponse, VersionRequest, VersionResponse,
 };
 use crate::server::{Caller, Limits, ServeError, serve};
 use crate::snapshot::PIECE;
@@ -232,6 +232,19 @@ impl Machine for Memory {
         let ClaimRequest { manifest, dry_run } = request.get_ref();
         self.called(&request, &format!("Claim {} bytes dry_run={dry_run}", manifest.len()))?;
         Ok(Response::new(ClaimResponse { objects: self.declared()? }))
+    }
+
+    async fn endorsement(&self, request: Request<EndorsementRequest>) -> Result<Response<EndorsementResponse>, Status> {
+        self.called(&request, "Endorsement")?;
+        Err(Status::failed_precondition("the machine has no TPM"))
+    }
+
+    async fn prove_endorsement(
+        &self,
+        request: Request<ProveEndorsementRequest>,
+    ) -> Result<Response<ProveEndorsementResponse>, Status> {
+        self.called(&request, "ProveEndorsement")?;
+        Err(Status::failed_precondition("the machine has no TPM"))
     }
 }
 

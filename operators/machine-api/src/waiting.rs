@@ -1,7 +1,7 @@
 //! How machines that wait to be claimed are found on a link: each announces itself as an instance of `_garboard._tcp` (DNS-SD, RFC 6763)
 //! by multicast DNS (RFC 6762).
 //!
-//! Whoever is on the link can announce anything. Only the key is proved, when a connection is made.
+//! Whoever is on the link can announce anything. Only the key is proved, when a connection is made, and the TPM on request.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +31,8 @@ pub struct Announcement {
     pub pin: Pin,
     /// Garboard's version.
     pub version: String,
+    /// The pin of the endorsement key of its TPM.
+    pub endorsement_key: Option<Pin>,
     /// The hardware addresses of its links, as `52:54:00:12:34:56`.
     pub mac_addresses: Vec<String>,
     /// The product's name in its firmware.
@@ -161,9 +163,11 @@ pub async fn find(time: Duration) -> Result<Vec<Found>, MulticastError> {
 }
 
 fn properties(announcement: &Announcement) -> Vec<(&'static str, String)> {
-    let Announcement { pin, version, mac_addresses, product, serial_number, system_uuid } = announcement;
+    let Announcement { pin, version, endorsement_key, mac_addresses, product, serial_number, system_uuid } =
+        announcement;
     let mac_addresses: Vec<_> = mac_addresses.iter().take(MAX_MAC_ADDRESSES).map(String::as_str).collect();
     let mut properties = vec![("key", pin.to_string()), ("version", version.clone()), ("mac", mac_addresses.join(","))];
+    properties.extend(endorsement_key.map(|key| ("tpm", key.to_string())));
     let texts = [("product", product), ("serial", serial_number), ("uuid", system_uuid)];
     properties.extend(texts.into_iter().filter_map(|(key, text)| Some((key, shortened(text.as_deref()?)))));
     properties
@@ -182,6 +186,7 @@ fn read(service: &ResolvedService) -> Option<Found> {
     let announcement = Announcement {
         pin: service.get_property_val_str("key")?.parse().ok()?,
         version: text("version").unwrap_or_default(),
+        endorsement_key: service.get_property_val_str("tpm").and_then(|key| key.parse().ok()),
         mac_addresses: service
             .get_property_val_str("mac")
             .unwrap_or_default()
@@ -209,6 +214,7 @@ mod tests {
         Announcement {
             pin: Pin::of_public_key(&std::process::id().to_be_bytes()),
             version: "0.1.0".into(),
+            endorsement_key: Some(Pin::of_public_key(b"endorsement key")),
             mac_addresses: vec!["52:54:00:00:00:01".into(), "52:54:00:00:00:02".into()],
             product: Some("Standard PC".into()),
             serial_number: None,

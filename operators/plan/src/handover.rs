@@ -80,6 +80,8 @@ pub fn manifests(machine: &Machine, token: Option<&str>) -> String {
 pub struct Announced {
     /// SHA-256 of its public key.
     pub fingerprint: PublicKeyPin,
+    /// SHA-256 of the endorsement key of its TPM.
+    pub endorsement_key: Option<PublicKeyPin>,
     /// The hardware addresses of its links.
     pub mac_addresses: Vec<MacAddress>,
     /// The serial number in its firmware.
@@ -90,10 +92,16 @@ pub struct Announced {
 
 /// Whether the machine that announces itself is the one that waits: everything that is known of that must be so.
 pub fn is_meant(waiting: &WaitingMachine, announced: &Announced) -> bool {
-    let WaitingMachine { host: _, port: _, fingerprint, mac_address, serial_number, system_uuid } = waiting;
-    let known = fingerprint.is_some() || mac_address.is_some() || serial_number.is_some() || system_uuid.is_some();
+    let WaitingMachine { host: _, port: _, fingerprint, endorsement_key, mac_address, serial_number, system_uuid } =
+        waiting;
+    let known = fingerprint.is_some()
+        || endorsement_key.is_some()
+        || mac_address.is_some()
+        || serial_number.is_some()
+        || system_uuid.is_some();
     known
         && fingerprint.is_none_or(|fingerprint| fingerprint == announced.fingerprint)
+        && (endorsement_key.is_none() || *endorsement_key == announced.endorsement_key)
         && mac_address.is_none_or(|mac| announced.mac_addresses.contains(&mac))
         && (serial_number.is_none() || *serial_number == announced.serial_number)
         && (system_uuid.is_none() || *system_uuid == announced.system_uuid)

@@ -94,6 +94,7 @@ fn everything_that_is_known_of_a_machine_must_be_so() {
     let mac = |text: &str| text.parse::<MacAddress>().unwrap();
     let announced = Announced {
         fingerprint: pin(2),
+        endorsement_key: Some(pin(4)),
         mac_addresses: vec![mac("52:54:00:00:00:01"), mac("52:54:00:00:00:02")],
         serial_number: Some("A1".into()),
         system_uuid: None,
@@ -107,6 +108,9 @@ fn everything_that_is_known_of_a_machine_must_be_so() {
         (json!({ "macAddress": "52:54:00:00:00:03" }), false),
         (json!({ "serialNumber": "A1", "macAddress": "52:54:00:00:00:01" }), true),
         (json!({ "serialNumber": "A1", "macAddress": "52:54:00:00:00:03" }), false),
+        (json!({ "endorsementKey": pin(4) }), true),
+        (json!({ "endorsementKey": pin(5) }), false),
+        (json!({ "endorsementKey": pin(5), "serialNumber": "A1" }), false),
         (json!({ "serialNumber": "a1" }), false),
         (json!({ "systemUUID": "4c4c4544-0000-2010-8020-80c04f202020" }), false),
     ] {

@@ -38,13 +38,13 @@ pub struct MachineJoin {
     pub waiting: Option<WaitingMachine>,
 }
 
-/// A machine that waits to be told what it should be. It is known by its key, or by what its hardware says; whoever is on a link of the
-/// control plane can say the latter, so prefer the key where that matters.
+/// A machine that waits to be told what it should be. It is known by its key or its TPM, which it proves, or by what its hardware says;
+/// whoever is on a link of the control plane can say the latter, so prefer a key where that matters.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.fingerprint) || has(self.macAddress) || has(self.serialNumber) || has(self.systemUUID)")
-        .message("say by what the machine is known: fingerprint, macAddress, serialNumber or systemUUID"),
+    validation = Rule::new("has(self.fingerprint) || has(self.endorsementKey) || has(self.macAddress) || has(self.serialNumber) || has(self.systemUUID)")
+        .message("say by what the machine is known: fingerprint, endorsementKey, macAddress, serialNumber or systemUUID"),
     validation = Rule::new("!has(self.host) || has(self.fingerprint)")
         .message("a machine that is reached at its `host` is known by its `fingerprint`"),
     validation = Rule::new("!has(self.port) || has(self.host)")
@@ -62,6 +62,10 @@ pub struct WaitingMachine {
     /// The key that its console shows: the SHA-256 of its public key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<PublicKeyPin>,
+    /// The SHA-256 of the public endorsement key of its TPM: that on P-256, which the TPM's vendor certifies, in the form of a certificate
+    /// (`SubjectPublicKeyInfo`, DER). `garboardctl machines --waiting -o json` shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endorsement_key: Option<PublicKeyPin>,
     /// The hardware address of any of its links.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_address: Option<MacAddress>,

@@ -1,6 +1,7 @@
 //! The calls.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::stream::{BoxStream, StreamExt};
@@ -10,10 +11,11 @@ use garboard_api::types;
 use garboard_control::{Client, LogSource, MachinePhase, ShutdownKind};
 use garboard_machine_api::proto::machine_server::Machine;
 use garboard_machine_api::proto::{
-    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, ClaimRequest, ClaimResponse, EtcdDefragmentRequest,
-    EtcdDefragmentResponse, EtcdMembersRequest, EtcdMembersResponse, EtcdRestoreRequest, EtcdRestoreResponse,
-    EtcdSnapshotRequest, EtcdSnapshotResponse, JoinTokenRequest, JoinTokenResponse, KubeconfigRequest,
-    KubeconfigResponse, LogLine, LogsRequest, LogsResponse, RebootRequest, RebootResponse, ServiceRestartRequest,
+    AppliedObject, ApplyManifestRequest, ApplyManifestResponse, ClaimRequest, ClaimResponse, EndorsementRequest,
+    EndorsementResponse, EtcdDefragmentRequest, EtcdDefragmentResponse, EtcdMembersRequest, EtcdMembersResponse,
+    EtcdRestoreRequest, EtcdRestoreResponse, EtcdSnapshotRequest, EtcdSnapshotResponse, JoinTokenRequest,
+    JoinTokenResponse, KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, LogsResponse,
+    ProveEndorsementRequest, ProveEndorsementResponse, RebootRequest, RebootResponse, ServiceRestartRequest,
     ServiceRestartResponse, ServicesRequest, ServicesResponse, ShutdownRequest, ShutdownResponse, StatusRequest,
     StatusResponse, TrialAbort, TrialConfirm, TrialDecideRequest, TrialDecideResponse, TrialExtend, VersionRequest,
     VersionResponse, trial_decide_request,
@@ -22,7 +24,8 @@ use garboard_machine_api::server::Caller;
 use garboard_machine_api::{Identity, Pin, Role};
 use garboard_plan::pki::Authority;
 use garboard_supervisor::spec::ServiceName;
-use tokio::sync::{mpsc, oneshot, watch};
+use garboard_tpm::{Question, Tpm, TpmError};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use tracing::info;
 
@@ -61,6 +64,8 @@ pub struct Service {
     decide: mpsc::Sender<Decide>,
     restoring: Restoring,
     own: Pin,
+    /// One caller uses it at a time: whoever asks much keeps none but himself waiting for long.
+    tpm: Arc<Mutex<Option<Tpm>>>,
 }
 
 impl Service {
@@ -75,7 +80,27 @@ impl Service {
         restoring: Restoring,
         own: Pin,
     ) -> Self {
-        Self { control, view, pki, declare, decide, restoring, own }
+        Self { control, view, pki, declare, decide, restoring, own, tpm: Arc::default() }
+    }
+
+    /// The same service on a machine with this TPM, if it has one.
+    #[must_use]
+    pub fn with_tpm(self, tpm: Option<Tpm>) -> Self {
+        Self { tpm: Arc::new(Mutex::new(tpm)), ..self }
+    }
+
+    /// What the machine's TPM does.
+    async fn ask_tpm<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Tpm) -> Result<T, TpmError> + Send + 'static,
+    ) -> Result<T, Status> {
+        // It is held until the TPM is done, whether or not the caller still waits.
+        let tpm = self.tpm.clone().lock_owned().await;
+        let done = tokio::task::spawn_blocking(move || tpm.as_ref().map(work)).await;
+        match done.map_err(|error| Status::internal(error.to_string()))? {
+            Some(done) => done.map_err(|error| Status::failed_precondition(chain(&error))),
+            None => Err(Status::failed_precondition("the machine has no TPM")),
+        }
     }
 
     /// Reads manifests, and says what becomes of the machine's key in them.
@@ -328,6 +353,22 @@ impl Machine for Service {
         info!(address = %caller.address, fingerprint = %by, dry_run, "the machine is claimed");
         let objects = self.declare(manifests, own, Some(by), *dry_run).await?;
         Ok(Response::new(ClaimResponse { objects }))
+    }
+
+    async fn endorsement(&self, _: Request<EndorsementRequest>) -> Result<Response<EndorsementResponse>, Status> {
+        let endorsement = self.ask_tpm(Tpm::endorsement).await?;
+        Ok(Response::new(EndorsementResponse { endorsement: endorsement.to_bytes() }))
+    }
+
+    async fn prove_endorsement(
+        &self,
+        request: Request<ProveEndorsementRequest>,
+    ) -> Result<Response<ProveEndorsementResponse>, Status> {
+        let question = Question::try_from(request.get_ref().question.as_slice());
+        let question = question.map_err(|error| Status::invalid_argument(format!("question: {error}")))?;
+        let own = self.own;
+        let answer = self.ask_tpm(move |tpm| tpm.answer(&question, own.digest())).await?;
+        Ok(Response::new(ProveEndorsementResponse { answer: answer.to_bytes() }))
     }
 }
 

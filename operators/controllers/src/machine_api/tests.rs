@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use futures::StreamExt;
-use garboard_api::manifest;
+use garboard_api::{PublicKeyPin, manifest};
 use garboard_catalog::EtcdSource;
 use garboard_control::server::{self as control, Refusal};
 use garboard_control::{MachineInfo, MachinePhase};
@@ -15,10 +15,13 @@ use garboard_machine_api::proto::{AppliedObject, EtcdOwnData, EtcdRestoreRequest
 use garboard_machine_api::testing::only;
 use garboard_supervisor::status::{PublicState, ServiceStatus};
 use garboard_supervisor::testing::status;
+use garboard_tpm::testing::Emulator;
+use garboard_tpm::{Endorsement, Tpm};
 use tokio::net::TcpListener;
 
 use super::*;
 use crate::claim::Claims;
+use crate::endorsement::{self, ProofError};
 use crate::etcd::restore::{Ask, Folders};
 use crate::pki::PkiStore;
 use garboard_plan::pki::Desired;
@@ -72,6 +75,7 @@ async fn pid_1(mut requests: mpsc::Receiver<control::Request>, told: Arc<Mutex<V
 
 struct Scene {
     client: Client,
+    pin: Pin,
     told: Arc<Mutex<Vec<String>>>,
     view: watch::Sender<View>,
     declared: mpsc::Receiver<Declare>,
@@ -85,6 +89,11 @@ struct Scene {
 }
 
 async fn scene(role: Role) -> Scene {
+    scene_with(role, None).await
+}
+
+/// On a machine with this TPM.
+async fn scene_with(role: Role, tpm: Option<Tpm>) -> Scene {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("control.sock");
     let (requests, received) = mpsc::channel(8);
@@ -110,7 +119,8 @@ async fn scene(role: Role) -> Scene {
         mpsc::channel(1).0,
         Restoring::new(asks, folders),
         machine.pin(),
-    );
+    )
+    .with_tpm(tpm);
     let (access, list) = watch::channel(only(&person, "alice", role));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
@@ -119,7 +129,7 @@ async fn scene(role: Role) -> Scene {
         serve(listener, &machine, list, Limits::default(), service, std::future::pending()).await.unwrap();
     });
     let client = Client::connect(&endpoint, pin, &person).await.unwrap();
-    Scene { client, told, view, declared, asked, own, directory, _served: access, _control: (services, phase) }
+    Scene { client, pin, told, view, declared, asked, own, directory, _served: access, _control: (services, phase) }
 }
 
 fn declared(access: &str) -> View {
@@ -377,4 +387,35 @@ async fn without_etcd_its_calls_say_so() {
         matches!(&silent, Err(ClientError::NotYet { message }) if message.contains("etcd does not serve")),
         "{silent:?}"
     );
+}
+
+#[tokio::test]
+async fn whoever_may_claim_a_machine_gets_proof_of_its_tpm() {
+    let (one, other) = (Emulator::start().unwrap(), Emulator::start().unwrap());
+    let key = |tpm: Tpm| PublicKeyPin::new(tpm.endorsement_key().unwrap().digest());
+    let mut scene = scene_with(Role::Claimant, Some(one.tpm())).await;
+    endorsement::verify(&mut scene.client, scene.pin, key(one.tpm())).await.unwrap();
+    let another = endorsement::verify(&mut scene.client, scene.pin, key(other.tpm())).await;
+    assert!(matches!(another, Err(ProofError::Another(_))), "{another:?}");
+    // As if this one were asked by a machine that passes on what it answers.
+    let passed_on = Identity::generate().unwrap().pin();
+    let relayed = endorsement::verify(&mut scene.client, passed_on, key(one.tpm())).await;
+    assert!(matches!(relayed, Err(ProofError::Wrong)), "{relayed:?}");
+    let invalid = scene.client.prove_endorsement(vec![4; 7]).await;
+    assert!(matches!(invalid, Err(ClientError::Invalid { .. })), "{invalid:?}");
+}
+
+#[tokio::test]
+async fn a_machine_that_only_names_a_tpm_proves_nothing() {
+    let (one, other) = (Emulator::start().unwrap(), Emulator::start().unwrap());
+    let named = one.tpm().endorsement().unwrap();
+    let (_, question) = garboard_tpm::Challenge::new(&named, b"context").unwrap();
+    let mut scene = scene_with(Role::Claimant, Some(other.tpm())).await;
+    let refused = scene.client.prove_endorsement(question.to_bytes()).await.unwrap_err();
+    assert!(refused.to_string().contains("another TPM"), "{refused}");
+    let told = Endorsement::try_from(scene.client.endorsement().await.unwrap().as_slice()).unwrap();
+    assert_ne!(told, named);
+    let mut without = scene_with(Role::Claimant, None).await;
+    let refused = without.client.endorsement().await.unwrap_err();
+    assert!(refused.to_string().contains("no TPM"), "{refused}");
 }

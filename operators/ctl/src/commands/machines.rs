@@ -42,6 +42,7 @@ struct Waiting {
     port: u16,
     key: String,
     garboard: String,
+    endorsement_key: Option<String>,
     product: Option<String>,
     serial_number: Option<String>,
     #[serde(rename = "systemUUID")]
@@ -120,8 +121,16 @@ async fn show_waiting(time: Duration, format: Format) -> anyhow::Result<()> {
         let or_dash = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
         let row = |machine: &Waiting| {
             let macs = machine.mac_addresses.join(",");
-            let rest =
-                if wide { format!("{}   {}", or_dash(&machine.system_uuid), printable(&macs)) } else { String::new() };
+            let rest = if wide {
+                format!(
+                    "{}   {}   {}",
+                    or_dash(&machine.system_uuid),
+                    or_dash(&machine.endorsement_key),
+                    printable(&macs)
+                )
+            } else {
+                String::new()
+            };
             [
                 or_dash(&machine.endpoint),
                 machine.key.clone(),
@@ -130,14 +139,15 @@ async fn show_waiting(time: Duration, format: Format) -> anyhow::Result<()> {
                 rest,
             ]
         };
-        let last = if wide { "UUID, MAC ADDRESSES" } else { "" };
+        let last = if wide { "UUID, ENDORSEMENT KEY, MAC ADDRESSES" } else { "" };
         table(["ENDPOINT", "KEY", "PRODUCT", "SERIAL", last], all.waiting.iter().map(row))
     })
 }
 
 impl From<Found> for Waiting {
     fn from(Found { announcement, addresses, port }: Found) -> Self {
-        let Announcement { pin, version, mac_addresses, product, serial_number, system_uuid } = announcement;
+        let Announcement { pin, version, endorsement_key, mac_addresses, product, serial_number, system_uuid } =
+            announcement;
         let endpoint = addresses.first().map(|address| std::net::SocketAddr::new(*address, port).to_string());
         Self {
             endpoint,
@@ -145,6 +155,7 @@ impl From<Found> for Waiting {
             port,
             key: pin.to_string(),
             garboard: version,
+            endorsement_key: endorsement_key.map(|key| key.to_string()),
             product,
             serial_number,
             system_uuid,

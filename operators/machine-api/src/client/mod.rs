@@ -20,9 +20,10 @@ use tonic::transport::{Channel, Endpoint as ChannelSettings};
 use crate::proto::machine_client::MachineClient;
 use crate::proto::trial_decide_request::Decision;
 use crate::proto::{
-    AppliedObject, ApplyManifestRequest, ClaimRequest, JoinTokenRequest, JoinTokenResponse, KubeconfigRequest,
-    KubeconfigResponse, LogLine, LogsRequest, RebootRequest, Service, ServiceRestartRequest, ServicesRequest,
-    ShutdownRequest, StatusRequest, StatusResponse, TrialDecideRequest, VersionRequest, VersionResponse,
+    AppliedObject, ApplyManifestRequest, ClaimRequest, EndorsementRequest, JoinTokenRequest, JoinTokenResponse,
+    KubeconfigRequest, KubeconfigResponse, LogLine, LogsRequest, ProveEndorsementRequest, RebootRequest, Service,
+    ServiceRestartRequest, ServicesRequest, ShutdownRequest, StatusRequest, StatusResponse, TrialDecideRequest,
+    VersionRequest, VersionResponse,
 };
 use crate::tls::PinMismatch;
 use crate::{Endpoint, Identity, Pin};
@@ -200,6 +201,24 @@ impl Client {
     pub async fn claim(&mut self, manifest: String, dry_run: bool) -> Result<Vec<AppliedObject>, ClientError> {
         let answer = self.calls.claim(ClaimRequest { manifest, dry_run }).await;
         answer.map(|answer| answer.into_inner().objects).map_err(|status| error::of(status, &self.endpoint))
+    }
+
+    /// Which TPM the machine says it has.
+    ///
+    /// # Errors
+    /// When it has none that works, or the connection is lost.
+    pub async fn endorsement(&mut self) -> Result<Vec<u8>, ClientError> {
+        let answer = self.calls.endorsement(EndorsementRequest {}).await;
+        answer.map(|answer| answer.into_inner().endorsement).map_err(|status| error::of(status, &self.endpoint))
+    }
+
+    /// The machine's answer to a question that only that TPM can answer.
+    ///
+    /// # Errors
+    /// When its TPM cannot, or the connection is lost.
+    pub async fn prove_endorsement(&mut self, question: Vec<u8>) -> Result<Vec<u8>, ClientError> {
+        let answer = self.calls.prove_endorsement(ProveEndorsementRequest { question }).await;
+        answer.map(|answer| answer.into_inner().answer).map_err(|status| error::of(status, &self.endpoint))
     }
 }
 
