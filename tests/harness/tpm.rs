@@ -41,6 +41,7 @@ impl Tpm {
             .args(["--tpmstate", &format!("dir={}", folder.display())])
             .args(["--ctrl", &format!("type=unixio,path={}", socket.display())])
             .stdin(Stdio::null())
+            .stderr(fs::File::create(folder.join("swtpm.log")).context("make swtpm.log")?)
             .spawn()
             .context("start swtpm: is it installed? tests/run installs it")?;
         let tpm = Self { swtpm, socket };
