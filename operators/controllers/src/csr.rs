@@ -7,11 +7,12 @@
 
 mod machines;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use garboard_plan::csr::{self, Denial, NOT_ALLOWED, NodeNames, Request};
+use garboard_plan::dispute::LetIn;
 use garboard_plan::join;
 use k8s_openapi::api::certificates::v1::{
     CertificateSigningRequest, CertificateSigningRequestCondition, CertificateSigningRequestStatus,
@@ -87,6 +88,7 @@ pub enum CsrError {
 struct Context {
     client: Client,
     removed: Arc<RemovedMachines>,
+    let_in: Mutex<LetIn>,
 }
 
 /// Decides on requests until `stop`; machines that are let in again are taken out of `removed`.
@@ -95,7 +97,7 @@ pub async fn run(client: Client, removed: Arc<RemovedMachines>, stop: Cancellati
     Controller::new(requests, watcher::Config::default())
         .with_config(controller::Config::default().concurrency(duty::AT_ONCE))
         .graceful_shutdown_on(async move { stop.cancelled().await })
-        .run(reconcile, |_, error, _| retry(error), Arc::new(Context { client, removed }))
+        .run(reconcile, |_, error, _| retry(error), Arc::new(Context { client, removed, let_in: Mutex::default() }))
         .for_each(async |result| duty::tell(result, "a certificate request was not decided"))
         .await;
 }

@@ -59,6 +59,15 @@ impl RemovedMachines {
         Ok(())
     }
 
+    /// Whether a machine is recorded as removed.
+    ///
+    /// # Errors
+    /// The API server's answer.
+    pub async fn has(&self, machine: &str) -> Result<bool, kube::Error> {
+        let status = self.clusters.get_opt(cluster::NAME).await?.and_then(|cluster| cluster.status);
+        Ok(status.is_some_and(|status| status.removed_machines.iter().any(|removed| removed.machine == machine)))
+    }
+
     async fn write(&self, changes: &BTreeMap<String, Change>) -> Result<(), kube::Error> {
         let now = Timestamp::now();
         let changed = |before: &[RemovedMachine]| {

@@ -1,13 +1,13 @@
 //! Machines that want to join under a name that another machine has: what they say of themselves, whether they are let in, and what is
 //! told of those that are not.
 //!
-//! A Machine belongs to the installation that tells its status. Keys do not tell machines apart here: manifests bring one along, and copied
+//! A Machine belongs to the installation that tells its status, and before there is one to that which was let in. Keys do not tell machines apart here: manifests bring one along, and copied
 //! manifests the same one twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use garboard_api::condition::{self, Observation};
 use garboard_api::machine::MachineStatus;
@@ -25,6 +25,9 @@ pub const REASON: &str = "AnotherMachine";
 pub const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// For how long it is told that a machine was refused which does not ask again.
 pub const KEPT: Duration = Duration::from_secs(180);
+
+/// For how long a name is kept for a machine that was let in and has not told a status yet.
+pub const UNTOLD: Duration = Duration::from_secs(120);
 
 /// Annotations of a request in which its machine says who it is.
 const MACHINE_ID: &str = "garboard.dev/machine-id";
@@ -50,6 +53,11 @@ impl Claimant {
             fingerprint: status.fingerprint.as_deref().and_then(|text| text.parse().ok()),
             addresses: status.addresses.clone(),
         }
+    }
+
+    /// Whether that is another machine, or may be.
+    fn is_another_than(&self, other: &Self) -> bool {
+        self.machine_id.is_none() || self.machine_id != other.machine_id
     }
 
     /// The same without its key: a screen has room for little.
@@ -99,8 +107,30 @@ impl fmt::Display for Claimant {
     }
 }
 
-/// Whether a machine that shows a token is let in as `name`, given the status of the Machine of that name and whether its node is Ready.
-/// The token is `spent` when it has let a machine in before.
+/// The machines that were let in a moment ago, by their names.
+#[derive(Debug, Default)]
+pub struct LetIn(BTreeMap<String, (Claimant, Instant)>);
+
+impl LetIn {
+    /// Adds one.
+    pub fn add(&mut self, name: &str, claimant: Claimant, now: Instant) {
+        self.0.retain(|_, (_, at)| now.duration_since(*at) < UNTOLD);
+        self.0.insert(name.to_owned(), (claimant, now));
+    }
+
+    /// Forgets one, which was removed.
+    pub fn forget(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
+    /// The one of this name.
+    pub fn get(&self, name: &str, now: Instant) -> Option<&Claimant> {
+        self.0.get(name).filter(|(_, at)| now.duration_since(*at) < UNTOLD).map(|(claimant, _)| claimant)
+    }
+}
+
+/// Whether a machine that shows a token is let in as `name`, given the status of the Machine of that name, whether its node is Ready, and
+/// who was let in a moment ago. The token is `spent` when it has let a machine in before.
 ///
 /// One whose node is not Ready may be replaced: who made a token for its name has meant it.
 ///
@@ -112,12 +142,16 @@ pub fn admit(
     claimant: &Claimant,
     known: Option<&MachineStatus>,
     ready: bool,
+    let_in: Option<&Claimant>,
 ) -> Result<(), Denial> {
-    let known = known.map(|status| Claimant::of_status(status).in_short());
-    let other = known.filter(|known| known.machine_id.is_none() || known.machine_id != claimant.machine_id);
-    match other {
-        Some(other) if ready || spent => Err(Denial::Another { name: name.to_owned(), other }),
-        _ if spent => Err(Denial::Spent(name.to_owned())),
+    let known = known.map(Claimant::of_status);
+    let untold = let_in.filter(|let_in| known.as_ref().is_none_or(|known| known.is_another_than(let_in)));
+    let awaited = untold.filter(|untold| untold.is_another_than(claimant)).cloned();
+    let name = name.to_owned();
+    match (known.filter(|known| known.is_another_than(claimant)), awaited) {
+        (Some(other), _) if ready || spent => Err(Denial::Another { name, other: other.in_short() }),
+        _ if spent => Err(Denial::Spent(name)),
+        (_, Some(other)) => Err(Denial::Awaited { name, other: other.in_short() }),
         _ => Ok(()),
     }
 }

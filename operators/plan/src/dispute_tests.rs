@@ -38,7 +38,7 @@ fn a_name_belongs_to_the_machine_that_has_it_while_its_node_is_ready() {
         ("another, with a new token", fresh, Some(&other), ready, Some("Another")),
         ("one that replaces one that is away", fresh, Some(&other), unready, None),
     ] {
-        let denial = admit("node-2", token, &claimant(ONE), known, node).err();
+        let denial = admit("node-2", token, &claimant(ONE), known, node, None).err();
         let denial = denial.map(|denial| format!("{denial:?}"));
         match expected {
             None => assert_eq!(denial, None, "{what}"),
@@ -48,12 +48,42 @@ fn a_name_belongs_to_the_machine_that_has_it_while_its_node_is_ready() {
         }
     }
     let silent = Claimant::default();
-    assert!(admit("node-2", fresh, &silent, Some(&one), ready).is_err(), "one that does not say who it is");
+    assert!(admit("node-2", fresh, &silent, Some(&one), ready, None).is_err(), "one that does not say who it is");
+}
+
+#[test]
+fn a_name_is_kept_for_who_was_let_in_until_its_machine_tells() {
+    let [one, other] = [ONE, OTHER].map(claimant);
+    let [told_by_one, told_by_other] = [ONE, OTHER].map(status);
+    for (what, let_in, known, is_admitted) in [
+        ("nobody was let in", None, None, true),
+        ("it was itself", Some(&one), None, true),
+        ("another was", Some(&other), None, false),
+        ("another was, in the place of one that is away", Some(&other), Some(&told_by_one), false),
+        ("another was, has told it, and is away again", Some(&other), Some(&told_by_other), true),
+    ] {
+        assert_eq!(admit("node-2", false, &one, known, false, let_in).is_ok(), is_admitted, "{what}");
+    }
+    let silent = Claimant::default();
+    assert!(admit("node-2", false, &silent, None, false, Some(&silent)).is_err(), "it does not say who it is");
+}
+
+#[test]
+fn who_was_let_in_is_kept_for_a_while() {
+    let (begin, mut let_in) = (Instant::now(), LetIn::default());
+    let_in.add("node-2", claimant(ONE), begin);
+    let_in.add("node-3", claimant(OTHER), begin + UNTOLD / 2);
+    assert_eq!(let_in.get("node-2", begin + UNTOLD / 2), Some(&claimant(ONE)));
+    assert_eq!(let_in.get("node-2", begin + UNTOLD), None);
+    let_in.forget("node-3");
+    assert_eq!(let_in.get("node-3", begin + UNTOLD / 2), None);
+    let_in.add("node-4", claimant(OTHER), begin + UNTOLD);
+    assert_eq!(let_in.0.len(), 1, "what counts no more is dropped");
 }
 
 #[test]
 fn who_is_refused_is_told_who_has_the_name_and_the_ways_out() {
-    let denial = admit("node-2", false, &claimant(OTHER), Some(&status(ONE)), true).unwrap_err().to_string();
+    let denial = admit("node-2", false, &claimant(OTHER), Some(&status(ONE)), true, None).unwrap_err().to_string();
     let problems = vec![format!("join: request node-2-abcde: Denied: {denial}")];
     let screen = console::render(&View { problems, ..View::default() }, Size::default());
     assert!(screen.contains("node-2`"), "cut off:\n{screen}");

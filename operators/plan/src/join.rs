@@ -83,6 +83,17 @@ pub enum Denial {
         /// Who has it.
         other: Claimant,
     },
+    /// Another machine was let in under the name a moment ago, and has not told yet that it is there.
+    #[error(
+        "{other} was let in as {name} a moment ago: give this one a name of its own with `garboardctl join`; if that one does not come, \
+         this one is let in two minutes after it"
+    )]
+    Awaited {
+        /// The name.
+        name: String,
+        /// Who was let in.
+        other: Claimant,
+    },
     /// The machine is not declared.
     #[error("there is no Machine {0}")]
     Unknown(String),
@@ -92,7 +103,7 @@ impl Denial {
     /// Why, in one word.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Another { .. } => dispute::REASON,
+            Self::Another { .. } | Self::Awaited { .. } => dispute::REASON,
             Self::Form(_)
             | Self::Usages(_)
             | Self::Subject { .. }

@@ -1,12 +1,13 @@
 //! Decides on the requests of machines for their clients' certificates.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use garboard_api::{Machine, PublicKeyPin};
 use garboard_machine_api::Pin;
 use garboard_plan::csr::Request;
-use garboard_plan::dispute::{self, Claimant};
+use garboard_plan::dispute::{self, Claimant, LetIn};
 use garboard_plan::join::{self, Asks, Denial, Requester};
 use garboard_plan::removal;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -87,14 +88,32 @@ async fn known(
     let ready = node.is_some_and(|node| removal::node(&node).ready);
     let claimant = Claimant::of_annotations(request.annotations());
     let status = machine.as_ref().and_then(Machine::own_status);
-    let admitted = dispute::admit(name, asks == Asks::Late, &claimant, status, ready);
+    let readmit = |source| CsrError::Readmit { machine: name.to_owned(), source };
+    let was_let_in = context.let_in().get(name, Instant::now()).is_some();
+    if was_let_in && context.removed.has(name).await.map_err(readmit)? {
+        context.let_in().forget(name);
+    }
+    let admitted = {
+        // Of several that ask at once, one is the first.
+        let (mut let_in, now) = (context.let_in(), Instant::now());
+        let admitted = dispute::admit(name, asks == Asks::Late, &claimant, status, ready, let_in.get(name, now));
+        if admitted.is_ok() {
+            let_in.add(name, claimant, now);
+        }
+        admitted
+    };
     if admitted.is_ok() {
         // One of this name was removed before: it is let in again. Whoever asks again is not, so that a token ends with its machine.
-        let readmitted = context.removed.record(name, Change::Readmitted).await;
-        readmitted.map_err(|source| CsrError::Readmit { machine: name.to_owned(), source })?;
+        context.removed.record(name, Change::Readmitted).await.map_err(readmit)?;
         take(&secret, key, client).await.map_err(failed)?;
     }
     Ok(admitted)
+}
+
+impl Context {
+    fn let_in(&self) -> MutexGuard<'_, LetIn> {
+        self.let_in.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 async fn machine(name: &str, client: &Client) -> Result<Option<Machine>, CsrError> {

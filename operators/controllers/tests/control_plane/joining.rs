@@ -205,6 +205,7 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     it_touches_its_own_node_and_endpoint_and_no_other(client, &own).await;
     it_gets_its_own_certificates_and_no_other(&worker, &own).await;
     twins::another_machine_of_its_name_is_refused(world, client, &worker, &first, pin).await;
+    twins::of_two_that_come_at_once_one_is_let_in(world, pin).await;
     twins::two_machines_that_run_as_one_notice_each_other(world, &worker).await;
     let everything = ListParams::default();
     assert!(Api::<Secret>::all(own.clone()).list(&everything).await.is_err(), "a worker reads secrets");
@@ -237,7 +238,8 @@ async fn a_control_plane_machine_gets_the_clusters_keys(world: &World, client: &
     let first = token(world, "node-5", ControlPlane).await;
     let (bearer, _) = first.rsplit_once('.').unwrap();
     let sealed = secrets.get(&format!("garboard-keys-{}", &first[..6])).await.unwrap();
-    let stranger = Joiner::new("node-5", ControlPlane, pin);
+    // Who says that he is that machine.
+    let stranger = Joiner { machine_id: joiner.machine_id.clone(), ..Joiner::new("node-5", ControlPlane, pin) };
     let problem = stranger.join(&format!("{bearer}.{}", "0".repeat(64))).await.unwrap_err();
     assert!(problem.contains("do not open"), "{problem}");
     assert!(!stranger.pki.has_cluster_keys().unwrap());

@@ -96,6 +96,19 @@ pub async fn another_machine_of_its_name_is_refused(
     duty.await.unwrap();
 }
 
+/// Each with a token of its own, and before either has told that it is there.
+pub async fn of_two_that_come_at_once_one_is_let_in(world: &World, pin: PublicKeyPin) {
+    let [one, other] = [(); 2].map(|()| Joiner::new("node-10", Worker, pin));
+    let tokens = [token(world, "node-10", Worker).await, token(world, "node-10", Worker).await];
+    let outcomes = tokio::join!(one.join(&tokens[0]), other.join(&tokens[1]));
+    let (first, problem) = match outcomes {
+        (Ok(()), Err(problem)) => (one, problem),
+        (Err(problem), Ok(())) => (other, problem),
+        both => panic!("{both:?}"),
+    };
+    assert!(problem.contains(&first.machine_id), "{problem}");
+}
+
 /// What others tell of the machine stays.
 async fn told_nothing(machines: &Api<Machine>) -> Option<()> {
     let status = machines.get("node-2").await.unwrap().status.unwrap();
