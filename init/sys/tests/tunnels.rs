@@ -76,6 +76,15 @@ fn neighbours_and_forwards_are_made_read_back_and_removed() {
         }
         assert_eq!(netlink.neighbours(index).await.unwrap(), []);
 
+        // What the kernel looks for in vain is told from what it does not know, and from what it was told.
+        let address = Address { index: other, address: "10.0.0.1/24".parse().unwrap(), protocol: 0, unique: true };
+        netlink.add_address(&address).await.unwrap();
+        std::net::UdpSocket::bind("10.0.0.1:0").unwrap().send_to(b"?", "10.0.0.7:9").unwrap();
+        for (address, expected) in [("10.0.0.7", true), ("10.0.0.8", false), ("10.0.0.9", false)] {
+            assert_eq!(netlink.is_missed(other, ip(address)).await.unwrap(), expected, "{address}");
+        }
+        assert!(!netlink.is_missed(index, ip("10.0.0.7")).await.unwrap(), "of another link");
+
         let remote = ip("192.0.2.2");
         netlink.add_forward(index, PEER_MAC, remote).await.unwrap();
         assert!(netlink.add_forward(index, PEER_MAC, remote).await.unwrap_err().is_taken());

@@ -36,18 +36,35 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn neighbours(&mut self, index: u32) -> Result<Vec<Neighbour>, NetlinkError> {
-        let mut neighbours = Vec::new();
+        let messages = self.messages(index).await?;
+        Ok(messages.iter().filter_map(Neighbour::read).collect())
+    }
+
+    /// Whether the kernel looks for a neighbour of a link, or has looked, and nobody answers.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn is_missed(&mut self, index: u32, address: IpAddr) -> Result<bool, NetlinkError> {
+        let unanswered = u16::from(NeighbourState::Incomplete) | u16::from(NeighbourState::Failed);
+        let is_missed = |message: &NeighbourMessage| {
+            destination(message) == Some(address) && u16::from(message.header.state) & unanswered != 0
+        };
+        Ok(self.messages(index).await?.iter().any(is_missed))
+    }
+
+    /// What the kernel says of the neighbours of a link.
+    async fn messages(&mut self, index: u32) -> Result<Vec<NeighbourMessage>, NetlinkError> {
+        let mut messages = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = self.handle.neighbours().get().set_address_family(family);
             request.message_mut().attributes.push(NeighbourAttribute::IfIndex(index));
             let read = |message: NeighbourMessage| {
-                (message.header.family == family).then(|| Neighbour::read(&message)).flatten()
+                (message.header.family == family && message.header.ifindex == index).then_some(message)
             };
-            let listed =
-                self.list_filtered(format!("list neighbours of link {index}"), request.execute(), read).await?;
-            neighbours.extend(listed.into_iter().filter(|neighbour| neighbour.index == index));
+            messages
+                .extend(self.list_filtered(format!("list neighbours of link {index}"), request.execute(), read).await?);
         }
-        Ok(neighbours)
+        Ok(messages)
     }
 
     /// Makes a permanent neighbour, in the place of what the kernel knows of the address.
@@ -113,18 +130,22 @@ impl Netlink {
 
 impl Neighbour {
     fn read(message: &NeighbourMessage) -> Option<Self> {
-        let (mut address, mut mac) = (None, None);
-        for attribute in &message.attributes {
-            match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => address = Some(IpAddr::V4(*found)),
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => address = Some(IpAddr::V6(*found)),
-                NeighbourAttribute::LinkLayerAddress(bytes) => mac = read_mac(bytes),
-                _ => {}
-            }
-        }
+        let mac = message.attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => read_mac(bytes),
+            _ => None,
+        });
         let permanent = u16::from(message.header.state) & u16::from(NeighbourState::Permanent) != 0;
-        permanent.then_some(Self { index: message.header.ifindex, address: address?, mac: mac? })
+        permanent.then_some(Self { index: message.header.ifindex, address: destination(message)?, mac: mac? })
     }
+}
+
+/// Whose neighbour it is about.
+fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => Some(IpAddr::V4(*found)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => Some(IpAddr::V6(*found)),
+        _ => None,
+    })
 }
 
 impl Forward {

@@ -25,8 +25,8 @@ use crate::time::TimeView;
 
 /// Port that hardly anything listens on (`discard`): a machine that is there refuses the connection.
 const DISCARD: u16 = 9;
-/// A neighbour that does not answer is unreachable after three seconds (`neigh/default/mcast_solicit`). One that answered and drops
-/// the connection is there.
+/// A neighbour that does not answer is unreachable after three seconds (`neigh/default/mcast_solicit`), or later on a machine that is busy.
+/// One that answered and drops the connection is there.
 const NEIGHBOUR: Duration = Duration::from_secs(5);
 /// A server has this long.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -102,23 +102,33 @@ impl Probes {
 
 /// Whether the next hop of the default route is there; none without a default route.
 async fn gateway() -> Option<Result<(), String>> {
-    let address = match default_gateway().await {
-        Ok(address) => address?,
+    let (index, address) = match default_gateway().await {
+        Ok(found) => found?,
         Err(error) => return Some(Err(chain(&error))),
     };
     let unreachable =
         |error: &io::Error| matches!(error.kind(), io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable);
     Some(match timeout(NEIGHBOUR, TcpStream::connect((address, DISCARD))).await {
         Ok(Err(error)) if unreachable(&error) => Err(format!("{address}: {error}")),
-        _ => Ok(()),
+        Ok(_) => Ok(()),
+        Err(_) => match is_missed(index, address).await {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(format!("{address}: it does not answer")),
+            Err(error) => Err(chain(&error)),
+        },
     })
 }
 
-async fn default_gateway() -> Result<Option<IpAddr>, NetlinkError> {
+async fn is_missed(index: u32, address: IpAddr) -> Result<bool, NetlinkError> {
+    Netlink::open()?.is_missed(index, address).await
+}
+
+/// The link of the default route, and its next hop.
+async fn default_gateway() -> Result<Option<(u32, IpAddr)>, NetlinkError> {
     let routes = Netlink::open()?.routes().await?;
     let default = routes.into_iter().filter(|route| route.destination.prefix_len() == 0);
-    let gateways = default.filter_map(|route| Some((route.metric, route.gateway?)));
-    Ok(gateways.min().map(|(_, gateway)| gateway))
+    let gateways = default.filter_map(|route| Some((route.metric, route.index, route.gateway?)));
+    Ok(gateways.min().map(|(_, index, gateway)| (index, gateway)))
 }
 
 /// Whether any of those who are asked answers; none when there is nobody to ask.
