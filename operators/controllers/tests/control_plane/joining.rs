@@ -200,6 +200,12 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
         assert!(problem.contains(said), "{problem}");
     }
 
+    // One whose time is over, also before the cluster has cleaned up.
+    let before = SystemTime::now() - Duration::from_secs(90);
+    let (expired, _) = issue_token(&world.pki, "node-4", Worker, Duration::from_secs(60), before).await.unwrap();
+    let problem = thief.join(&expired).await.unwrap_err();
+    assert!(problem.contains("it has expired"), "{problem}");
+
     let own = worker.client();
     it_changes_its_own_machine_and_no_other(&own, &worker.machine).await;
     it_touches_its_own_node_and_endpoint_and_no_other(client, &own).await;
