@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 #[cfg(feature = "tpm")]
-use garboard_tpm::Tpm;
+use garboard_tpm::{SealedKeyError, Tpm};
 use http::HeaderValue;
 use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::{self, PemObject};
@@ -18,7 +18,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
 #[cfg(feature = "tpm")]
-use crate::sealed::{SealedKey, SealedKeyError};
+use crate::sealed::TpmSigner;
 
 /// The authority that signs the API server's certificate, PEM.
 const AUTHORITY: &str = "ca.crt";
@@ -119,7 +119,7 @@ impl Identity {
                 };
                 let (authority, certificate, key) = (read(AUTHORITY)?, read(CERTIFICATE)?, read(KEY)?);
                 #[cfg(feature = "tpm")]
-                if let Some(key) = SealedKey::read(&key, Tpm::find())? {
+                if let Some(key) = TpmSigner::read(&key, Tpm::find())? {
                     return sealed(&authority, &certificate, key);
                 }
                 configuration(&authority, &certificate, &key)
@@ -134,7 +134,7 @@ fn configuration(authority: &[u8], certificate: &[u8], key: &[u8]) -> Result<Arc
 }
 
 #[cfg(feature = "tpm")]
-fn sealed(authority: &[u8], certificate: &[u8], key: SealedKey) -> Result<Arc<ClientConfig>, IdentityError> {
+fn sealed(authority: &[u8], certificate: &[u8], key: TpmSigner) -> Result<Arc<ClientConfig>, IdentityError> {
     let certified = CertifiedKey::new(chain(certificate)?, Arc::new(key));
     certified.keys_match()?;
     Ok(Arc::new(builder(authority)?.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))))
@@ -219,7 +219,7 @@ mod tests {
 
         fn client(&self, key: &TpmKey, tpm: Option<Tpm>) -> Result<Arc<ClientConfig>, IdentityError> {
             let certificate = self.certify(&PublicKey(key)).pem();
-            let key = SealedKey::read(key.to_pem().unwrap().as_bytes(), tpm)?.unwrap();
+            let key = TpmSigner::read(key.to_pem().unwrap().as_bytes(), tpm)?.unwrap();
             sealed(self.0.pem().as_bytes(), certificate.as_bytes(), key)
         }
     }
@@ -270,7 +270,7 @@ mod tests {
         let (emulator, authority) = (Emulator::start().unwrap(), Authority::new());
         let (one, other) = (emulator.tpm().create_key().unwrap(), emulator.tpm().create_key().unwrap());
         let certificate = authority.certify(&PublicKey(&one)).pem();
-        let key = SealedKey::read(other.to_pem().unwrap().as_bytes(), Some(emulator.tpm())).unwrap().unwrap();
+        let key = TpmSigner::read(other.to_pem().unwrap().as_bytes(), Some(emulator.tpm())).unwrap().unwrap();
         let refused = sealed(authority.0.pem().as_bytes(), certificate.as_bytes(), key);
         assert!(matches!(refused, Err(IdentityError::Tls(_))));
     }

@@ -36,8 +36,6 @@ use tower::{BoxError, Service, ServiceBuilder};
 
 pub use identity::{Identity, IdentityError};
 pub use outage::Outage;
-#[cfg(feature = "tpm")]
-pub use sealed::SealedKeyError;
 pub use watch::{Refused, or_refused, uninterrupted};
 
 /// Longest time until a connection is made.

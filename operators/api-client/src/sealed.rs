@@ -2,54 +2,37 @@
 
 use std::sync::Arc;
 
-use garboard_tpm::{KeyError, Tpm, TpmKey};
-use rustls::pki_types::{SubjectPublicKeyInfoDer, alg_id};
-use rustls::sign::{Signer, SigningKey, public_key_to_spki};
+use garboard_tpm::{SealedKey, SealedKeyError, Tpm, TpmKey};
+use rustls::pki_types::SubjectPublicKeyInfoDer;
+use rustls::sign::{Signer, SigningKey};
 use rustls::{Error, OtherError, SignatureAlgorithm, SignatureScheme};
 
 /// What the TPM signs with.
 const SCHEME: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
 
-/// Why a key of a TPM is of no use.
-#[derive(Debug, thiserror::Error)]
-pub enum SealedKeyError {
-    /// It is none.
-    #[error("not a key of a TPM")]
-    Key(#[from] KeyError),
-    /// The machine has no TPM.
-    #[error("the key is in a TPM, and this machine has none")]
-    NoTpm,
-}
-
-/// A key, and the TPM that can use it.
+/// The key of a client, for TLS.
 ///
 /// It waits for the TPM where a key in memory computes. Either is short, and connections are few: they are kept for as long as they serve.
 #[derive(Clone, Debug)]
-pub(crate) struct SealedKey {
-    tpm: Tpm,
-    key: Arc<TpmKey>,
-}
+pub(crate) struct TpmSigner(SealedKey);
 
-impl SealedKey {
+impl TpmSigner {
     /// The key in a PEM text, if it is a TPM's.
     pub(crate) fn read(pem: &[u8], tpm: Option<Tpm>) -> Result<Option<Self>, SealedKeyError> {
         match str::from_utf8(pem) {
-            Ok(pem) if TpmKey::is_in(pem) => {
-                let key = Arc::new(TpmKey::from_pem(pem)?);
-                Ok(Some(Self { tpm: tpm.ok_or(SealedKeyError::NoTpm)?, key }))
-            }
+            Ok(pem) if TpmKey::is_in(pem) => SealedKey::from_pem(pem, tpm).map(|key| Some(Self(key))),
             _ => Ok(None),
         }
     }
 }
 
-impl SigningKey for SealedKey {
+impl SigningKey for TpmSigner {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
         offered.contains(&SCHEME).then(|| Box::new(self.clone()) as _)
     }
 
     fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
-        Some(public_key_to_spki(&alg_id::ECDSA_P256, self.key.point()))
+        Some(self.0.key().public_key_info().into())
     }
 
     fn algorithm(&self) -> SignatureAlgorithm {
@@ -57,9 +40,9 @@ impl SigningKey for SealedKey {
     }
 }
 
-impl Signer for SealedKey {
+impl Signer for TpmSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
-        self.tpm.sign(&self.key, message).map_err(|error| OtherError(Arc::new(error)).into())
+        self.0.sign(message).map_err(|error| OtherError(Arc::new(error)).into())
     }
 
     fn scheme(&self) -> SignatureScheme {

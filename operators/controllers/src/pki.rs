@@ -417,15 +417,17 @@ impl PkiStore {
         if !TpmKey::is_in(pem) {
             return false;
         }
-        let (_, key) = read::split(pem);
-        // Whoever reads the certificate finds what is wrong with its key.
-        let Ok(key) = TpmKey::from_pem(&key) else { return false };
-        let Some(tpm) = &self.tpm else { return true };
-        let lost = self.lost.get(leaf, &[pem], || match tpm.check(&key) {
-            Ok(()) => Ok(false),
-            Err(error) => {
-                warn!(certificate = leaf.name(), error = chain(&error), "the TPM does not take the key");
-                if matches!(error, TpmError::ForeignKey) { Ok(true) } else { Err(error) }
+        let lost = self.lost.get(leaf, &[pem], || {
+            let (_, key) = read::split(pem);
+            // Whoever reads the certificate finds what is wrong with its key.
+            let Ok(key) = TpmKey::from_pem(&key) else { return Ok(false) };
+            let Some(tpm) = &self.tpm else { return Ok(true) };
+            match tpm.check(&key) {
+                Ok(()) => Ok(false),
+                Err(error) => {
+                    warn!(certificate = leaf.name(), error = chain(&error), "the TPM does not take the key");
+                    if matches!(error, TpmError::ForeignKey) { Ok(true) } else { Err(error) }
+                }
             }
         });
         lost.unwrap_or(false)

@@ -1,14 +1,9 @@
 //! Which TPM it is: the endorsement key, which its vendor has certified.
 
 use ring::digest::{SHA256, digest};
-use yasna::models::ObjectIdentifier;
 
 use crate::point::{Point, SIZE};
 
-/// A key on an elliptic curve (`id-ecPublicKey`, RFC 5480, section 2.1.1).
-const EC_PUBLIC_KEY: &[u64] = &[1, 2, 840, 10045, 2, 1];
-/// P-256 (`secp256r1`, RFC 5480, section 2.1.1.1).
-const P256: &[u64] = &[1, 2, 840, 10045, 3, 1, 7];
 /// What a name by SHA-256 begins with (TPM 2.0 Library, part 1, chapter 16).
 const SHA256_NAME: &[u8] = &[0x00, 0x0b];
 /// Size of such a name.
@@ -53,17 +48,8 @@ impl EndorsementKey {
 
     /// SHA-256 of its `SubjectPublicKeyInfo` (RFC 5480, section 2), DER: what the key is told by.
     pub fn digest(&self) -> [u8; 32] {
-        let der = yasna::construct_der(|writer| {
-            writer.write_sequence(|writer| {
-                writer.next().write_sequence(|writer| {
-                    writer.next().write_oid(&ObjectIdentifier::from_slice(EC_PUBLIC_KEY));
-                    writer.next().write_oid(&ObjectIdentifier::from_slice(P256));
-                });
-                writer.next().write_bitvec_bytes(self.point(), SIZE * 8);
-            });
-        });
         let mut bytes = [0; 32];
-        bytes.copy_from_slice(digest(&SHA256, &der).as_ref());
+        bytes.copy_from_slice(digest(&SHA256, &self.0.public_key_info()).as_ref());
         bytes
     }
 }

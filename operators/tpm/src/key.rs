@@ -98,6 +98,11 @@ impl TpmKey {
     pub fn point(&self) -> &[u8] {
         self.point.bytes()
     }
+
+    /// The same as `SubjectPublicKeyInfo` (RFC 5480, section 2), DER.
+    pub fn public_key_info(&self) -> Vec<u8> {
+        self.point.public_key_info()
+    }
 }
 
 impl fmt::Debug for TpmKey {

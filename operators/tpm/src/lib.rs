@@ -16,6 +16,7 @@ mod endorsement;
 mod exchange;
 mod key;
 mod point;
+mod sealed;
 mod session;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -30,6 +31,7 @@ pub use challenge::{Answer, Challenge, Question};
 pub use endorsement::{Endorsement, EndorsementError, EndorsementKey};
 pub use exchange::ResponseCode;
 pub use key::{KeyError, TpmKey};
+pub use sealed::{SealedKey, SealedKeyError};
 
 use exchange::Connection;
 use session::Session;

@@ -1,11 +1,16 @@
 //! A point on P-256, as it is written.
 
 use tpm2_protocol::data::{TpmEccCurve, TpmtPublic, TpmuPublicId, TpmuPublicParms};
+use yasna::models::ObjectIdentifier;
 
 /// Size of a coordinate.
 pub(crate) const COORDINATE: usize = 32;
 /// Size of a point.
 pub(crate) const SIZE: usize = 1 + 2 * COORDINATE;
+/// A key on an elliptic curve (`id-ecPublicKey`, RFC 5480, section 2.1.1).
+const EC_PUBLIC_KEY: &[u64] = &[1, 2, 840, 10045, 2, 1];
+/// P-256 (`secp256r1`, RFC 5480, section 2.1.1.1).
+const P256: &[u64] = &[1, 2, 840, 10045, 3, 1, 7];
 /// What it begins with.
 const UNCOMPRESSED: u8 = 4;
 
@@ -40,6 +45,19 @@ impl Point {
 
     pub(crate) fn bytes(&self) -> &[u8; SIZE] {
         &self.0
+    }
+
+    /// The public key that it is, as `SubjectPublicKeyInfo` (RFC 5480, section 2), DER.
+    pub(crate) fn public_key_info(&self) -> Vec<u8> {
+        yasna::construct_der(|writer| {
+            writer.write_sequence(|writer| {
+                writer.next().write_sequence(|writer| {
+                    writer.next().write_oid(&ObjectIdentifier::from_slice(EC_PUBLIC_KEY));
+                    writer.next().write_oid(&ObjectIdentifier::from_slice(P256));
+                });
+                writer.next().write_bitvec_bytes(&self.0, SIZE * 8);
+            });
+        })
     }
 
     /// Its x and its y.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use garboard_plan::pki::{Profile, SubjectName, Validity};
-use garboard_tpm::{KeyError, Tpm, TpmError};
+use garboard_tpm::{SealedKeyError, Tpm, TpmError};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SubjectPublicKeyInfo,
@@ -27,12 +27,9 @@ pub enum IssueError {
     /// The TPM has not made or used a key.
     #[error(transparent)]
     Tpm(#[from] TpmError),
-    /// A text says that it is a key of a TPM, and is none.
+    /// A text says that it is a key of a TPM, and is of no use.
     #[error(transparent)]
-    TpmKey(#[from] KeyError),
-    /// A key is in a TPM, and there is none.
-    #[error("the key is in a TPM, and this machine has none")]
-    NoTpm,
+    Sealed(#[from] SealedKeyError),
     /// The kernel gave no random bytes.
     #[error("there are no random bytes")]
     Random,

@@ -14,7 +14,6 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 
 use super::issue::{IssueError, Signer};
-use super::key::PublicHalf;
 
 /// Why a text is no certificate with its key.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +94,7 @@ fn parse(block: &Pem) -> Result<X509Certificate<'_>, ReadError> {
 
 fn check_key(certificate: &X509Certificate<'_>, key_pem: &str) -> Result<(), ReadError> {
     let public = if TpmKey::is_in(key_pem) {
-        PublicHalf(&TpmKey::from_pem(key_pem).map_err(|_| ReadError::Key)?).subject_public_key_info()
+        TpmKey::from_pem(key_pem).map_err(|_| ReadError::Key)?.public_key_info()
     } else {
         KeyPair::from_pem(key_pem).map_err(|_| ReadError::Key)?.subject_public_key_info()
     };
