@@ -7,13 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use garboard_tpm::testing::Swtpm;
 use jiff::Timestamp;
 use serde_json::json;
 
 use crate::image::{Image, top};
 use crate::lan::Lan;
 use crate::qmp::Qmp;
-use crate::tpm::{self, Tpm};
+use crate::tpm;
 use crate::wait;
 
 /// Longest time that one QMP command may take; saving a snapshot writes the memory.
@@ -67,7 +68,7 @@ pub struct Machine {
     link: Option<Link>,
     boots: u32,
     qemu: Option<Child>,
-    tpm: Option<Tpm>,
+    tpm: Option<Swtpm>,
 }
 
 /// The host's ports that lead into a machine.
@@ -207,12 +208,12 @@ impl Machine {
         // The last start's ends first.
         self.tpm = None;
         if self.hardware.tpm {
-            self.tpm = Some(Tpm::start(&self.tpm_folder())?);
+            self.tpm = Some(tpm::start(&self.tpm_folder())?);
         }
         let complaints = fs::File::create(self.directory.join("qemu.log")).context("make qemu.log")?;
         let qemu = Command::new("qemu-system-x86_64")
             .args(self.arguments()?)
-            .args(self.tpm.iter().flat_map(Tpm::arguments))
+            .args(self.tpm.iter().flat_map(tpm::arguments))
             .args(more)
             .stdin(Stdio::null())
             .stdout(complaints.try_clone().context("share qemu.log")?)

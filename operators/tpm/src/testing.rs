@@ -11,53 +11,40 @@ use tempfile::TempDir;
 
 use crate::{Reached, Tpm};
 
-/// What it listens at, in its folder.
-const SOCKET: &str = "server.sock";
 /// Longest time that the emulator may take to start.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A TPM that ends when this is dropped, and all its keys with it unless its folder stays.
+/// One that runs. Its state is in a folder, and outlives it as it outlives a chip without power.
 #[derive(Debug)]
-pub struct Emulator {
-    folder: PathBuf,
-    swtpm: Child,
-    _temporary: Option<TempDir>,
+pub struct Swtpm {
+    socket: PathBuf,
+    process: Child,
 }
 
-impl Emulator {
-    /// Starts a new TPM.
+impl Swtpm {
+    /// Starts the TPM whose state is in this folder, or a new one if there is none. It listens at a socket there, on the channel of this
+    /// name: `server` for commands, `ctrl` for who emulates a machine.
     ///
     /// # Errors
     /// When swtpm is not installed, or does not start.
-    pub fn start() -> io::Result<Self> {
-        let temporary = TempDir::new()?;
-        Self::launch(temporary.path().to_path_buf(), Some(temporary))
-    }
-
-    /// Starts the TPM whose state is in this folder, or a new one if there is none.
-    ///
-    /// # Errors
-    /// Those of [`Emulator::start`].
-    pub fn start_in(folder: &Path) -> io::Result<Self> {
-        Self::launch(folder.to_path_buf(), None)
-    }
-
-    fn launch(folder: PathBuf, temporary: Option<TempDir>) -> io::Result<Self> {
-        let (path, socket) = (folder.display(), folder.join(SOCKET));
+    pub fn start(folder: &Path, channel: &str, options: &[&str]) -> io::Result<Self> {
+        let socket = folder.join(format!("{channel}.sock"));
         if socket.exists() {
             fs::remove_file(&socket)?;
         }
-        let swtpm = Command::new("swtpm")
-            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-            .args(["--tpmstate", &format!("dir={path}"), "--server", &format!("type=unixio,path={path}/{SOCKET}")])
+        let process = Command::new("swtpm")
+            .args(["socket", "--tpm2"])
+            .args(options)
+            .args(["--tpmstate", &format!("dir={}", folder.display())])
+            .args([&format!("--{channel}"), &format!("type=unixio,path={}", socket.display())])
             .stdin(Stdio::null())
             // It tells of every client that goes.
-            .stderr(Stdio::null())
+            .stderr(fs::File::create(folder.join("swtpm.log"))?)
             .spawn()?;
-        let mut emulator = Self { folder, swtpm, _temporary: temporary };
+        let mut swtpm = Self { socket, process };
         let began = Instant::now();
-        while !socket.exists() {
-            if let Some(status) = emulator.swtpm.try_wait()? {
+        while !swtpm.socket.exists() {
+            if let Some(status) = swtpm.process.try_wait()? {
                 return Err(io::Error::other(format!("swtpm has ended with {status}")));
             }
             if began.elapsed() > LIMIT {
@@ -65,19 +52,52 @@ impl Emulator {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        Ok(emulator)
+        Ok(swtpm)
+    }
+
+    /// What it listens at.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        // One that has ended by itself is as good.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A TPM that ends when this is dropped, and all its keys with it unless its folder stays.
+#[derive(Debug)]
+pub struct Emulator {
+    swtpm: Swtpm,
+    _temporary: Option<TempDir>,
+}
+
+impl Emulator {
+    /// Starts a new TPM.
+    ///
+    /// # Errors
+    /// Those of [`Swtpm::start`].
+    pub fn start() -> io::Result<Self> {
+        let temporary = TempDir::new()?;
+        let emulator = Self::start_in(temporary.path())?;
+        Ok(Self { _temporary: Some(temporary), ..emulator })
+    }
+
+    /// Starts the TPM whose state is in this folder, or a new one if there is none.
+    ///
+    /// # Errors
+    /// Those of [`Swtpm::start`].
+    pub fn start_in(folder: &Path) -> io::Result<Self> {
+        let swtpm = Swtpm::start(folder, "server", &["--flags", "not-need-init,startup-clear"])?;
+        Ok(Self { swtpm, _temporary: None })
     }
 
     /// How to reach it.
     pub fn tpm(&self) -> Tpm {
-        Tpm(Reached::Socket(self.folder.join(SOCKET)))
-    }
-}
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        // One that has ended by itself is as good.
-        let _ = self.swtpm.kill();
-        let _ = self.swtpm.wait();
+        Tpm(Reached::Socket(self.swtpm.socket().to_path_buf()))
     }
 }
