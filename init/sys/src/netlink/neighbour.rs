@@ -36,8 +36,11 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn neighbours(&mut self, index: u32) -> Result<Vec<Neighbour>, NetlinkError> {
-        let messages = self.messages(index).await?;
-        Ok(messages.iter().filter_map(Neighbour::read).collect())
+        let mut neighbours = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            neighbours.extend(self.messages(index, family).await?.iter().filter_map(Neighbour::read));
+        }
+        Ok(neighbours)
     }
 
     /// Whether the kernel looks for a neighbour of a link, or has looked, and nobody answers.
@@ -45,26 +48,20 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn is_missed(&mut self, index: u32, address: IpAddr) -> Result<bool, NetlinkError> {
-        let unanswered = u16::from(NeighbourState::Incomplete) | u16::from(NeighbourState::Failed);
-        let is_missed = |message: &NeighbourMessage| {
-            destination(message) == Some(address) && u16::from(message.header.state) & unanswered != 0
-        };
-        Ok(self.messages(index).await?.iter().any(is_missed))
+        let unanswered = [NeighbourState::Incomplete, NeighbourState::Failed];
+        let is_missed =
+            |message: &NeighbourMessage| destination(message) == Some(address) && is_any(message, &unanswered);
+        Ok(self.messages(index, family_of(address)).await?.iter().any(is_missed))
     }
 
     /// What the kernel says of the neighbours of a link.
-    async fn messages(&mut self, index: u32) -> Result<Vec<NeighbourMessage>, NetlinkError> {
-        let mut messages = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut request = self.handle.neighbours().get().set_address_family(family);
-            request.message_mut().attributes.push(NeighbourAttribute::IfIndex(index));
-            let read = |message: NeighbourMessage| {
-                (message.header.family == family && message.header.ifindex == index).then_some(message)
-            };
-            messages
-                .extend(self.list_filtered(format!("list neighbours of link {index}"), request.execute(), read).await?);
-        }
-        Ok(messages)
+    async fn messages(&mut self, index: u32, family: AddressFamily) -> Result<Vec<NeighbourMessage>, NetlinkError> {
+        let mut request = self.handle.neighbours().get().set_address_family(family);
+        request.message_mut().attributes.push(NeighbourAttribute::IfIndex(index));
+        let read = |message: NeighbourMessage| {
+            (message.header.family == family && message.header.ifindex == index).then_some(message)
+        };
+        self.list_filtered(format!("list neighbours of link {index}"), request.execute(), read).await
     }
 
     /// Makes a permanent neighbour, in the place of what the kernel knows of the address.
@@ -83,10 +80,7 @@ impl Netlink {
     /// When there is none ([`NetlinkError::is_missing`]).
     pub async fn remove_neighbour(&mut self, index: u32, address: IpAddr) -> Result<(), NetlinkError> {
         let mut message = NeighbourMessage::default();
-        message.header.family = match address {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
-        };
+        message.header.family = family_of(address);
         message.header.ifindex = index;
         message.attributes.push(NeighbourAttribute::Destination(address.into()));
         let request = self.handle.neighbours().del(message);
@@ -134,12 +128,24 @@ impl Neighbour {
             NeighbourAttribute::LinkLayerAddress(bytes) => read_mac(bytes),
             _ => None,
         });
-        let permanent = u16::from(message.header.state) & u16::from(NeighbourState::Permanent) != 0;
+        let permanent = is_any(message, &[NeighbourState::Permanent]);
         permanent.then_some(Self { index: message.header.ifindex, address: destination(message)?, mac: mac? })
     }
 }
 
-/// Whose neighbour it is about.
+fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// Whether it is in any of these states, which are bits.
+fn is_any(message: &NeighbourMessage, states: &[NeighbourState]) -> bool {
+    states.iter().any(|state| u16::from(message.header.state) & u16::from(*state) != 0)
+}
+
+/// Which neighbour it is about.
 fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => Some(IpAddr::V4(*found)),
@@ -151,7 +157,7 @@ fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
 impl Forward {
     fn read(message: NeighbourMessage) -> Option<Self> {
         let (mut mac, mut remote) = (None, None);
-        let mut plain = u16::from(message.header.state) & u16::from(NeighbourState::Permanent) != 0;
+        let mut plain = is_any(&message, &[NeighbourState::Permanent]);
         for attribute in message.attributes {
             match attribute {
                 NeighbourAttribute::LinkLayerAddress(bytes) => mac = read_mac(&bytes),
