@@ -42,7 +42,7 @@ const FIELD_MANAGER: &str = "garboard-handover";
 const RETRY: Duration = Duration::from_secs(10);
 /// Time in which what was told of a machine comes back by the watch; until then it is not told again.
 const ECHO: Duration = Duration::from_secs(30);
-/// Machines that are asked whose TPM they have: more than one of them lie.
+/// Machines that are asked to prove which TPM they have: of several that name the same, all but one lie.
 const MAX_ASKED: usize = 8;
 
 /// A machine was not told what it should be.

@@ -47,6 +47,10 @@ pub struct Rule {
     pub audited: bool,
 }
 
+const fn open(rpc: &'static str) -> Rule {
+    Rule { rpc, role: Role::Claimant, audited: false }
+}
+
 const fn reads(rpc: &'static str) -> Rule {
     Rule { rpc, role: Role::Reader, audited: false }
 }
@@ -58,7 +62,7 @@ const fn audited(rpc: &'static str, role: Role) -> Rule {
 /// Every RPC. What is not in it cannot be called.
 pub const RULES: &[Rule] = &[
     // What a claimant learns of the machine: that it answers, its version, and which TPM it has.
-    Rule { rpc: "Version", role: Role::Claimant, audited: false },
+    open("Version"),
     reads("Status"),
     reads("Services"),
     reads("Logs"),
@@ -69,8 +73,8 @@ pub const RULES: &[Rule] = &[
     audited("Shutdown", Role::Operator),
     audited("ApplyManifest", Role::Admin),
     audited("Claim", Role::Claimant),
-    Rule { rpc: "Endorsement", role: Role::Claimant, audited: false },
-    Rule { rpc: "ProveEndorsement", role: Role::Claimant, audited: false },
+    open("Endorsement"),
+    open("ProveEndorsement"),
     audited("TrialDecide", Role::Admin),
     audited("JoinToken", Role::Admin),
     reads("EtcdMembers"),

@@ -1,8 +1,8 @@
 //! Machines that want to join under a name that another machine has: what they say of themselves, whether they are let in, and what is
 //! told of those that are not.
 //!
-//! A Machine belongs to the installation that tells its status, and before there is one to that which was let in. Keys do not tell machines apart here: manifests bring one along, and copied
-//! manifests the same one twice.
+//! A Machine belongs to the installation that tells its status, and before there is one to that which was let in. Keys do not tell machines
+//! apart here: manifests bring one along, and copied manifests the same one twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
