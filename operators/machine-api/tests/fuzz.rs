@@ -6,8 +6,8 @@ use std::fmt::Debug;
 
 use garboard_machine_api::Pin;
 use garboard_machine_api::proto::{
-    ApplyManifestRequest, ClaimRequest, EtcdRestoreRequest, JoinTokenRequest, LogsRequest, ServiceRestartRequest,
-    TrialDecideRequest,
+    ApplyManifestRequest, ClaimRequest, EtcdRestoreRequest, JoinTokenRequest, LogsRequest, ProveEndorsementRequest,
+    ServiceRestartRequest, TrialDecideRequest,
 };
 use prost::Message;
 
@@ -29,6 +29,7 @@ fn request(bytes: &[u8]) {
     same::<EtcdRestoreRequest>(bytes);
     same::<JoinTokenRequest>(bytes);
     same::<LogsRequest>(bytes);
+    same::<ProveEndorsementRequest>(bytes);
     same::<ServiceRestartRequest>(bytes);
     same::<TrialDecideRequest>(bytes);
 }
