@@ -20,7 +20,7 @@ use garboard_controllers::context::{Context, Paths, Published};
 use garboard_controllers::declare::{self, Declarations};
 use garboard_controllers::etcd::Etcd;
 use garboard_controllers::etcd::restore::{Folders, Restores};
-use garboard_controllers::join::{Introduction, Join};
+use garboard_controllers::join::{Introduction, Join, TokenFile};
 use garboard_controllers::kernel::{Kernel, KernelPaths};
 use garboard_controllers::leave::Leave;
 use garboard_controllers::machine_api::{self, Admission, Restoring, View};
@@ -182,11 +182,12 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
         fingerprint: PublicKeyPin::new(*identity.pin().digest()),
         network: addresses.clone(),
     };
+    let join_token = Arc::new(TokenFile::new(&paths.join_token));
     let (join, joined) = Join::new(
         machine.object.clone(),
         introduction,
         pki.clone(),
-        &paths.join_token,
+        join_token.clone(),
         manifests.join_token.as_ref(),
         problems.clone(),
     );
@@ -284,7 +285,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     tasks.spawn("certificates", certificates.run(api_seen.clone(), stop.clone()));
     let connect = Connect::new(
         machine.object.clone(),
-        joined,
+        joined.clone(),
         membership.clone(),
         statuses.clone(),
         pki.clone(),
@@ -352,7 +353,7 @@ pub async fn run(stop: CancellationToken) -> anyhow::Result<()> {
     let (view, view_seen) = watch::channel(View::default());
     tasks.spawn("view", declare::keep_view(view, published_seen, refusals_seen, problems_seen, stop.clone()));
     let (declares, declared) = mpsc::channel(DECLARES);
-    let declarations = Declarations { machine, cluster, claims, join_token: paths.join_token.clone() };
+    let declarations = Declarations { machine, cluster, claims, join_token, joined };
     tasks.spawn("declare", declarations.run(declared, stop.clone()));
     let restoring = Restoring::new(asks, folders);
     let service =

@@ -24,6 +24,7 @@ fn a_worker_joins_by_one_resource(scene: &mut Scene) -> Result<()> {
     // The next scenario knows one machine.
     let config = scene.cluster.directory().join("config.yaml");
     let known = fs::read(&config)?;
+    let stale = token(scene, WORKER, &["--valid", "60"])?;
     let outcome = join(scene).and_then(|mut worker| {
         let machine = scene.cluster.get(&["machine", WORKER])?;
         ensure!(machine["status"]["role"] == "Worker", "{machine}");
@@ -31,7 +32,7 @@ fn a_worker_joins_by_one_resource(scene: &mut Scene) -> Result<()> {
         it_runs_what_a_worker_needs(scene)?;
         pods_reach_each_other_across_machines(scene)?;
         one_that_does_not_wait_is_not_told(scene)?;
-        another_of_its_name_is_refused(scene)?;
+        another_of_its_name_is_refused(scene, &stale)?;
         rollout::a_pool_stops_at_a_change_that_fails(scene, ["node-1", WORKER])?;
         it_works_on_while_the_control_plane_is_away(scene, &mut worker)?;
         it_leaves_when_its_machine_is_deleted(scene, &mut worker)
@@ -72,31 +73,92 @@ fn one_that_does_not_wait_is_not_told(scene: &Scene) -> Result<()> {
     scene.cluster.kubectl_ok(&["delete", "machine", ghost, &format!("--timeout={}s", POD_LIMIT.as_secs())]).map(drop)
 }
 
-/// With a token that counts. The machine says why, and so does the Machine of the first, which goes on.
-fn another_of_its_name_is_refused(scene: &Scene) -> Result<()> {
-    let object = ["machine", WORKER];
-    let before = scene.cluster.get(&object)?["status"].clone();
+/// A token that `garboardctl` makes for a machine. Nothing else stays of what it makes.
+fn token(scene: &Scene, name: &str, more: &[&str]) -> Result<String> {
     let config = scene.cluster.directory().join("config.yaml");
     let known = fs::read(&config)?;
-    // Whoever makes manifests of this name again does not know of the first.
-    scene.cluster.edit("config.yaml", &format!("name: {WORKER}"), "name: first")?;
-    let place = scene.places[1];
-    let at = format!("127.0.0.1:{}", place.ports.machine);
-    let told = scene.cluster.garboardctl_ok(&["-m", "node-1", "join", WORKER, "--at", &at])?;
-    ensure!(told.contains(&format!("The node {WORKER} is Ready")), "{told}");
-    let hardware = Hardware { memory_mib: 1024, ..Hardware::default() };
-    let another = scene.start_declared(WORKER, "another", place, hardware)?;
+    let (file, _) = scene.join(name, scene.places[1], more)?;
+    let token = token_of(&fs::read_to_string(&file)?)?.to_owned();
+    fs::remove_file(file)?;
     fs::write(&config, known)?;
-    fs::remove_file(scene.cluster.directory().join(format!("{WORKER}.yaml")))?;
-    let refused = scene
-        .cluster
-        .wait_reason(&object, "Undisputed", "AnotherMachine", READY_LIMIT)
-        .with_context(|| format!("the other machine's console ends with:\n{}", another.console_end()))?;
+    Ok(token)
+}
+
+/// The token among manifests.
+fn token_of(manifests: &str) -> Result<&str> {
+    let token = manifests.lines().find_map(|line| line.strip_prefix("  token: "));
+    token.context("the manifests have no token")
+}
+
+/// A token for the worker that a key was shown with.
+fn served_token(scene: &Scene) -> Result<String> {
+    let field = |name: &str| format!("{{{{index .data {name:?} | base64decode}}}}");
+    let token = format!(
+        "go-template={{{{range .items}}}}{}.{} {} {{{{.metadata.annotations}}}}\n{{{{end}}}}",
+        field("token-id"),
+        field("token-secret"),
+        field("auth-extra-groups"),
+    );
+    let tokens = ["get", "secrets", "-n", "kube-system", "--field-selector=type=bootstrap.kubernetes.io/token"];
+    let tokens = scene.cluster.kubectl_ok(&[&tokens[..], &["-o", &token]].concat())?;
+    let served = |line: &&str| line.contains(&format!(":{WORKER} ")) && line.contains("garboard.dev/key");
+    let token = tokens.lines().find(served).and_then(|line| line.split(' ').next());
+    token.map(str::to_owned).with_context(|| format!("no token of {WORKER} has served:\n{tokens}"))
+}
+
+/// With a token whose time is over, that of another machine, or one that has served; it tells why, and takes another. With a token that
+/// counts the name is still the first's, whose Machine says so too, and goes on.
+fn another_of_its_name_is_refused(scene: &Scene, stale: &str) -> Result<()> {
+    let object = ["machine", WORKER];
+    let before = scene.cluster.get(&object)?["status"].clone();
+    let id = before["machineID"].as_str().context("the worker has no id")?;
+    let place = scene.places[1];
+    let mut another = scene.another("another", place, Hardware { memory_mib: 1024, ..Hardware::default() })?;
+    another.start()?;
+    let stolen = token(scene, "node-9", &[])?;
+    let served = served_token(scene)?;
+    let (_, key) = another.wait_waiting(READY_LIMIT)?;
+    // Whoever makes manifests of this name again does not know of the first.
+    let config = scene.cluster.directory().join("config.yaml");
+    let known = fs::read(&config)?;
+    scene.cluster.edit("config.yaml", &format!("name: {WORKER}"), "name: first")?;
+    let (file, told) = scene.join(WORKER, place, &[&format!("--key={key}")])?;
+    ensure!(told.contains(&format!("The node {WORKER} is Ready")), "{told}");
+    let manifests = fs::read_to_string(&file)?;
+    let own = token_of(&manifests)?;
+    let claims = || {
+        let tokens = [
+            ("claim", stale, "it has expired"),
+            ("claim", &stolen, "node-9 may ask for"),
+            // Its manifests say who may, until it knows its cluster.
+            ("apply", &served, id),
+            ("apply", own, id),
+        ];
+        let mut before = String::new();
+        for (verb, token, said) in tokens {
+            fs::write(&file, manifests.replace(own, token))?;
+            scene.cluster.garboardctl_ok(&["-m", WORKER, verb, "-f", &file.to_string_lossy()])?;
+            before = wait::until(&format!("the machine to say {said:?}"), POD_LIMIT, || {
+                let status = scene.cluster.garboardctl_ok(&["-m", WORKER, "status"]);
+                let status = status.map_err(|error| error.to_string())?;
+                // The same answer is to another request.
+                let now = status.lines().find(|line| line.contains("join: ") && line.contains(said));
+                now.map(str::to_owned).filter(|now| *now != before).ok_or(status)
+            })?;
+        }
+        // On its screen too.
+        another.wait_console(id, POD_LIMIT)?;
+        let log = scene.cluster.garboardctl_ok(&["-m", WORKER, "logs", "agent"])?;
+        ensure!(!log.contains(&stolen) && !log.contains(own), "a token is in the log:\n{log}");
+        anyhow::Ok(())
+    };
+    claims().with_context(|| format!("the other machine's console ends with:\n{}", another.console_end()))?;
+    fs::write(&config, known)?;
+    fs::remove_file(&file)?;
+    let refused = scene.cluster.wait_reason(&object, "Undisputed", "AnotherMachine", READY_LIMIT)?;
     let message = condition_of(&refused, "Undisputed").map(|told| told["message"].to_string()).unwrap_or_default();
     ensure!(message.contains(&place.address.to_string()), "{message}");
     scene.cluster.wait_event("AnotherMachineRefused", POD_LIMIT)?;
-    another.wait_console(before["machineID"].as_str().context("the worker has no id")?, POD_LIMIT)?;
-    another.wait_console("`kubectl", POD_LIMIT)?;
     let after = &refused["status"];
     for field in ["bootID", "machineID", "phase"] {
         ensure!(before[field] == after[field], "{field}: {} and then {}", before[field], after[field]);
@@ -114,12 +176,6 @@ fn it_runs_what_a_worker_needs(scene: &Scene) -> Result<()> {
     let refused = scene.cluster.garboardctl(&["-m", WORKER, "kubeconfig", "--file", "-"])?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && said.contains("ask a control-plane machine"), "{said}");
-    // Tokens serve once: that of its manifests is of no use to another key.
-    let keys = "go-template={{range .items}}{{index .metadata.annotations \"garboard.dev/key\"}} {{end}}";
-    let tokens = "--field-selector=type=bootstrap.kubernetes.io/token";
-    let keys = scene.cluster.kubectl_ok(&["get", "secrets", "-n", "kube-system", tokens, "-o", keys])?;
-    let mut keys = keys.split_whitespace().peekable();
-    ensure!(keys.peek().is_some() && keys.all(|key| key.starts_with("sha256:")), "a token is nobody's");
     Ok(())
 }
 

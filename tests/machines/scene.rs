@@ -132,19 +132,6 @@ impl Scene {
             .with_context(|| self.account())
     }
 
-    /// Makes manifests for the machine of this name at a place with `garboardctl join`, and starts one there that is given them. Its files
-    /// are in a folder of the name `folder`.
-    ///
-    /// # Errors
-    /// When `garboardctl` refuses, or the machine does not start.
-    pub fn start_declared(&self, name: &str, folder: &str, place: Place, hardware: Hardware) -> Result<Machine> {
-        let file = self.join(name, place, &[])?;
-        let mut machine = self.another(folder, place, hardware)?;
-        machine.set_manifests(Some(file));
-        machine.start()?;
-        Ok(machine)
-    }
-
     /// Declares the machine that is to be at a place, and that waits: `waiting` is what is known of it.
     ///
     /// # Errors
@@ -165,17 +152,20 @@ impl Scene {
     /// When `garboardctl` refuses.
     pub fn claim(&self, name: &str, place: Place, key: &str, more: &[&str]) -> Result<()> {
         let key = format!("--key={key}");
-        let file = self.join(name, place, &[&[key.as_str()], more].concat())?.to_string_lossy().into_owned();
-        self.cluster.garboardctl_ok(&["-m", name, "claim", "-f", &file]).map(drop)
+        let (file, _) = self.join(name, place, &[&[key.as_str()], more].concat())?;
+        self.cluster.garboardctl_ok(&["-m", name, "claim", "-f", &file.to_string_lossy()]).map(drop)
     }
 
-    /// The manifests with which a machine at a place joins.
-    fn join(&self, name: &str, place: Place, more: &[&str]) -> Result<PathBuf> {
+    /// The file with the manifests with which a machine at a place joins, and what `garboardctl join` said.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn join(&self, name: &str, place: Place, more: &[&str]) -> Result<(PathBuf, String)> {
         let at = format!("127.0.0.1:{}", place.ports.machine);
-        self.cluster.garboardctl_ok(&[&["-m", "node-1", "join", name, "--at", &at], more].concat())?;
+        let said = self.cluster.garboardctl_ok(&[&["-m", "node-1", "join", name, "--at", &at], more].concat())?;
         let file = format!("{name}.yaml");
         self.cluster.edit(&file, "network: {}", &format!("network: {}", place.network()))?;
-        Ok(self.cluster.directory().join(file))
+        Ok((self.cluster.directory().join(file), said))
     }
 
     /// A machine at a place that is off and has no manifests, and so waits when it is on. Its files are in a folder of that name.

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
-use crate::cluster::{self, Cluster, ClusterSpec, Endpoint};
+use crate::cluster::{self, Access, Cluster, ClusterSpec, Endpoint};
 use crate::control_plane::{self, ApiServer, ControlPlane, EventRateLimit, OidcIssuer};
 use crate::field_error::FieldError;
 use crate::machine::{
@@ -55,13 +55,14 @@ fn check_join(errors: &mut Errors, spec: &MachineSpec) {
             );
         }
         // What the cluster fills in is there when a machine sees it.
-        (_, Some(MachineJoin { endpoints, ca_pin, waiting: _ })) => {
+        (_, Some(MachineJoin { endpoints, ca_pin, access, waiting: _ })) => {
             errors.require(!endpoints.is_empty(), "spec.join.endpoints", Vec::<Value>::new(), "at least one");
             errors.require(ca_pin.is_some(), "spec.join.caPin", Value::Null, PublicKeyPin::ALLOWED);
             for (index, Endpoint { host, port: _ }) in endpoints.iter().enumerate() {
                 let field = format!("spec.join.endpoints[{index}].host");
                 errors.require(is_host(host), field, host.as_str(), types::HOST_WORDS);
             }
+            check_access(errors, "spec.join.access", access);
         }
         (MachineRole::ControlPlane, None) => {}
     }
@@ -288,13 +289,7 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
     let apart = !pods.contains(&services) && !services.contains(&pods);
     errors.require(apart, "spec.serviceCIDR", service_cidr.to_string(), "a range apart from podCIDR");
     errors.require(types::is_domain(dns_domain), "spec.dnsDomain", dns_domain.as_str(), types::DOMAIN_WORDS);
-    let (mut names, mut keys) = (BTreeSet::new(), BTreeSet::new());
-    for (index, entry) in access.iter().enumerate() {
-        let field = format!("spec.access[{index}]");
-        errors.require(names.insert(&entry.name), format!("{field}.name"), entry.name.as_str(), "each name once");
-        let key = entry.public_key;
-        errors.require(keys.insert(key), format!("{field}.publicKey"), key.to_string(), "each key once");
-    }
+    check_access(&mut errors, "spec.access", access);
     if let Some(virtual_address) = virtual_address {
         let ranges = [("podCIDR", *pod_cidr), ("serviceCIDR", *service_cidr)];
         check_virtual_address(&mut errors, virtual_address, ranges);
@@ -302,6 +297,17 @@ pub fn cluster(cluster: &Cluster) -> Vec<FieldError> {
     check_control_plane(&mut errors, control_plane);
     check_shared(&mut errors, "spec.machines", machines);
     errors.0
+}
+
+/// Who may use the machine API.
+fn check_access(errors: &mut Errors, field: &str, access: &[Access]) {
+    let (mut names, mut keys) = (BTreeSet::new(), BTreeSet::new());
+    for (index, entry) in access.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        errors.require(names.insert(&entry.name), format!("{field}.name"), entry.name.as_str(), "each name once");
+        let key = entry.public_key;
+        errors.require(keys.insert(key), format!("{field}.publicKey"), key.to_string(), "each key once");
+    }
 }
 
 fn check_virtual_address(errors: &mut Errors, virtual_address: &VirtualAddress, ranges: [(&str, Cidr); 2]) {

@@ -1,8 +1,8 @@
 //! Connects the machine API with what is declared: shows it, and takes what is handed over.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
-use garboard_api::manifest::Manifests;
+use garboard_api::manifest::{JoinToken, Manifests};
 use garboard_api::{Cluster, Machine, Refusals, refusal};
 use garboard_machine_api::Pin;
 use garboard_machine_api::proto::AppliedObject;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::claim::{ClaimError, Claims};
 use crate::context::Published;
-use crate::join::keep_token;
+use crate::join::TokenFile;
 use crate::machine_api::{Declare, View};
 use crate::problems::{self, Listed};
 
@@ -51,7 +51,9 @@ pub struct Declarations {
     /// Who may claim the machine.
     pub claims: Claims,
     /// Where the token with which it joins is kept.
-    pub join_token: PathBuf,
+    pub join_token: Arc<TokenFile>,
+    /// Whether the machine has joined, and needs no token any more.
+    pub joined: watch::Receiver<bool>,
 }
 
 impl Declarations {
@@ -75,9 +77,19 @@ impl Declarations {
     }
 
     async fn declare(&self, manifests: &Manifests, dry_run: bool) -> Result<Vec<AppliedObject>, String> {
+        let token = manifests.join_token.as_ref();
+        if let Some(JoinToken { machine, token: _ }) = token {
+            let (own, declared) = (self.machine.current(), manifests.machine.as_ref());
+            let name = own.as_deref().or(declared).map_or("none yet", Machine::node_name);
+            if machine != name {
+                return Err(format!("Secret {machine}: the token is for the machine {machine}, and this is {name}"));
+            }
+        }
         // Whatever is wrong with either is found before anything is changed.
         let outcome = self.submit(manifests, true).await?;
-        if dry_run { Ok(outcome) } else { self.submit(manifests, false).await }
+        let token = self.give_token(token, dry_run)?;
+        let outcome = if dry_run { outcome } else { self.submit(manifests, false).await? };
+        Ok(outcome.into_iter().chain(token).collect())
     }
 
     /// Declares for who claims the machine; the token counts only with the Machine that it is for.
@@ -86,20 +98,28 @@ impl Declarations {
             return Err(ClaimError::NotWaiting.to_string());
         }
         self.claims.admit(by).map_err(|error| chain(&error))?;
-        let outcome = self.submit(manifests, true).await?;
         if dry_run {
-            return Ok(outcome);
+            return self.declare(manifests, true).await;
         }
+        self.submit(manifests, true).await?;
         let former = self.claims.take(by).map_err(|error| chain(&error))?;
-        let kept = manifests.join_token.as_ref().map_or(Ok(()), |token| keep_token(&self.join_token, token));
-        let outcome = match kept {
-            Ok(()) => self.submit(manifests, false).await,
-            Err(error) => Err(chain(&error)),
-        };
+        let outcome = self.declare(manifests, false).await;
         if outcome.is_err() {
             self.claims.give_back(former);
         }
         outcome
+    }
+
+    /// Gives the machine the token with which it joins, if it has yet to.
+    fn give_token(&self, token: Option<&JoinToken>, dry_run: bool) -> Result<Option<AppliedObject>, String> {
+        let Some(token) = token else { return Ok(None) };
+        let kept = self.join_token.holds(token).map_err(|error| chain(&error))?;
+        let changes = !kept && !*self.joined.borrow();
+        if changes && !dry_run {
+            self.join_token.keep(token).map_err(|error| chain(&error))?;
+        }
+        let outcome = if changes { "changed" } else { "unchanged" };
+        Ok(Some(AppliedObject { kind: "Secret".into(), name: token.machine.clone(), outcome: outcome.into() }))
     }
 
     async fn submit(&self, manifests: &Manifests, dry_run: bool) -> Result<Vec<AppliedObject>, String> {

@@ -206,7 +206,8 @@ impl HandOver<'_> {
         let ca_pin = context.pki.authority_pin(Authority::Kubernetes).ok().flatten();
         let (Some(cluster), Some(endpoint), Some(ca_pin)) = (cluster, endpoint, ca_pin) else { return Ok(None) };
         let name = machine.name_any();
-        match plan::due(machine, &endpoint, ca_pin, context.now()) {
+        let told = plan::Told { endpoint: &endpoint, ca_pin, access: &cluster.spec.access };
+        match plan::due(machine, told, context.now()) {
             Due::Nothing => Ok(None),
             Due::Complete(patch) => {
                 // It is handed over when this comes back.

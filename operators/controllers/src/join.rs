@@ -25,7 +25,7 @@ use garboard_plan::join as plan;
 use garboard_plan::pki::Authority;
 use garboard_runtime::applier::chain;
 use garboard_runtime::backoff::Backoff;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -77,7 +77,8 @@ pub enum JoinError {
     },
     /// The cluster does not know the token.
     #[error(
-        "the cluster does not know the token: it has expired, or was made for another cluster; `garboardctl join {0}` makes another"
+        "the cluster does not know the token: it has expired, or was made for another cluster; `garboardctl join {0}` makes another, and \
+         `garboardctl -m {0} apply` gives it to the machine"
     )]
     Unknown(String),
     /// The request failed.
@@ -129,32 +130,34 @@ pub struct Join {
     machine: watch::Receiver<Option<Arc<Machine>>>,
     introduction: Introduction,
     pki: PkiStore,
-    token: TokenFile,
+    token: Arc<TokenFile>,
     problems: Problems,
     joined: watch::Sender<bool>,
 }
 
-/// Where the token is kept from the first start until it has done its work.
+/// Where the token is kept, from when it was given until it has done its work.
 #[derive(Debug)]
-struct TokenFile(PathBuf);
+pub struct TokenFile {
+    path: PathBuf,
+    given: Notify,
+}
 
 impl Join {
     /// Prepares the task, and the channel that tells whether the machine belongs to its cluster: one that founds it does from the
-    /// beginning. A token that lies with the manifests is kept in `token_file`.
+    /// beginning. A token that lies with the manifests is kept in `token`.
     pub fn new(
         machine: watch::Receiver<Option<Arc<Machine>>>,
         introduction: Introduction,
         pki: PkiStore,
-        token_file: &Path,
+        token: Arc<TokenFile>,
         given: Option<&JoinToken>,
         problems: Problems,
     ) -> (Self, watch::Receiver<bool>) {
         if let Some(given) = given
-            && let Err(error) = keep_token(token_file, given)
+            && let Err(error) = token.keep(given)
         {
             problems.set(PART, Some(chain(&error)));
         }
-        let token = TokenFile(token_file.to_owned());
         let (joined, receiver) = watch::channel(false);
         (Self { machine, introduction, pki, token, problems, joined }, receiver)
     }
@@ -164,7 +167,7 @@ impl Join {
         let work = async {
             let Some(machine) = first(&mut self.machine).await else { return };
             if machine.joins() {
-                self.join(&machine).await;
+                self.join(machine).await;
             }
             self.joined.send_replace(true);
         };
@@ -174,10 +177,10 @@ impl Join {
     }
 
     /// Tries until the machine has the certificate of its agent.
-    async fn join(&self, machine: &Machine) {
+    async fn join(&mut self, mut machine: Arc<Machine>) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let (began, mut told) = (Instant::now(), String::new());
-        while let Err(error) = self.attempt(machine).await {
+        while let Err(error) = self.attempt(&machine).await {
             // What is only not there yet while the machine starts is no problem.
             let silent = matches!(&error, JoinError::Discovery { source, .. } if source.is_silence());
             let early = silent && began.elapsed() < PATIENCE;
@@ -190,7 +193,16 @@ impl Join {
                 warn!(error, "not joined yet");
                 told = error;
             }
-            tokio::time::sleep(wait).await;
+            // Cancel-safe: each arm only waits.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // Who has claimed the machine claims it again, with what was mistaken.
+                Ok(()) = self.machine.changed() => backoff.reset(),
+                () = self.token.given.notified() => backoff.reset(),
+            }
+            if let Some(now) = self.machine.borrow_and_update().clone() {
+                machine = now;
+            }
         }
         self.problems.set(PART, None);
         self.token.forget();
@@ -243,10 +255,11 @@ impl Join {
         Ok(self.pki.install(Leaf::Agent, profile, &request, &certificate)?)
     }
 
-    /// The cluster's authority, PEM: the one that was found before, or what the API servers show now.
+    /// The cluster's authority, PEM: the one that was found before, unless another is declared since; or what the API servers show now.
     async fn authority(&self, join: &MachineJoin) -> Result<String, JoinError> {
-        if let Ok(known) = self.pki.authority_certificate(Authority::Kubernetes) {
-            return Ok(known);
+        let known = self.pki.authority_pin(Authority::Kubernetes)?;
+        if known.is_some_and(|known| join.ca_pin.is_none_or(|pin| pin == known)) {
+            return Ok(self.pki.authority_certificate(Authority::Kubernetes)?);
         }
         let pin = join.ca_pin.ok_or(JoinError::NoPin)?;
         let found = discovery::authority(balancer::PORT, pin).await.map_err(|source| {
@@ -258,19 +271,37 @@ impl Join {
     }
 }
 
-/// Keeps a token that was given, in a file that only root reads; the next try to join uses it.
-pub(crate) fn keep_token(file: &Path, given: &JoinToken) -> Result<(), FileError> {
-    files::replace(file, &given.token, users::ROOT, 0o600)
-}
-
 impl TokenFile {
+    /// One at this path.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), given: Notify::new() }
+    }
+
+    /// Keeps a token that was given, in a file that only root reads; the machine that joins uses it at once.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep(&self, given: &JoinToken) -> Result<(), FileError> {
+        files::replace(&self.path, &given.token, users::ROOT, 0o600)?;
+        self.given.notify_one();
+        Ok(())
+    }
+
+    /// Whether it is this token that is kept.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn holds(&self, given: &JoinToken) -> Result<bool, FileError> {
+        Ok(self.read()?.is_some_and(|kept| kept == given.token))
+    }
+
     fn read(&self) -> Result<Option<String>, FileError> {
-        files::read(&self.0)
+        files::read(&self.path)
     }
 
     /// It serves once.
     fn forget(&self) {
-        if let Err(error) = files::remove(&self.0) {
+        if let Err(error) = files::remove(&self.path) {
             warn!(error = chain(&error), "the token is still there");
         }
     }

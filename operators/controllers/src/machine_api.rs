@@ -14,7 +14,7 @@ mod registered;
 mod service;
 
 use garboard_api::manifest::Manifests;
-use garboard_api::{Cluster, ClusterSpec, Machine};
+use garboard_api::{Cluster, Machine};
 use garboard_machine_api::proto::AppliedObject;
 use garboard_machine_api::server::{Limits, ServeError, listen, serve};
 use garboard_machine_api::{Access, AccessList, DEFAULT_PORT, Identity, Pin, Role};
@@ -60,8 +60,8 @@ pub type DeclareSender = mpsc::Sender<Declare>;
 
 /// Serves the machine API until `stop`.
 ///
-/// It listens from when a cluster is declared, because that says who may use it, or while the machine can be claimed; then on all addresses
-/// that the machine has or gets. A changed access list counts at once, also for open connections.
+/// It listens from when a cluster is declared, because that says who may use it, or where the Machine of one that joins says who may until
+/// then, or while the machine can be claimed; then on all addresses that the machine has or gets. A changed access list counts at once, also for open connections.
 ///
 /// # Errors
 /// When the port is taken or the identity unusable.
@@ -134,18 +134,26 @@ impl Admission {
     /// Who may use it now; none while nobody is known.
     fn access_list(&mut self) -> Option<AccessList> {
         let claimants = *self.claimants.borrow_and_update();
-        match (&self.view.borrow_and_update().cluster, claimants) {
-            (None, Claimants::Nobody) => None,
-            (None, Claimants::Anybody) => Some(AccessList::of_claimants()),
-            (None, Claimants::Only(by)) => Some([(by, Access::claimant())].into_iter().collect()),
-            (Some(cluster), Claimants::Only(by)) => {
-                let known: Vec<_> = entries(&cluster.spec).collect();
-                // The answer to the claim still has to reach who made it.
-                let claimant = known.iter().all(|(pin, _)| *pin != by).then(|| (by, Access::claimant()));
-                Some(known.into_iter().chain(claimant).collect())
+        let view = self.view.borrow_and_update();
+        let (declared, role) = match (&view.cluster, &view.machine) {
+            // The answer to the claim still has to reach who made it.
+            (Some(cluster), _) => (cluster.spec.access.as_slice(), Role::Claimant),
+            (None, Some(machine)) => {
+                let join = machine.spec.join.as_ref();
+                (join.map_or(&[][..], |join| &join.access), Role::Reader)
             }
-            (Some(cluster), _) => Some(entries(&cluster.spec).collect()),
-        }
+            (None, None) if claimants == Claimants::Anybody => return Some(AccessList::of_claimants()),
+            (None, None) => (&[][..], Role::Claimant),
+        };
+        let known: Vec<_> = declared.iter().map(entry).collect();
+        let claimant = match claimants {
+            Claimants::Only(by) if known.iter().all(|(pin, _)| *pin != by) => {
+                Some((by, Access { name: Role::Claimant.to_string(), role }))
+            }
+            _ => None,
+        };
+        let known: Vec<_> = known.into_iter().chain(claimant).collect();
+        (view.cluster.is_some() || !known.is_empty()).then(|| known.into_iter().collect())
     }
 
     /// Waits for a change; none when the agent has ended.
@@ -159,13 +167,10 @@ impl Admission {
     }
 }
 
-/// Who may use the machine API by what is declared.
-fn entries(spec: &ClusterSpec) -> impl Iterator<Item = (Pin, Access)> {
-    let entry = |access: &garboard_api::Access| {
-        let garboard_api::Access { name, role, public_key } = access;
-        (Pin::of_digest(*public_key.digest()), Access { name: name.clone(), role: role_of(*role) })
-    };
-    spec.access.iter().map(entry)
+/// Somebody who may use the machine API by what is declared.
+fn entry(access: &garboard_api::Access) -> (Pin, Access) {
+    let garboard_api::Access { name, role, public_key } = access;
+    (Pin::of_digest(*public_key.digest()), Access { name: name.clone(), role: role_of(*role) })
 }
 
 fn role_of(role: garboard_api::Role) -> Role {

@@ -263,14 +263,15 @@ impl PkiStore {
         Ok(self.folder(Deployment::Leaf(leaf))?.deploy()?)
     }
 
-    /// Takes the authority of a cluster that this machine joins, PEM. One that is there already stays.
+    /// Takes the authority of a cluster that this machine joins, PEM. It takes the place of another, unless its key is here.
     ///
     /// # Errors
-    /// [`PkiError::Authority`] when the text is no authority's certificate.
+    /// [`PkiError::Authority`] when the text is no authority's certificate, [`PkiError::Foreign`] on a machine that has the keys of
+    /// its cluster.
     pub fn trust(&self, certificate: &str) -> Result<(), PkiError> {
         let file = authority_file(Authority::Kubernetes);
-        if self.find_signer(Authority::Kubernetes)?.is_some() {
-            return Ok(());
+        if self.find_signer(Authority::Kubernetes)?.is_some_and(|known| known.signs()) {
+            return Err(PkiError::Foreign("the cluster's authority"));
         }
         Signer::parse(certificate).map_err(|source| PkiError::Authority { path: self.state.join(&file), source })?;
         self.keep(&[(file, certificate.to_owned())])

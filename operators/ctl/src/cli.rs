@@ -229,7 +229,8 @@ pub struct Lines {
 
 /// Declare objects on the machine itself, as a manifest on its config drive does
 ///
-/// For a machine without an API server; otherwise `kubectl apply` is the way. Needs the role admin.
+/// For a machine without an API server, or one that has not joined its cluster and needs another token; otherwise `kubectl apply` is the
+/// way. Needs the role admin.
 #[derive(Debug, Args)]
 pub struct Apply {
     /// The manifest (YAML, one or more documents), or - for standard input
@@ -299,8 +300,10 @@ Examples:
 /// and adds the machine to config.yaml.
 ///
 /// For a machine that waits without manifests, give the key that its console shows; it keeps that key, and takes NAME.yaml by
-/// `garboardctl -m NAME claim -f NAME.yaml`. Otherwise give NAME.yaml to the machine as the manifests of the first one: on a config drive, by fw_cfg or SMBIOS. The token lets this one machine
-/// in, once, within its time. Run the command again for a machine that has not joined in time: it renews the token in NAME.yaml.
+/// `garboardctl -m NAME claim -f NAME.yaml`. Otherwise give NAME.yaml to the machine as the manifests of the first one: on a config
+/// drive, by fw_cfg or SMBIOS. The token lets this one machine in, once, within its time. Run the command again for a machine that
+/// has not joined in time: it renews the token in NAME.yaml, which `garboardctl -m NAME apply -f NAME.yaml` gives to a machine that
+/// is on.
 /// The token of a control-plane machine opens the cluster's own keys: whoever has it has the cluster.
 /// Needs the role admin, at a control-plane machine: the first of config.yaml unless another is named.
 #[derive(Debug, Args)]

@@ -156,6 +156,7 @@ impl Machine for Memory {
         let role = if *control_plane { "control-plane" } else { "worker" };
         self.called(&request, &format!("JoinToken {machine} {role} {valid_seconds}"))?;
         Ok(Response::new(JoinTokenResponse {
+            access: Vec::new(),
             token: "abcdef.0123456789abcdef".to_owned(),
             endpoint: "192.0.2.10:6443".to_owned(),
             ca_pin: format!("sha256:{}", "7".repeat(64)),

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use garboard_api::condition::{self, Observation};
 use garboard_api::machine::{MachineJoin, WaitingMachine};
 use garboard_api::types::{MacAddress, PublicKeyPin};
-use garboard_api::{API_VERSION, Endpoint, JOIN_SECRET_KEY, JOIN_SECRET_TYPE, Machine};
+use garboard_api::{API_VERSION, Access, Endpoint, JOIN_SECRET_KEY, JOIN_SECRET_TYPE, Machine};
 use serde_json::{Value, json};
 
 /// How long the machine may take to join once it was told, and then it is told again.
@@ -22,17 +22,31 @@ pub enum Due {
     HandOver,
 }
 
-/// What is due for a Machine, of a cluster that is reached at `endpoint` and known by `ca_pin`.
-pub fn due(machine: &Machine, endpoint: &Endpoint, ca_pin: PublicKeyPin, now: SystemTime) -> Due {
-    let Some(MachineJoin { endpoints, ca_pin: known, waiting: _ }) = &machine.spec.join else { return Due::Nothing };
+/// A cluster, as a machine that joins it is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// Where its API is.
+    pub endpoint: &'a Endpoint,
+    /// By what it is known.
+    pub ca_pin: PublicKeyPin,
+    /// Who may use the machine API until the machine knows it itself.
+    pub access: &'a [Access],
+}
+
+/// What is due for a Machine of a cluster.
+pub fn due(machine: &Machine, cluster: Told<'_>, now: SystemTime) -> Due {
+    let Some(join) = &machine.spec.join else { return Due::Nothing };
+    let MachineJoin { endpoints, ca_pin, access, waiting: _ } = join;
     if !waits(machine) || is_told(machine, now) {
         return Due::Nothing;
     }
-    if endpoints.is_empty() || known.is_none() {
-        let endpoints = if endpoints.is_empty() { vec![endpoint.clone()] } else { endpoints.clone() };
-        return Due::Complete(
-            json!({ "spec": { "join": { "endpoints": endpoints, "caPin": known.unwrap_or(ca_pin) } } }),
-        );
+    if endpoints.is_empty() || ca_pin.is_none() {
+        let complete = json!({
+            "endpoints": if endpoints.is_empty() { std::slice::from_ref(cluster.endpoint) } else { endpoints },
+            "caPin": ca_pin.unwrap_or(cluster.ca_pin),
+            "access": if access.is_empty() { cluster.access } else { access },
+        });
+        return Due::Complete(json!({ "spec": { "join": complete } }));
     }
     Due::HandOver
 }

@@ -14,6 +14,10 @@ fn endpoint() -> Endpoint {
     serde_json::from_value(json!({ "host": "192.0.2.10", "port": 6443 })).unwrap()
 }
 
+fn access() -> Vec<Access> {
+    serde_json::from_value(json!([{ "name": "admin", "role": "admin", "publicKey": pin(3) }])).unwrap()
+}
+
 fn machine(join: Value) -> Machine {
     let object = json!({
         "apiVersion": API_VERSION,
@@ -36,7 +40,9 @@ fn with_condition(mut machine: Machine, observation: Observation, age: Duration)
 }
 
 fn due_of(machine: &Machine) -> Due {
-    due(machine, &endpoint(), pin(1), SystemTime::UNIX_EPOCH + NOW)
+    let access = access();
+    let cluster = Told { endpoint: &endpoint(), ca_pin: pin(1), access: &access };
+    due(machine, cluster, SystemTime::UNIX_EPOCH + NOW)
 }
 
 /// The Machine with what a step adds to it.
@@ -53,6 +59,7 @@ fn completed(machine: &Machine) -> Machine {
 fn a_machine_is_told_where_its_cluster_is_and_what_it_should_be() {
     let machine = completed(&waiting());
     assert_eq!(due_of(&machine), Due::HandOver);
+    assert_eq!(machine.spec.join.as_ref().unwrap().access, access());
     let read = manifest::parse(&manifests(&machine, Some("abcdef.0123456789abcdef"))).unwrap();
     let told = read.machine.unwrap();
     assert_eq!((&told.spec, &told.metadata.labels), (&machine.spec, &machine.metadata.labels));

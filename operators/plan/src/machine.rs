@@ -125,19 +125,28 @@ fn registries(observed: &Observed) -> Observation {
 fn certificates(observed: &Observed) -> Observation {
     let type_ = condition::CERTIFICATES_READY;
     match &observed.certificate_problems {
-        None => Observation::new(type_, None, "NotReached", "they are made when the machine has an address"),
+        None => without_cluster(observed, type_).unwrap_or_else(|| {
+            Observation::new(type_, None, "NotReached", "they are made when the machine has an address")
+        }),
         Some(problems) if problems.is_empty() => Observation::new(type_, true, "Valid", "all are valid"),
         Some(problems) => Observation::new(type_, false, "Failed", problems.join("; ")),
     }
 }
 
+/// What is so while the machine knows no cluster.
+fn without_cluster(observed: &Observed, type_: &'static str) -> Option<Observation> {
+    let (reason, message) = match (observed.cluster_declared, observed.joins) {
+        (true, _) => return None,
+        (false, true) => ("NotJoined", "the machine has not joined its cluster yet"),
+        (false, false) => ("NoCluster", "no Cluster is declared"),
+    };
+    Some(Observation::new(type_, false, reason, message))
+}
+
 fn services(observed: &Observed) -> Observation {
     let type_ = condition::SERVICES_READY;
-    if !observed.cluster_declared && observed.joins {
-        return Observation::new(type_, false, "NotJoined", "the machine has not joined its cluster yet");
-    }
-    if !observed.cluster_declared {
-        return Observation::new(type_, false, "NoCluster", "no Cluster is declared");
+    if let Some(without) = without_cluster(observed, type_) {
+        return without;
     }
     if let Some(problem) = &observed.services_problem {
         return Observation::new(type_, false, "NotDeclared", problem);

@@ -27,7 +27,7 @@ type Case = (&'static str, fn(&mut Observed), &'static str, &'static str);
 #[test]
 fn a_machine_is_ready_when_every_part_is() {
     assert_eq!(get(&serving(), condition::READY).holds, Some(true));
-    let cases: [Case; 10] = [
+    let cases: [Case; 11] = [
         ("no address", |o| o.addresses.clear(), condition::NETWORK_READY, "NoAddress"),
         ("a failed link", |o| o.network_problems.push("x".into()), condition::NETWORK_READY, "Failed"),
         ("a refused parameter", |o| o.kernel_problems.push("x".into()), condition::KERNEL_READY, "Failed"),
@@ -40,6 +40,12 @@ fn a_machine_is_ready_when_every_part_is() {
         ),
         ("no cluster", |o| o.cluster_declared = false, condition::SERVICES_READY, "NoCluster"),
         ("a worker outside", |o| (o.cluster_declared, o.joins) = (false, true), condition::SERVICES_READY, "NotJoined"),
+        (
+            "its certificates",
+            |o| (o.cluster_declared, o.joins, o.certificate_problems) = (false, true, None),
+            condition::CERTIFICATES_READY,
+            "NotJoined",
+        ),
         ("refused services", |o| o.services_problem = Some("x".into()), condition::SERVICES_READY, "NotDeclared"),
         ("a missing service", |o| o.services.truncate(1), condition::SERVICES_READY, "NotServing"),
         (

@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Endpoint;
+use crate::cluster::{Access, Endpoint};
 use crate::types::{HOST, MacAddress, PublicKeyPin, UUID};
 
 /// What a machine is for.
@@ -33,6 +33,15 @@ pub struct MachineJoin {
     /// The cluster fills it in for a machine that waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_pin: Option<PublicKeyPin>,
+    /// Who may use the machine API until the machine knows its cluster, whose own list counts from then on: to ask a machine that has not
+    /// joined why, and to give it another token. `garboardctl join` writes the cluster's list, and the cluster fills it in for a machine
+    /// that waits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
+    )]
+    pub access: Vec<Access>,
     /// The machine that this is for, which was started without manifests and waits: the cluster hands this Machine to it, with a token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<WaitingMachine>,

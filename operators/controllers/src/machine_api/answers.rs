@@ -2,14 +2,20 @@
 
 use garboard_api::Endpoint;
 use garboard_control::{ControlError, MachineInfo, MachinePhase};
-use garboard_machine_api::proto::{Condition, Service, StatusResponse};
+use garboard_machine_api::proto::{self, Condition, Service, StatusResponse};
 use garboard_supervisor::status::{PublicState, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use tonic::Status;
 
-use super::View;
+use super::{View, role_of};
 
 /// The answer to `Status`.
+/// Somebody who may use the machine API.
+pub(super) fn access(access: &garboard_api::Access) -> proto::Access {
+    let garboard_api::Access { name, role, public_key } = access;
+    proto::Access { name: name.clone(), role: role_of(*role).to_string(), public_key: public_key.to_string() }
+}
+
 pub(super) fn status(info: MachineInfo, phase: MachinePhase, view: &View) -> StatusResponse {
     let MachineInfo {
         boot_id,

@@ -284,6 +284,7 @@ impl Machine for Service {
             ca_pin,
             not_after_unix_ms: end.saturating_mul(1000),
             node_ready,
+            access: view.cluster.iter().flat_map(|cluster| &cluster.spec.access).map(answers::access).collect(),
         }))
     }
 
@@ -325,7 +326,11 @@ impl Machine for Service {
         let caller = Caller::of(&request)?;
         let ApplyManifestRequest { manifest, dry_run } = request.get_ref();
         let (manifests, own) = self.read(manifest)?;
-        let names = [("Machine", manifests.machine.is_some()), ("Cluster", manifests.cluster.is_some())];
+        let names = [
+            ("Machine", manifests.machine.is_some()),
+            ("Cluster", manifests.cluster.is_some()),
+            ("Secret", manifests.join_token.is_some()),
+        ];
         let kinds: Vec<_> = names.into_iter().filter(|(_, declared)| *declared).map(|(kind, _)| kind).collect();
         if kinds.is_empty() {
             return match own {

@@ -243,6 +243,39 @@ async fn manifests_are_validated_before_the_agent_sees_them() {
     agent.await.unwrap();
 }
 
+#[test]
+fn who_may_use_a_machine_follows_from_what_is_declared_and_from_who_has_claimed_it() {
+    let [person, claimant] = [b"person", b"claims"].map(|key| Pin::of_public_key(key));
+    let entry = |name: &str| format!("{{name: {name}, role: admin, publicKey: '{person}'}}");
+    let nothing = View::default();
+    let joins = |access: &str| {
+        let join = format!("endpoints: [{{host: 192.0.2.1}}], caPin: '{claimant}', access: [{access}]");
+        let text = format!(
+            "apiVersion: garboard.dev/v1alpha1\nkind: Machine\nmetadata: {{name: node-2}}\nspec: {{role: Worker, join: {{{join}}}}}\n"
+        );
+        View { machine: manifest::parse(&text).unwrap().machine, ..View::default() }
+    };
+    let (admin, only) = (Some(Role::Admin), Claimants::Only(claimant));
+    // What the person may do, and what who claims it.
+    for (what, view, claimants, expected) in [
+        ("nothing is declared", nothing.clone(), Claimants::Nobody, None),
+        ("it waits", nothing.clone(), Claimants::Anybody, Some((Some(Role::Claimant), Some(Role::Claimant)))),
+        ("it is about to be declared", nothing, only, Some((None, Some(Role::Claimant)))),
+        ("it joins", joins(""), Claimants::Nobody, None),
+        ("it joins, and was claimed", joins(""), only, Some((None, Some(Role::Reader)))),
+        ("it joins, and names people", joins(&entry("own")), Claimants::Nobody, Some((admin, None))),
+        ("all of that", joins(&entry("own")), only, Some((admin, Some(Role::Reader)))),
+        ("it is one of a cluster", declared(&entry("its")), only, Some((admin, Some(Role::Claimant)))),
+        ("whose list is empty", declared(""), Claimants::Nobody, Some((None, None))),
+    ] {
+        let (_keep, view) = watch::channel(view);
+        let (_keep, claimants) = watch::channel(claimants);
+        let list = Admission { view, claimants }.access_list();
+        let role = |list: &AccessList, pin| list.get(pin).map(|access| access.role);
+        assert_eq!(list.map(|list| (role(&list, &person), role(&list, &claimant))), expected, "{what}");
+    }
+}
+
 #[tokio::test]
 async fn the_port_opens_when_a_cluster_says_who_may_connect_and_follows_its_changes() {
     let scene = scene(Role::Reader).await;

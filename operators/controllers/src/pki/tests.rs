@@ -147,6 +147,23 @@ fn renewal_changes_the_certificate_and_keeps_the_authority() {
 }
 
 #[test]
+fn the_authority_that_is_declared_last_is_trusted_until_the_keys_of_one_are_here() {
+    let folders = [folder(), folder(), folder()];
+    let [first, second, joiner] = folders.each_ref().map(store);
+    for founder in [&first, &second] {
+        founder.reconcile(&profiles(), now()).unwrap();
+        joiner.trust(&founder.authority_certificate(Authority::Kubernetes).unwrap()).unwrap();
+        let pins = [&joiner, founder].map(|store| store.authority_pin(Authority::Kubernetes).unwrap());
+        assert_eq!(pins[0], pins[1]);
+    }
+    let keys = second.cluster_keys().unwrap();
+    joiner.take_cluster_keys(&keys).unwrap();
+    let refused = joiner.trust(&first.authority_certificate(Authority::Kubernetes).unwrap());
+    assert!(matches!(refused, Err(PkiError::Foreign(_))), "{refused:?}");
+    assert_eq!(joiner.cluster_keys().unwrap(), keys);
+}
+
+#[test]
 fn a_client_certificate_names_its_user_and_group_and_needs_no_private_key() {
     let folder = folder();
     let store = store(&folder);

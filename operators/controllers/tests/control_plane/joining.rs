@@ -16,13 +16,14 @@ use garboard_catalog::kubeconfig::APISERVERS;
 use garboard_catalog::pki::Leaf;
 use garboard_control::Client as Control;
 use garboard_controllers::certificates::{Certificates, Due};
-use garboard_controllers::join::{Introduction, Join, issue_token};
+use garboard_controllers::join::{Introduction, Join, TokenFile, issue_token};
 use garboard_controllers::network::NodeAddresses;
 use garboard_controllers::pki::PkiStore;
-use garboard_controllers::problems::Problems;
+use garboard_controllers::problems::{Listed, Problems};
 use garboard_controllers::registries::{Registries, RegistryPaths};
 use garboard_controllers::removed_machines::{Change, RemovedMachines};
 use garboard_controllers::{addons, csr, revocations};
+use garboard_plan::dispute::ASK_AGAIN;
 use garboard_plan::join::KEY;
 use garboard_plan::pki::{Authority, of_worker};
 use garboard_sys::durable::power::Supply;
@@ -118,24 +119,14 @@ impl Joiner {
     /// The same with the token that lies with its manifests, or the one that it has kept, until the power goes.
     async fn try_to_join(&self, token: Option<&str>, supply: Option<&Supply>) -> Outcome {
         let (_keep, machine) = watch::channel(Some(Arc::new(self.machine.clone())));
-        let (problems, mut told) = Problems::new();
-        let given = token.map(|token| JoinToken { machine: self.name(), token: token.to_owned() });
-        let file = self.token_file();
-        let addresses = vec![SECOND.parse().unwrap()];
-        let (_keep, network) = watch::channel(NodeAddresses { addresses, ..NodeAddresses::default() });
-        let introduction = Introduction {
-            machine_id: self.machine_id.clone(),
-            // Copied manifests bring the same key along.
-            fingerprint: PublicKeyPin::new([7; 32]),
-            network,
-        };
-        let (join, mut joined) = Join::new(machine, introduction, self.pki.clone(), &file, given.as_ref(), problems);
+        let file = Arc::new(TokenFile::new(&self.token_file()));
+        let (join, mut joined, mut told) = self.task(machine, &file, token);
         let has_gone = || supply.is_some_and(Supply::has_gone);
         if has_gone() {
             return Outcome::Dark;
         }
         if token.is_some() {
-            assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(fs::metadata(self.token_file()).unwrap().permissions().mode() & 0o777, 0o600);
         }
         let stop = CancellationToken::new();
         let outcome = async {
@@ -153,8 +144,33 @@ impl Joiner {
         if has_gone() {
             return Outcome::Dark;
         }
-        assert_eq!(file.exists(), outcome != Outcome::Joined, "a token that has served is forgotten");
+        assert_eq!(self.token_file().exists(), outcome != Outcome::Joined, "a token that has served is forgotten");
         outcome
+    }
+
+    /// The task that joins, and what it tells: whether the machine has joined, and why not.
+    fn task(
+        &self,
+        machine: watch::Receiver<Option<Arc<Machine>>>,
+        file: &Arc<TokenFile>,
+        token: Option<&str>,
+    ) -> (Join, watch::Receiver<bool>, watch::Receiver<Listed>) {
+        let (problems, told) = Problems::new();
+        let given = token.map(|token| self.given(token));
+        let addresses = vec![SECOND.parse().unwrap()];
+        let (_, network) = watch::channel(NodeAddresses { addresses, ..NodeAddresses::default() });
+        let introduction = Introduction {
+            machine_id: self.machine_id.clone(),
+            // Copied manifests bring the same key along.
+            fingerprint: PublicKeyPin::new([7; 32]),
+            network,
+        };
+        let (join, joined) = Join::new(machine, introduction, self.pki.clone(), file.clone(), given.as_ref(), problems);
+        (join, joined, told)
+    }
+
+    fn given(&self, token: &str) -> JoinToken {
+        JoinToken { machine: self.name(), token: token.to_owned() }
     }
 
     /// A client with what it has got.
@@ -222,6 +238,7 @@ pub async fn a_machine_joins_once_and_changes_only_what_is_its_own(world: &World
     it_may_do_nothing_once_it_is_removed(world, &worker, client).await;
 
     a_control_plane_machine_gets_the_clusters_keys(world, client, pin).await;
+    a_mistake_is_mended_by_another_claim(world, pin).await;
     a_power_cut_at_any_step_needs_no_second_token(world, pin).await;
 
     Api::<Machine>::all(client.clone()).delete("node-2", &Default::default()).await.unwrap();
@@ -300,6 +317,28 @@ async fn a_power_cut_at_any_step_needs_no_second_token(world: &World, pin: Publi
             cuts += 1;
         }
     }
+}
+
+/// Who has claimed a machine claims it again with what was mistaken, and it does not wait until it would have asked again.
+async fn a_mistake_is_mended_by_another_claim(world: &World, pin: PublicKeyPin) {
+    let joiner = Joiner::new("node-7", Worker, PublicKeyPin::new([7; 32]));
+    let mended = Joiner::new("node-7", Worker, pin).machine;
+    let (machine, seen) = watch::channel(Some(Arc::new(joiner.machine.clone())));
+    let file = Arc::new(TokenFile::new(&joiner.token_file()));
+    let (join, mut joined, mut told) = joiner.task(seen, &file, Some(&token(world, "node-3", Worker).await));
+    let task = tokio::spawn(join.run(CancellationToken::new()));
+    let claims = async {
+        let is_told =
+            |text: &'static str| move |told: &Listed| told.get("join").is_some_and(|problem| problem.contains(text));
+        told.wait_for(is_told("belongs to another cluster")).await.unwrap();
+        machine.send_replace(Some(Arc::new(mended)));
+        told.wait_for(is_told("node-3 may ask for")).await.unwrap();
+        file.keep(&joiner.given(&token(world, "node-7", Worker).await)).unwrap();
+        joined.wait_for(|joined| *joined).await.unwrap();
+        told.wait_for(|told| !told.contains_key("join")).await.unwrap();
+    };
+    tokio::time::timeout(ASK_AGAIN / 2, claims).await.expect("a machine that joins at once");
+    task.abort();
 }
 
 /// What the cluster is known by.

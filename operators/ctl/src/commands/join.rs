@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use garboard_api::{JOIN_SECRET_TYPE, MachineRole};
 use garboard_machine_api::Endpoint;
-use garboard_machine_api::proto::JoinTokenResponse;
+use garboard_machine_api::proto::{Access, JoinTokenResponse};
 
 use super::new::{fill, give_to_waiting, is_label, key_document};
 use crate::cli::{Join, Target};
@@ -64,7 +64,13 @@ pub async fn run(target: &Target, Join { name, at, key, control_plane, valid }: 
         replace(&found.folder().join(config::FILE), &config, 0o644)?;
     }
     let until = time(answer.not_after_unix_ms).unwrap_or_default();
-    print(&(next_steps(&path, name, &until, key.is_some()) + &warning(name, answer.node_ready)))
+    let give = match (key, &former) {
+        (Some(_), _) => give_to_waiting(&format!("-m {name}"), &format!("-f {}", path.display())),
+        (None, Some(_)) => give_again(name, &path.display().to_string()),
+        (None, None) => attach(&path.display().to_string()),
+    };
+    let own_key = if key.is_some() { "" } else { " its own key," };
+    print(&(next_steps(&path, name, own_key, &until, &give) + &warning(name, answer.node_ready)))
 }
 
 /// What the machine of manifests is for.
@@ -85,10 +91,25 @@ fn manifests(name: &str, role: MachineRole, secret: &str, answer: &JoinTokenResp
             ("@HOST@", &format!("{:?}", endpoint.host())),
             ("@PORT@", &endpoint.port().to_string()),
             ("@CA_PIN@", &answer.ca_pin),
+            ("@ACCESS@", &access(&answer.access)),
             ("@IDENTITY@", secret),
         ],
     );
     checked(format!("{}{SEPARATOR}{}", machine.trim_end(), token(name, answer)))
+}
+
+/// Who may use the machine API of one that has not joined.
+fn access(list: &[Access]) -> String {
+    if list.is_empty() {
+        return String::new();
+    }
+    let entry = |Access { name, role, public_key }: &Access| {
+        format!("    - name: {name:?}\n      role: {role}\n      publicKey: {public_key}\n")
+    };
+    let entries: String = list.iter().map(entry).collect();
+    format!(
+        "    # Who may use garboardctl with it until it knows its cluster, whose own list counts from then on.\n    access:\n{entries}"
+    )
 }
 
 /// The same with another token.
@@ -111,12 +132,8 @@ fn replace(path: &Path, content: &str, mode: u32) -> anyhow::Result<()> {
     files::replace(path, content, mode).with_context(|| format!("write {}", path.display()))
 }
 
-fn next_steps(path: &Path, name: &str, until: &str, waits: bool) -> String {
+fn next_steps(path: &Path, name: &str, own_key: &str, until: &str, give: &str) -> String {
     let path = path.display();
-    let (own_key, give) = match waits {
-        true => ("", give_to_waiting(&format!("-m {name}"), &format!("-f {path}"))),
-        false => (" its own key,", attach(&path.to_string())),
-    };
     format!(
         "\
 Made {path}: the Machine {name},{own_key} and a token with which it can join until {until}.
@@ -141,6 +158,17 @@ The node {name} is Ready: until it is not, another machine with this file is ref
     )
 }
 
+/// How a machine that is on gets another token.
+fn give_again(name: &str, path: &str) -> String {
+    format!(
+        "\
+ 2. Give it to the machine, if it is on:
+      garboardctl -m {name} apply -f {path}
+    or else in place of what it was given at its first boot.
+ 3. Then:"
+    )
+}
+
 /// How a machine gets its manifests at its first boot.
 fn attach(path: &str) -> String {
     format!(
@@ -162,6 +190,11 @@ mod tests {
             ca_pin: format!("sha256:{}", "7".repeat(64)),
             not_after_unix_ms: 0,
             node_ready: false,
+            access: vec![Access {
+                name: "admin".to_owned(),
+                role: "admin".to_owned(),
+                public_key: format!("sha256:{}", "8".repeat(64)),
+            }],
         }
     }
 
@@ -184,6 +217,8 @@ mod tests {
         assert_eq!(role_of(&edited).unwrap(), MachineRole::Worker);
         let other = manifests("node-3", MachineRole::ControlPlane, "", &answer("abcdef.0123456789abcdef")).unwrap();
         assert_eq!(role_of(&other).unwrap(), MachineRole::ControlPlane);
-        assert_eq!(first.machine.unwrap().spec.join.unwrap().endpoints[0].to_string(), "[fd00::10]:6443");
+        let join = first.machine.unwrap().spec.join.unwrap();
+        assert_eq!(join.endpoints[0].to_string(), "[fd00::10]:6443");
+        assert_eq!(join.access[0].name, "admin");
     }
 }
