@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use garboard_plan::leader::{self as plan, Candidacy, DEADLINE, Loss, NAMESPACE, RENEWAL, Seen};
+use garboard_plan::leader::{self as plan, Candidacy, DEADLINE, Loss, NAMESPACE, Seen};
 pub use garboard_plan::leader::{ETCD, Identity, OPERATORS};
 use garboard_runtime::applier::chain;
 use garboard_runtime::status::in_time;
@@ -69,6 +69,14 @@ pub async fn lead<Duties: Future<Output = ()>>(
     }
 }
 
+/// What became of trying to take the lease.
+enum Attempt {
+    /// It is this machine's; it was asked for then.
+    Taken(Duration),
+    /// It is another's; look again after a while.
+    Wait(Duration),
+}
+
 struct Candidate {
     leases: Api<Lease>,
     lease: &'static str,
@@ -82,10 +90,9 @@ impl Candidate {
     async fn stand_by(&mut self, tell: &mut impl FnMut(Standing)) -> Duration {
         let (mut leader, mut reported) = (String::new(), String::new());
         loop {
-            let asked = boot_time();
             let error = match in_time(self.try_take()).await {
-                Ok(Ok(Candidacy::Take)) => return asked,
-                Ok(Ok(Candidacy::Wait(wait))) => {
+                Ok(Ok(Attempt::Taken(asked))) => return asked,
+                Ok(Ok(Attempt::Wait(wait))) => {
                     let holder = self.seen.as_ref().and_then(Seen::holder);
                     if let Some(holder) = holder.filter(|holder| *holder != leader) {
                         holder.clone_into(&mut leader);
@@ -106,40 +113,41 @@ impl Candidate {
         }
     }
 
-    async fn try_take(&mut self) -> Result<Candidacy, kube::Error> {
+    async fn try_take(&mut self) -> Result<Attempt, kube::Error> {
         self.read().await?;
-        let candidacy = plan::candidacy(self.seen.as_ref(), &self.identity, boot_time());
-        if candidacy == Candidacy::Take {
-            match self.write().await {
-                Err(kube::Error::Api(status)) if status.code == 409 => {
-                    debug!("another was faster");
-                    self.seen = None;
-                    return Ok(Candidacy::Wait(RETRY));
-                }
-                written => written?,
-            }
+        // Nobody sees the lease before it is written, and counts from then.
+        let asked = boot_time();
+        if let Candidacy::Wait(wait) = plan::candidacy(self.seen.as_ref(), &self.identity, asked) {
+            return Ok(Attempt::Wait(wait));
         }
-        Ok(candidacy)
+        match self.write().await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                debug!("another was faster");
+                self.seen = None;
+                Ok(Attempt::Wait(RETRY))
+            }
+            written => written.map(|()| Attempt::Taken(asked)),
+        }
     }
 
     /// Renews the lease, which was asked for at `renewed`, until it is lost.
     async fn hold(&mut self, mut renewed: Duration) -> Loss {
         let mut doubtful = false;
         loop {
-            sleep(if doubtful { RETRY } else { RENEWAL }).await;
-            let asked = boot_time();
+            sleep(if doubtful { RETRY } else { plan::until_renewal(renewed, boot_time()) }).await;
             let round = async {
                 if doubtful {
                     self.read().await?;
                 }
-                match plan::loss(self.seen.as_ref(), &self.identity, renewed, boot_time()) {
-                    Some(loss) => Ok(Some(loss)),
-                    None => self.write().await.map(|()| None),
+                let asked = boot_time();
+                match plan::loss(self.seen.as_ref(), &self.identity, renewed, asked) {
+                    Some(loss) => Ok(Err(loss)),
+                    None => self.write().await.map(|()| Ok(asked)),
                 }
             };
-            match timeout((renewed + DEADLINE).saturating_sub(asked), round).await {
-                Ok(Ok(None)) => (renewed, doubtful) = (asked, false),
-                Ok(Ok(Some(loss))) => return loss,
+            match timeout((renewed + DEADLINE).saturating_sub(boot_time()), round).await {
+                Ok(Ok(Ok(asked))) => (renewed, doubtful) = (asked, false),
+                Ok(Ok(Err(loss))) => return loss,
                 Ok(Err(error)) => {
                     if !doubtful {
                         warn!(error = chain(&error), "the lease is not renewed");

@@ -17,11 +17,11 @@ pub const ETCD: &str = "garboard-etcd";
 /// Namespace of the leases.
 pub const NAMESPACE: &str = "kube-system";
 /// Time for which a renewal holds.
-pub const DURATION: Duration = Duration::from_secs(15);
-/// Time between two renewals, and longest time between two looks at somebody else's lease.
+pub const DURATION: Duration = Duration::from_secs(30);
+/// Time between two renewals, from asking to asking, and longest time between two looks at somebody else's lease.
 pub const RENEWAL: Duration = Duration::from_secs(5);
 /// Time after its last renewal when a holder gives up.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Who holds a lease: a machine since a start of its kernel, so that what it was before does not keep it waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +99,11 @@ pub fn candidacy(seen: Option<&Seen>, identity: &Identity, now: Duration) -> Can
         Some(left) if !left.is_zero() && !identity.is_own(holder) => Candidacy::Wait(left.min(RENEWAL)),
         _ => Candidacy::Take,
     }
+}
+
+/// Time until a lease is to be renewed that was asked for at `renewed`: an answer that was slow to come leaves the next one no less time.
+pub fn until_renewal(renewed: Duration, now: Duration) -> Duration {
+    (renewed + RENEWAL).saturating_sub(now)
 }
 
 /// Why a machine no longer leads.
@@ -214,7 +219,7 @@ mod tests {
         assert!(RENEWAL * 2 <= DEADLINE && DEADLINE < DURATION);
         for (what, seen, now, expected) in [
             ("it is renewed in time", seen(OWN), 105, None),
-            ("it is not", seen(OWN), 110, Some(Loss::Late)),
+            ("it is not", seen(OWN), 120, Some(Loss::Late)),
             ("another has it", seen(OTHER), 101, Some(Loss::Taken(OTHER.to_owned()))),
             ("somebody deleted it", None, 105, None),
             ("somebody freed it", seen(""), 105, None),
@@ -224,12 +229,27 @@ mod tests {
     }
 
     #[test]
+    fn an_api_server_that_takes_ten_seconds_to_answer_costs_nobody_the_lease() {
+        for slow in (0..=10).map(seconds) {
+            let mut asked = seconds(100);
+            for _ in 0..5 {
+                let answered = asked + slow;
+                let next = answered + until_renewal(asked, answered);
+                assert!(next >= asked + RENEWAL);
+                assert_eq!(loss(seen(OWN).as_ref(), &identity(), asked, next), None, "{slow:?}");
+                assert!(next + slow <= asked + DEADLINE, "{slow:?}");
+                asked = next;
+            }
+        }
+    }
+
+    #[test]
     fn a_lease_tells_who_leads_since_when() {
         let made = held(OPERATORS, None, &identity(), time(5)).spec.unwrap();
         assert_eq!((made.holder_identity.as_deref(), made.lease_transitions), (Some(OWN), Some(0)));
         assert_eq!(
             (made.acquire_time, made.renew_time, made.lease_duration_seconds),
-            (Some(time(5)), Some(time(5)), Some(15))
+            (Some(time(5)), Some(time(5)), Some(30))
         );
         let taken = held(OPERATORS, Some(&seen(OTHER).unwrap().lease), &identity(), time(5)).spec.unwrap();
         assert_eq!((taken.lease_transitions, taken.acquire_time), (Some(4), Some(time(5))));
