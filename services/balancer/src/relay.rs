@@ -36,6 +36,9 @@ pub struct Limits {
     pub answer: Duration,
     /// First and longest pause after all servers have failed.
     pub pause: (Duration, Duration),
+    /// A server may be none for this long before the connections to it end: one that is only slow to say that it is there comes back,
+    /// and all its clients at once would be too much for the others.
+    pub withdrawn: Duration,
 }
 
 impl Default for Limits {
@@ -45,6 +48,7 @@ impl Default for Limits {
             connect: Duration::from_secs(1),
             answer: Duration::from_secs(3),
             pause: (Duration::from_millis(10), Duration::from_millis(160)),
+            withdrawn: Duration::from_secs(15),
         }
     }
 }
@@ -107,17 +111,27 @@ pub async fn relay(mut client: TcpStream, shared: &Shared, limits: &Limits) {
         // How a connection ends is the business of its two ends.
         tokio::select! {
             _ = copy_bidirectional_with_sizes(&mut client, &mut stream, BUFFER, BUFFER) => {}
-            () = withdrawn(shared, server) => {}
+            () = withdrawn(shared, server, limits.withdrawn) => {}
         }
     }
 }
 
-/// Waits until a server is none any more: whoever goes on with it would wait for answers that do not come.
-async fn withdrawn(shared: &Shared, server: SocketAddr) {
+/// Waits until a server has been none for this long: whoever goes on with it would wait for answers that do not come.
+async fn withdrawn(shared: &Shared, server: SocketAddr, limit: Duration) {
+    loop {
+        is_there(shared, server, false).await;
+        if timeout(limit, is_there(shared, server, true)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits until a server is one, or none.
+async fn is_there(shared: &Shared, server: SocketAddr, wanted: bool) {
     loop {
         // In this order: no change is missed.
         let changed = shared.changed.notified();
-        if !shared.with(|servers| servers.has(server)) {
+        if shared.with(|servers| servers.has(server)) == wanted {
             return;
         }
         changed.await;

@@ -14,6 +14,7 @@ const LIMITS: Limits = Limits {
     connect: Duration::from_secs(1),
     answer: Duration::from_millis(100),
     pause: (Duration::from_millis(5), Duration::from_millis(20)),
+    withdrawn: Duration::from_millis(400),
 };
 /// No step takes this long.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -158,6 +159,13 @@ fn a_connection_ends_with_its_server_being_none_any_more() {
         assert_eq!(client.read_u8().await.unwrap(), b'x');
         shared.set(&[second_address, first_address]);
         assert!(timeout(LIMITS.answer, client.read_u8()).await.is_err(), "it ends although its server stays");
+        for withdrawn in [[second_address].as_slice(), &[first_address]] {
+            shared.set(withdrawn);
+            assert!(
+                timeout(LIMITS.withdrawn / 2, client.read_u8()).await.is_err(),
+                "it ends although its server is back"
+            );
+        }
         shared.set(&[second_address]);
         assert!(client.read_u8().await.is_err());
         relay.await.unwrap();
