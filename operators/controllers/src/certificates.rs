@@ -98,6 +98,8 @@ impl Certificates {
             let certificate = request::certificate(client, machine, BTreeMap::new(), &request.pem).await?;
             self.pki.install(leaf, profile, &request, &certificate)?;
             info!(certificate = leaf.name(), "certificate issued by the cluster");
+            // The others may take their time.
+            self.outcome.send_modify(|failed| drop(failed.remove(leaf.name())));
             Ok::<_, CertificateError>(())
         };
         match got.await {

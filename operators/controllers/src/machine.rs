@@ -3,6 +3,7 @@
 //! Nothing waits here: each call does what is possible now, says in the status what is not and why, and is made again
 //! when any of what it looked at changes.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +13,14 @@ use garboard_api::condition;
 use garboard_api::machine::{Effective, MachineSpec, MachineStatus, PoolReference};
 use garboard_api::{About, Cluster, Machine, MachinePool, validate};
 use garboard_catalog::input::apiserver_service_address;
+use garboard_catalog::pki::Leaf;
 use garboard_catalog::{CatalogError, CatalogInput, NodeFacts};
 use garboard_control::{ControlError, MachinePhase};
 use garboard_plan::events as events_plan;
 use garboard_plan::layers;
 use garboard_plan::machine::{self as plan, Observed};
 use garboard_plan::node as node_plan;
-use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Step};
+use garboard_plan::pki::{self as pki_plan, PkiInput, Problem, Reason, Step};
 use garboard_plan::registries;
 use garboard_plan::time::State;
 use garboard_plan::trial::Configuration;
@@ -157,6 +159,7 @@ fn observe(context: &Context, joins: bool, cluster_declared: bool) -> Observed {
         kernel_problems: context.kernel.borrow().clone(),
         registry_problems: context.registries.borrow().clone(),
         certificate_problems: None,
+        certificates_awaited: Vec::new(),
         desired_services: (!specs.is_empty()).then(|| names(&specs)),
         services_problem: None,
         services: context.services.borrow().to_vec(),
@@ -175,12 +178,13 @@ async fn join(machine: &Machine, context: &Context, observed: &mut Observed) -> 
     if !machine.joins() || servers.is_empty() {
         return Ok(());
     }
-    run(context, garboard_catalog::joining(&servers)?, observed).await
+    let specs = garboard_catalog::joining(&servers)?;
+    observed.desired_services = Some(names(&specs));
+    run(context, specs, observed).await
 }
 
 /// Has PID 1 run exactly these services.
 async fn run(context: &Context, specs: Vec<ServiceSpec>, observed: &mut Observed) -> Result<(), MachineError> {
-    observed.desired_services = Some(names(&specs));
     if let Err(error) = declare_services(context, specs).await {
         observed.services_problem = Some(chain(&error));
         return Err(error.into());
@@ -211,11 +215,16 @@ async fn converge(
     let input = pki_input(machine, cluster, &observed.addresses);
     let kept = keep_certificates(context, input).await;
     match &kept {
-        Ok((problems, _)) => observed.certificate_problems = Some(problems.clone()),
+        Ok(kept) => {
+            observed.certificate_problems = Some(kept.problems.clone());
+            observed.certificates_awaited = kept.awaited.iter().map(|leaf| leaf.name()).collect();
+        }
         Err(error) => observed.certificate_problems = Some(vec![chain(error)]),
     }
-    let (_, renewal) = kept?;
+    let Kept { problems: _, awaited, renewal } = kept?;
     let specs = garboard_catalog::services(&catalog_input(machine, cluster, context, &observed.addresses))?;
+    observed.desired_services = Some(names(&specs));
+    let specs = startable(specs, &awaited, &context.specs.borrow());
     run(context, specs, observed).await?;
     Ok(renewal.clamp(Duration::from_secs(1), RESYNC))
 }
@@ -234,8 +243,26 @@ fn pki_input(machine: &Machine, cluster: &ClusterSpec, addresses: &[IpAddr]) -> 
     }
 }
 
-/// Keeps the certificates; returns what is wrong with them and the time until the next is due.
-async fn keep_certificates(context: &Context, input: PkiInput) -> Result<(Vec<String>, Duration), PkiError> {
+/// What became of certificates.
+#[derive(Debug, Default)]
+struct Kept {
+    /// What is wrong with them, in words.
+    problems: Vec<String>,
+    /// Those that were never there, and that the cluster is asked for.
+    awaited: BTreeSet<Leaf>,
+    /// Time until the next is due.
+    renewal: Duration,
+}
+
+/// Services without those that would not start because their certificate is not there yet. One that was declared `before` stays.
+fn startable(mut specs: Vec<ServiceSpec>, awaited: &BTreeSet<Leaf>, before: &[ServiceSpec]) -> Vec<ServiceSpec> {
+    let waits = |spec: &ServiceSpec| awaited.iter().any(|leaf| spec.name.as_str() == leaf.name());
+    specs.retain(|spec| !waits(spec) || before.iter().any(|former| former.name == spec.name));
+    specs
+}
+
+/// Keeps the certificates.
+async fn keep_certificates(context: &Context, input: PkiInput) -> Result<Kept, PkiError> {
     let (pki, now) = (context.pki.clone(), context.now());
     let machine = input.node_name.clone();
     // Keys are computed and files synced: neither belongs on the agent's only thread.
@@ -246,8 +273,8 @@ async fn keep_certificates(context: &Context, input: PkiInput) -> Result<(Vec<St
         Ok::<_, PkiError>((plan, wait))
     });
     // The task neither panics nor is it cancelled while the agent lives; when the agent ends this is not seen.
-    let Ok(kept) = kept.await else { return Ok((Vec::new(), RESYNC)) };
-    let (plan, wait) = kept?;
+    let Ok(kept) = kept.await else { return Ok(Kept { renewal: RESYNC, ..Kept::default() }) };
+    let (plan, renewal) = kept?;
     plan.steps.iter().for_each(report);
     let leaves = plan.steps.iter().filter_map(|step| match step {
         Step::Request { leaf, profile, reason: _ } => Some((*leaf, profile.clone())),
@@ -259,7 +286,15 @@ async fn keep_certificates(context: &Context, input: PkiInput) -> Result<(Vec<St
         events::hand_over(&context.notables, notable);
     }
     let refused = refused.into_iter().map(|(leaf, problem)| format!("{leaf}: {problem}"));
-    Ok((plan.problems.iter().map(describe).chain(refused).collect(), wait))
+    let awaited = plan.steps.iter().filter_map(|step| match step {
+        Step::Request { leaf, profile: _, reason: Reason::Missing } => Some(*leaf),
+        _ => None,
+    });
+    Ok(Kept {
+        problems: plan.problems.iter().map(describe).chain(refused).collect(),
+        awaited: awaited.collect(),
+        renewal,
+    })
 }
 
 fn report(step: &Step) {
@@ -454,8 +489,26 @@ async fn publish(
 #[cfg(test)]
 mod tests {
     use garboard_api::{Endpoint, VirtualAddress};
+    use garboard_catalog::{dns, kube_proxy, kubelet};
 
     use super::*;
+
+    #[test]
+    fn a_service_is_not_started_before_its_certificate_is_there() {
+        let spec = |name: &str| -> ServiceSpec {
+            serde_json::from_value(json!({ "name": name, "argv": ["/bin/it"], "cgroup": { "slice": "node" } })).unwrap()
+        };
+        let wanted = || ["containerd", "kubelet", "dns"].map(spec).to_vec();
+        let awaited = BTreeSet::from([Leaf::Kubelet, Leaf::KubeProxy]);
+        assert_eq!(names(&startable(wanted(), &awaited, &[])), ["containerd", "dns"]);
+        // What runs goes on: its certificate is renewed, or was lost.
+        assert_eq!(names(&startable(wanted(), &awaited, &[spec("kubelet")])), ["containerd", "kubelet", "dns"]);
+        assert_eq!(startable(wanted(), &BTreeSet::new(), &[]), wanted());
+        for leaf in Leaf::OF_WORKERS.into_iter().filter(|leaf| *leaf != Leaf::Agent) {
+            let names = [kubelet::NAME, kube_proxy::NAME, dns::NAME];
+            assert!(names.contains(&leaf.name()), "{leaf:?} is of no service");
+        }
+    }
 
     #[test]
     fn the_api_servers_certificate_is_for_every_declared_way_to_it() {

@@ -50,6 +50,8 @@ pub struct Observed {
     pub registry_problems: Vec<String>,
     /// What is wrong with its certificates, in words; none while they have not been looked at.
     pub certificate_problems: Option<Vec<String>>,
+    /// The certificates that were never there, and that the cluster is asked for, by the services that need them.
+    pub certificates_awaited: Vec<&'static str>,
     /// Names of the services that it should run; none while that is not known.
     pub desired_services: Option<Vec<String>>,
     /// Why the services could not be declared.
@@ -128,8 +130,12 @@ fn certificates(observed: &Observed) -> Observation {
         None => without_cluster(observed, type_).unwrap_or_else(|| {
             Observation::new(type_, None, "NotReached", "they are made when the machine has an address")
         }),
-        Some(problems) if problems.is_empty() => Observation::new(type_, true, "Valid", "all are valid"),
-        Some(problems) => Observation::new(type_, false, "Failed", problems.join("; ")),
+        Some(problems) if !problems.is_empty() => Observation::new(type_, false, "Failed", problems.join("; ")),
+        Some(_) if !observed.certificates_awaited.is_empty() => {
+            let message = format!("the cluster is asked for those of {}", observed.certificates_awaited.join(", "));
+            Observation::new(type_, false, "Requested", message)
+        }
+        Some(_) => Observation::new(type_, true, "Valid", "all are valid"),
     }
 }
 

@@ -27,7 +27,7 @@ type Case = (&'static str, fn(&mut Observed), &'static str, &'static str);
 #[test]
 fn a_machine_is_ready_when_every_part_is() {
     assert_eq!(get(&serving(), condition::READY).holds, Some(true));
-    let cases: [Case; 11] = [
+    let cases: [Case; 12] = [
         ("no address", |o| o.addresses.clear(), condition::NETWORK_READY, "NoAddress"),
         ("a failed link", |o| o.network_problems.push("x".into()), condition::NETWORK_READY, "Failed"),
         ("a refused parameter", |o| o.kernel_problems.push("x".into()), condition::KERNEL_READY, "Failed"),
@@ -37,6 +37,12 @@ fn a_machine_is_ready_when_every_part_is() {
             |o| o.certificate_problems = Some(vec!["x".into()]),
             condition::CERTIFICATES_READY,
             "Failed",
+        ),
+        (
+            "a certificate to come",
+            |o| o.certificates_awaited.push("kubelet"),
+            condition::CERTIFICATES_READY,
+            "Requested",
         ),
         ("no cluster", |o| o.cluster_declared = false, condition::SERVICES_READY, "NoCluster"),
         ("a worker outside", |o| (o.cluster_declared, o.joins) = (false, true), condition::SERVICES_READY, "NotJoined"),
