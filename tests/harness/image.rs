@@ -46,6 +46,11 @@ impl Image {
         self.directory.join("garboard.qcow2")
     }
 
+    /// The image of the sample program that is in it, as an archive (OCI image layout).
+    pub fn sample(&self) -> PathBuf {
+        self.directory.with_file_name("programs").join("sample.tar")
+    }
+
     /// What `release.json` says.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! | [`machine`] | an image, a manifest | a running QEMU: console text, power, snapshots |
 //! | [`cluster`] | a machine | `kubectl`, `garboardctl`, waiting for conditions of objects |
 //! | [`fresh`] | an image | a machine that was never on, with its cluster |
+//! | [`registry`] | images | a registry on the host that asks for a user |
 //! | [`wait`] | a condition, a limit | its value, or an error that says what was last seen |
 
 pub mod cluster;
@@ -14,5 +15,6 @@ pub mod image;
 pub mod lan;
 pub mod machine;
 pub mod qmp;
+pub mod registry;
 mod tpm;
 pub mod wait;

@@ -12,6 +12,7 @@ mod joining;
 mod power;
 mod ready;
 mod refusal;
+mod registries;
 mod rollout;
 mod scene;
 mod security;
@@ -31,6 +32,7 @@ fn main() {
         trial::scenarios(),
         sources::scenarios(),
         workloads::scenarios(),
+        registries::scenarios(),
         joining::scenarios(),
         control_plane::scenarios(),
         security::scenarios(),
