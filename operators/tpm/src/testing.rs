@@ -13,6 +13,8 @@ use crate::{Reached, Tpm};
 
 /// Longest time that the emulator may take to start.
 const LIMIT: Duration = Duration::from_secs(20);
+/// The flags of a socket that listens (`__SO_ACCEPTCON`, linux/net.h).
+const LISTENING: &str = "00010000";
 
 /// One that runs. Its state is in a folder, and outlives it as it outlives a chip without power.
 #[derive(Debug)]
@@ -43,7 +45,7 @@ impl Swtpm {
             .spawn()?;
         let mut swtpm = Self { socket, process };
         let began = Instant::now();
-        while !swtpm.socket.exists() {
+        while !listens(&swtpm.socket)? {
             if let Some(status) = swtpm.process.try_wait()? {
                 return Err(io::Error::other(format!("swtpm has ended with {status}")));
             }
@@ -59,6 +61,14 @@ impl Swtpm {
     pub fn socket(&self) -> &Path {
         &self.socket
     }
+}
+
+/// Whether somebody listens at a socket (`/proc/net/unix`), without a connection: swtpm may end with the first.
+fn listens(socket: &Path) -> io::Result<bool> {
+    let sockets = fs::read_to_string("/proc/net/unix")?;
+    // The flags are the fourth column, and the path the last.
+    let at = |line: &&str| line.split_ascii_whitespace().last().map(Path::new) == Some(socket);
+    Ok(sockets.lines().filter(at).any(|line| line.split_ascii_whitespace().nth(3) == Some(LISTENING)))
 }
 
 impl Drop for Swtpm {
