@@ -61,7 +61,8 @@ pub type DeclareSender = mpsc::Sender<Declare>;
 /// Serves the machine API until `stop`.
 ///
 /// It listens from when a cluster is declared, because that says who may use it, or where the Machine of one that joins says who may until
-/// then, or while the machine can be claimed; then on all addresses that the machine has or gets. A changed access list counts at once, also for open connections.
+/// then, or while the machine can be claimed; then on all addresses that the machine has or gets. A changed access list counts at once,
+/// also for open connections.
 ///
 /// # Errors
 /// When the port is taken or the identity unusable.
