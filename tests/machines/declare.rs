@@ -190,11 +190,16 @@ fn layers_are_merged(scene: &mut Scene) -> Result<()> {
     patch("machines.garboard.dev/node-1", r#"{"spec": {"time": null}}"#)?;
     condition("NoServers")?;
 
-    // A link that is made of another comes and goes with its declaration.
-    let made = r#"[{"match": {"name": "eth0"}}, {"name": "lan7", "vlan": {"parent": "eth0", "id": 7}, "addresses": ["192.168.77.2/24"]}]"#;
-    for (links, there) in [(made, true), ("null", false)] {
+    // Links that are made of others come and go with their declaration.
+    let made = json!([
+        { "match": { "name": "eth0" } },
+        { "name": "lan7", "vlan": { "parent": "eth0", "id": 7 } },
+        { "name": "bond7", "bond": { "mode": "active-backup", "members": ["lan7"] } },
+        { "name": "br7", "bridge": { "ports": ["bond7"] }, "addresses": ["192.168.77.2/24"] },
+    ]);
+    for (links, there) in [(made, true), (json!(null), false)] {
         patch("machines.garboard.dev/node-1", &format!(r#"{{"spec": {{"network": {{"links": {links}}}}}}}"#))?;
-        cluster.until(&format!("the VLAN's address: {there}"), &machine, POD_LIMIT, |found| {
+        cluster.until(&format!("the bridge's address: {there}"), &machine, POD_LIMIT, |found| {
             let addresses = found.pointer("/status/addresses").map(ToString::to_string).unwrap_or_default();
             if addresses.contains("192.168.77.2") == there { Ok(()) } else { Err(addresses) }
         })?;
