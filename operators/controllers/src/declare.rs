@@ -77,19 +77,20 @@ impl Declarations {
     }
 
     async fn declare(&self, manifests: &Manifests, dry_run: bool) -> Result<Vec<AppliedObject>, String> {
-        let token = manifests.join_token.as_ref();
-        if let Some(JoinToken { machine, token: _ }) = token {
+        let outcome = self.check(manifests).await?;
+        if dry_run { Ok(outcome) } else { self.submit(manifests, false).await }
+    }
+
+    /// What would become of manifests: whatever is wrong with any of them is found before anything is changed.
+    async fn check(&self, manifests: &Manifests) -> Result<Vec<AppliedObject>, String> {
+        if let Some(JoinToken { machine, token: _ }) = &manifests.join_token {
             let (own, declared) = (self.machine.current(), manifests.machine.as_ref());
             let name = own.as_deref().or(declared).map_or("none yet", Machine::node_name);
             if machine != name {
                 return Err(format!("Secret {machine}: the token is for the machine {machine}, and this is {name}"));
             }
         }
-        // Whatever is wrong with either is found before anything is changed.
-        let outcome = self.submit(manifests, true).await?;
-        let token = self.give_token(token, dry_run)?;
-        let outcome = if dry_run { outcome } else { self.submit(manifests, false).await? };
-        Ok(outcome.into_iter().chain(token).collect())
+        self.submit(manifests, true).await
     }
 
     /// Declares for who claims the machine; the token counts only with the Machine that it is for.
@@ -98,12 +99,12 @@ impl Declarations {
             return Err(ClaimError::NotWaiting.to_string());
         }
         self.claims.admit(by).map_err(|error| chain(&error))?;
+        let outcome = self.check(manifests).await?;
         if dry_run {
-            return self.declare(manifests, true).await;
+            return Ok(outcome);
         }
-        self.submit(manifests, true).await?;
         let former = self.claims.take(by).map_err(|error| chain(&error))?;
-        let outcome = self.declare(manifests, false).await;
+        let outcome = self.submit(manifests, false).await;
         if outcome.is_err() {
             self.claims.give_back(former);
         }
@@ -124,8 +125,11 @@ impl Declarations {
 
     async fn submit(&self, manifests: &Manifests, dry_run: bool) -> Result<Vec<AppliedObject>, String> {
         let mut applied = Vec::new();
+        // Before the Machine that it is for begins to join.
+        let token = self.give_token(manifests.join_token.as_ref(), dry_run)?;
         submit_one(manifests.cluster.as_ref(), &self.cluster, dry_run, &mut applied).await?;
         submit_one(manifests.machine.as_ref(), &self.machine, dry_run, &mut applied).await?;
+        applied.extend(token);
         Ok(applied)
     }
 }

@@ -214,14 +214,10 @@ async fn converge(
     }
     let input = pki_input(machine, cluster, &observed.addresses);
     let kept = keep_certificates(context, input).await;
-    match &kept {
-        Ok(kept) => {
-            observed.certificate_problems = Some(kept.problems.clone());
-            observed.certificates_awaited = kept.awaited.iter().map(|leaf| leaf.name()).collect();
-        }
-        Err(error) => observed.certificate_problems = Some(vec![chain(error)]),
-    }
-    let Kept { problems: _, awaited, renewal } = kept?;
+    let Kept { problems, awaited, renewal } =
+        kept.inspect_err(|error| observed.certificate_problems = Some(vec![chain(error)]))?;
+    observed.certificate_problems = Some(problems);
+    observed.certificates_awaited = awaited.iter().map(|leaf| leaf.name()).collect();
     let specs = garboard_catalog::services(&catalog_input(machine, cluster, context, &observed.addresses))?;
     observed.desired_services = Some(names(&specs));
     let specs = startable(specs, &awaited, &context.specs.borrow());

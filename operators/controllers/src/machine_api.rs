@@ -146,14 +146,12 @@ impl Admission {
             (None, None) if claimants == Claimants::Anybody => return Some(AccessList::of_claimants()),
             (None, None) => (&[][..], Role::Claimant),
         };
-        let known: Vec<_> = declared.iter().map(entry).collect();
-        let claimant = match claimants {
-            Claimants::Only(by) if known.iter().all(|(pin, _)| *pin != by) => {
-                Some((by, Access { name: Role::Claimant.to_string(), role }))
-            }
-            _ => None,
-        };
-        let known: Vec<_> = known.into_iter().chain(claimant).collect();
+        let mut known: Vec<_> = declared.iter().map(entry).collect();
+        if let Claimants::Only(by) = claimants
+            && known.iter().all(|(pin, _)| *pin != by)
+        {
+            known.push((by, Access { role, ..Access::claimant() }));
+        }
         (view.cluster.is_some() || !known.is_empty()).then(|| known.into_iter().collect())
     }
 

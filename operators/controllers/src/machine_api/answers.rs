@@ -9,13 +9,13 @@ use tonic::Status;
 
 use super::{View, role_of};
 
-/// The answer to `Status`.
 /// Somebody who may use the machine API.
 pub(super) fn access(access: &garboard_api::Access) -> proto::Access {
     let garboard_api::Access { name, role, public_key } = access;
     proto::Access { name: name.clone(), role: role_of(*role).to_string(), public_key: public_key.to_string() }
 }
 
+/// The answer to `Status`.
 pub(super) fn status(info: MachineInfo, phase: MachinePhase, view: &View) -> StatusResponse {
     let MachineInfo {
         boot_id,
