@@ -185,6 +185,8 @@ impl Writer {
             let mut record = format!("<{}>{}: {line}", 3 << 3 | u32::from(level.number()), self.tag);
             let end = (0..=record.len().min(1000)).rev().find(|&at| record.is_char_boundary(at)).unwrap_or(0);
             record.truncate(end);
+            // Without its end a record can be continued, and is shown to nobody before the next one comes (kernel: vprintk_store).
+            record.push('\n');
             let _ = self.file.write_all(record.as_bytes());
         }
     }

@@ -32,6 +32,8 @@ const SUBMISSIONS: usize = 4;
 const EVENTS: usize = 16;
 /// First and longest wait after the API server did not take an object.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// Most times that an object is edited which somebody else writes meanwhile.
+const EDITS: u32 = 10;
 /// Who holds a refused object.
 const API_SERVER: &str = "API server";
 const LOCAL: &str = "local manifest";
@@ -319,14 +321,9 @@ impl<K: Kind> Source<K> {
         match client {
             Some(client) => {
                 let api = Api::<K>::all(client);
-                match answered(api.get_opt(object.object_name())).await? {
-                    Some(found) => {
-                        let replaced = self.replace(found, object, dry_run).await?;
-                        if !dry_run {
-                            self.accept(replaced).await?;
-                        }
-                    }
-                    None if dry_run => {}
+                match self.edit(&api, object, dry_run).await? {
+                    _ if dry_run => {}
+                    Some(edited) => self.accept(edited).await?,
                     None => self.declare(object, self.local_digest())?,
                 }
             }
@@ -337,6 +334,20 @@ impl<K: Kind> Source<K> {
             self.announce().await;
         }
         Ok(differs)
+    }
+
+    /// Gives the API server's object what is declared here, if it has one. What somebody writes into it meanwhile is in nobody's way:
+    /// statuses are written at any time.
+    async fn edit(&self, api: &Api<K>, declared: &K, dry_run: bool) -> Result<Option<K>, SubmitError> {
+        let mut edits = 0;
+        loop {
+            let Some(found) = answered(api.get_opt(declared.object_name())).await? else { return Ok(None) };
+            edits += 1;
+            match self.replace(found, declared, dry_run).await {
+                Err(SubmitError::Api(error)) if is_conflict(&error) && edits < EDITS => {}
+                outcome => return outcome.map(Some),
+            }
+        }
     }
 
     /// Gives an object of the API server what is declared here, as one who edits it does.
@@ -407,6 +418,11 @@ async fn next<K>(watch: &mut Option<Watch<K>>) -> Option<Option<K>> {
         Some(watch) => watch.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// Whether somebody has written the object since it was read.
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
 /// Whether trying again cannot help.

@@ -43,6 +43,7 @@ async fn declarations_and_statuses_follow_the_api_server() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = Ledger::new(folder.path());
     a_declaration_moves_to_the_api_server(&client, &ledger).await;
+    a_status_that_is_written_meanwhile_is_in_nobodys_way(&client, &ledger).await;
     a_manifest_that_changed_is_an_edit(&client, &ledger).await;
     an_outage_changes_nothing_and_edits_during_it_arrive(&mut server, &ledger).await;
     statuses_are_written_on_change_only(&client).await;
@@ -390,6 +391,29 @@ async fn a_declaration_moves_to_the_api_server(client: &Client, ledger: &Ledger)
     let mut other = local(70);
     other.metadata.name = Some("node-2".into());
     assert!(matches!(source.declared.submit(other, false).await, Err(SubmitError::Invalid(_))));
+    source.end().await;
+}
+
+async fn a_status_that_is_written_meanwhile_is_in_nobodys_way(client: &Client, ledger: &Ledger) {
+    let machines: Api<Machine> = Api::all(client.clone());
+    let source = Running::start(ledger, Some(&local(50)), Some(client.clone()));
+    let write = async {
+        for number in 0.. {
+            let status = json!({ "status": { "phase": format!("Phase{number}") } });
+            machines.patch_status("node-1", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let hand_over = async {
+        for max_pods in (100..150).chain([70]) {
+            source.declared.submit(local(max_pods), false).await.unwrap();
+            assert_eq!(machines.get("node-1").await.unwrap().spec.kubelet.max_pods, Some(max_pods));
+        }
+    };
+    tokio::select! {
+        () = write => {}
+        () = hand_over => {}
+    }
     source.end().await;
 }
 
