@@ -7,17 +7,17 @@
 //! firmware takes its kernel from QEMU, not from the boot loader, so only times from the kernel's start on compare.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use garboard_tests::cluster::Cluster;
 use garboard_tests::fresh::Fresh;
 use garboard_tests::image::Image;
+use garboard_tests::initrd::{self, run};
 use garboard_tests::machine::{Hardware, Kernel, Machine, Ports};
 use rcgen::KeyPair;
 use tempfile::TempDir;
@@ -58,8 +58,7 @@ impl Baseline {
     /// When a file cannot be made, or a program or file of Debian is missing; `tests/bench` installs those.
     pub fn new(image: &Image) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("garboard-").tempdir().context("make a folder")?;
-        let file = |name: &str| folder.path().join(name);
-        let tree = file("tree");
+        let tree = folder.path().join("tree");
         for (source, target) in FILES {
             let target = tree.join(target);
             make_parent(&target)?;
@@ -70,13 +69,10 @@ impl Baseline {
         run(Command::new("chmod").arg("0755").arg(tree.join(INIT)), "")?;
         make_pki(&tree.join("baseline/pki")).context("make certificates")?;
 
-        let sections = [".linux", ".initrd", ".cmdline"].map(|name| section(image, name, &file(name)));
-        let [linux, initrd, command_line] = sections;
-        let kernel = Kernel { image: linux?, initrd: file("initrd"), command_line: command_line_of(&command_line?)? };
-        // The kernel unpacks one archive after the other: ours, padded to full words by cpio, then the image's with its modules.
-        let mut joined = archive(&tree)?;
-        joined.extend(fs::read(initrd?).context("read the image's initrd")?);
-        fs::write(&kernel.initrd, joined).context("write the initrd")?;
+        let mut kernel = initrd::with_files(image, &tree, folder.path())?;
+        // The script in place of the verified root.
+        let kept = kernel.command_line.split(' ').filter(|word| !word.starts_with("roothash="));
+        kernel.command_line = kept.chain([format!("rdinit=/{INIT}").as_str()]).collect::<Vec<_>>().join(" ");
         Ok(Self { image: image.clone(), kernel, folder })
     }
 
@@ -94,7 +90,7 @@ impl Baseline {
         run(Command::new("/usr/sbin/mkfs.ext4").args(["-q", "-F"]).arg(&var), "")?;
 
         let mut machine = Machine::create(&self.image, &directory.path().join("machine"), Hardware::default(), ports)?;
-        machine.set_kernel(self.kernel.clone());
+        machine.set_kernel(Some(self.kernel.clone()));
         machine.add_arguments([
             "-drive",
             &format!("if=none,id=var,format=raw,cache=writeback,discard=unmap,file={}", var.display()),
@@ -132,44 +128,6 @@ fn make_pki(folder: &Path) -> Result<()> {
     let accounts = KeyPair::generate()?;
     write(&folder.join("service-account.key"), &accounts.serialize_pem())?;
     write(&folder.join("service-account.pub"), &accounts.public_key_pem())
-}
-
-/// Copies a section of the image's UKI to a file.
-fn section(image: &Image, name: &str, file: &Path) -> Result<PathBuf> {
-    let uki = image.directory.join("garboard.efi");
-    let mut objcopy = Command::new("objcopy");
-    objcopy.args(["-O", "binary", &format!("--only-section={name}")]).arg(uki).arg(file);
-    run(&mut objcopy, "")?;
-    Ok(file.to_path_buf())
-}
-
-/// The image's command line, but with the script in place of the verified root.
-fn command_line_of(section: &Path) -> Result<String> {
-    let text = fs::read_to_string(section).context("read the UKI's command line")?;
-    let words = text.split(|end: char| end.is_whitespace() || end == '\0');
-    let init = format!("rdinit=/{INIT}");
-    let kept = words.filter(|word| !word.is_empty() && !word.starts_with("roothash="));
-    Ok(kept.chain([init.as_str()]).collect::<Vec<_>>().join(" "))
-}
-
-/// A folder as a cpio archive.
-fn archive(tree: &Path) -> Result<Vec<u8>> {
-    let names = run(Command::new("find").arg(".").current_dir(tree), "")?.stdout;
-    let mut cpio = Command::new("cpio");
-    cpio.args(["--create", "--quiet", "--format=newc", "--owner=0:0"]).current_dir(tree);
-    Ok(run(&mut cpio, &String::from_utf8_lossy(&names))?.stdout)
-}
-
-/// Runs a program that is given `input`.
-fn run(command: &mut Command, input: &str) -> Result<Output> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let failed = || format!("run {program}: is it installed? tests/bench installs it");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(failed)?;
-    child.stdin.take().context("no pipe")?.write_all(input.as_bytes()).with_context(failed)?;
-    let output = child.wait_with_output().with_context(failed)?;
-    ensure!(output.status.success(), "{program}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    Ok(output)
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

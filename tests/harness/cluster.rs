@@ -319,13 +319,21 @@ impl Cluster {
     /// # Errors
     /// When it does not run within `limit`.
     pub fn start_intruder(&self, limit: Duration) -> Result<()> {
-        let mut pod = sample_pod(&self.sample_image()?, "intruder", &["sleep"]);
+        self.start_privileged("intruder", &["sleep"], limit)
+    }
+
+    /// Starts such a pod, in `kube-system`, with a command of the sample program.
+    ///
+    /// # Errors
+    /// When it does not run within `limit`.
+    pub fn start_privileged(&self, name: &str, command: &[&str], limit: Duration) -> Result<()> {
+        let mut pod = sample_pod(&self.sample_image()?, name, command);
         pod["spec"]["hostPID"] = json!(true);
         // As root, which the image's own user is not.
         pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true, "runAsUser": 0 });
         pod["metadata"]["namespace"] = json!("kube-system");
         self.apply(&pod.to_string())?;
-        self.wait_condition(&["pod", "intruder", "-n", "kube-system"], "Ready", limit)
+        self.wait_condition(&["pod", name, "-n", "kube-system"], "Ready", limit)
     }
 
     /// Runs a command of the sample program in that pod.

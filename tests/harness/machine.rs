@@ -142,9 +142,9 @@ impl Machine {
         self.manifests = file;
     }
 
-    /// Starts this kernel from now on, not what the disk would boot.
-    pub fn set_kernel(&mut self, kernel: Kernel) {
-        self.kernel = Some(kernel);
+    /// Starts this kernel from now on, not what the disk would boot; none: what the disk would.
+    pub fn set_kernel(&mut self, kernel: Option<Kernel>) {
+        self.kernel = kernel;
     }
 
     /// Connects the machine to a network that it shares, from its next start on, as the one with this number, from 1, there. Its own ports lead

@@ -4,6 +4,7 @@
 //! those whose point is booting make a machine of their own.
 
 mod control_plane;
+mod cuts;
 mod declare;
 mod docs;
 mod etcd;
@@ -35,6 +36,7 @@ fn main() {
         registries::scenarios(),
         joining::scenarios(),
         control_plane::scenarios(),
+        cuts::scenarios(),
         security::scenarios(),
         etcd::scenarios(),
         faults::scenarios(),

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 pub const POD_LIMIT: Duration = Duration::from_secs(120);
 
 /// The name under which the Ready machine is saved.
-const READY: &str = "ready";
+pub const READY: &str = "ready";
 
 /// A place for another machine on the network of the Ready one.
 #[derive(Clone, Copy, Debug)]
@@ -185,7 +185,7 @@ impl Scene {
     }
 
     /// What the machine said last, for an error: the console's end, and the agent's log if the machine API gives it.
-    fn account(&self) -> String {
+    pub fn account(&self) -> String {
         let agent = self.cluster.garboardctl_ok(&["-m", "node-1", "logs", "-n", AGENT_LINES, "agent"]);
         let agent = agent.unwrap_or_else(|error| format!("{error:#}"));
         format!("the console's end:\n{}\nthe agent's log:\n{agent}", self.machine.console_end())

@@ -16,14 +16,15 @@ pub fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-const MACHINE: [&str; 2] = ["machines.garboard.dev", "node-1"];
+/// The object of the machine that is changed.
+pub const MACHINE: [&str; 2] = ["machines.garboard.dev", "node-1"];
 
 /// Takes the machine off the network that it is reached by, for as long as it is tried.
-const CUT_OFF: &str = r#"{"spec": {"trial": {"deadlineSeconds": 30}, "network": {"links": [
+pub const CUT_OFF: &str = r#"{"spec": {"trial": {"deadlineSeconds": 30}, "network": {"links": [
     {"match": {"name": "eth0"}, "addresses": ["192.0.2.10/24"], "gateway": "192.0.2.1"}]}}}"#;
 
 /// Longest time until a machine that is cut off is back: its deadline, and twice the start of the services that know its address.
-const BACK_LIMIT: Duration = Duration::from_secs(400);
+pub const BACK_LIMIT: Duration = Duration::from_secs(400);
 
 fn patch(scene: &Scene, patch: &str) -> Result<()> {
     // With another address the API server is started again, also after what told that the machine has returned.
@@ -43,7 +44,7 @@ fn swappiness(scene: &Scene, wanted: &str) -> Result<()> {
 }
 
 /// Waits until it is known that everything works before any change: of a machine that was just started the gateway may not have answered.
-fn wait_known(scene: &Scene) -> Result<()> {
+pub fn wait_known(scene: &Scene) -> Result<()> {
     let all = ["default gateway", "name server", "API server", "service etcd", "service kubelet"];
     let known = |machine: &Value| {
         let required = machine.pointer("/status/trial/required").and_then(Value::as_array);

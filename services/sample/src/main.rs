@@ -2,6 +2,7 @@
 //! query that shows the raw answer, and a process that eats memory or waits. One static program in
 //! an otherwise empty image.
 
+mod cut;
 mod dns;
 mod eat;
 mod files;
@@ -30,7 +31,9 @@ Usage: sample COMMAND
     count FOLDER PART...                   print how often a text, the parts joined, is in the files of a folder and those
                                            below: in parts it is not in the logs that tell of this command
     write FILE TEXT                        write to a file that is there
-    kill PID [stop]                        end a process at once, or only stop it where it is";
+    kill PID [stop]                        end a process at once, or only stop it where it is
+    cut STEPS FOLDER                       let so many files below a folder get their names, or be removed, and restart the
+                                           machine at the next, as after a power cut: nothing is written to its disk first";
 
 /// An error in words for the person who ran the command.
 type Outcome = Result<(), String>;
@@ -87,6 +90,10 @@ fn run(command: &str, arguments: &[String]) -> Outcome {
             [pid] => processes::signal(number(pid)?, Signal::SIGKILL),
             [pid, stop] if stop == "stop" => processes::signal(number(pid)?, Signal::SIGSTOP),
             _ => Err("usage: sample kill PID [stop]".to_owned()),
+        },
+        "cut" => match arguments {
+            [steps, folder] => cut::cut(number(steps)?, folder),
+            _ => Err("usage: sample cut STEPS FOLDER".to_owned()),
         },
         "--help" | "-h" | "help" => {
             println!("{USAGE}");
