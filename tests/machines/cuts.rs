@@ -48,6 +48,9 @@ const INIT: &str = "\
 #!/cuts/busybox sh
 set -e
 busybox() { /cuts/busybox \"$@\"; }
+# The shell reads from it for what runs beside it.
+busybox mkdir -p /dev
+busybox mknod /dev/null c 1 3
 busybox mkdir /cuts/root
 busybox mount -t tmpfs tmpfs /cuts/root
 busybox mkdir /cuts/root/proc
