@@ -46,9 +46,19 @@ impl Image {
         self.directory.join("garboard.qcow2")
     }
 
+    /// A program that is in it, or a pod's image as an archive (OCI image layout).
+    fn program(&self, name: &str) -> PathBuf {
+        self.directory.with_file_name("programs").join(name)
+    }
+
     /// The image of the sample program that is in it, as an archive (OCI image layout).
     pub fn sample(&self) -> PathBuf {
-        self.directory.with_file_name("programs").join("sample.tar")
+        self.program("sample.tar")
+    }
+
+    /// The sample program itself, which needs no other file.
+    pub fn sample_program(&self) -> PathBuf {
+        self.program("garboard-sample")
     }
 
     /// What `release.json` says.

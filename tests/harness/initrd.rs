@@ -1,12 +1,12 @@
 //! The image's kernel and first root, with files of a test in it.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
+use crate::host::run;
 use crate::image::Image;
 use crate::machine::Kernel;
 
@@ -39,19 +39,4 @@ fn archive(tree: &Path) -> Result<Vec<u8>> {
     let mut cpio = Command::new("cpio");
     cpio.args(["--create", "--quiet", "--format=newc", "--owner=0:0"]).current_dir(tree);
     Ok(run(&mut cpio, &String::from_utf8_lossy(&names))?.stdout)
-}
-
-/// Runs a program that is given `input`.
-///
-/// # Errors
-/// When it is not installed, or fails; with what it said.
-pub fn run(command: &mut Command, input: &str) -> Result<Output> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let failed = || format!("run {program}: is it installed?");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(failed)?;
-    child.stdin.take().context("no pipe")?.write_all(input.as_bytes()).with_context(failed)?;
-    let output = child.wait_with_output().with_context(failed)?;
-    ensure!(output.status.success(), "{program}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    Ok(output)
 }

@@ -6,12 +6,14 @@
 //! | [`machine`] | an image, a manifest | a running QEMU: console text, power, snapshots |
 //! | [`cluster`] | a machine | `kubectl`, `garboardctl`, waiting for conditions of objects |
 //! | [`fresh`] | an image | a machine that was never on, with its cluster |
+//! | [`host`] | a program of the host | what it printed |
 //! | [`initrd`] | an image, files | its kernel and first root with them |
 //! | [`registry`] | images | a registry on the host that asks for a user |
 //! | [`wait`] | a condition, a limit | its value, or an error that says what was last seen |
 
 pub mod cluster;
 pub mod fresh;
+pub mod host;
 pub mod image;
 pub mod initrd;
 pub mod lan;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use garboard_tpm::testing::Swtpm;
 use jiff::Timestamp;
 use serde_json::json;
 
+use crate::host::run;
 use crate::image::{Image, top};
 use crate::lan::Lan;
 use crate::qmp::Qmp;
@@ -453,11 +454,7 @@ fn firmware(kind: &str) -> Result<PathBuf> {
 }
 
 fn qemu_img(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("qemu-img").args(arguments).output().context("run qemu-img")?;
-    if !output.status.success() {
-        bail!("qemu-img {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
+    run(Command::new("qemu-img").args(arguments), "").map(drop)
 }
 
 fn path(path: &Path) -> Result<&str> {

@@ -73,12 +73,29 @@ struct Story {
 }
 
 /// A machine that starts again is a machine that is off, so that nobody takes the one for the other.
-fn hardware(memory_mib: u32) -> Hardware {
-    Hardware { memory_mib, extra: vec!["-no-reboot".to_owned()], ..Hardware::default() }
+fn hardware() -> Hardware {
+    Hardware { extra: vec!["-no-reboot".to_owned()], ..Hardware::default() }
+}
+
+/// Cuts after no step, after one, and so on, until there are no more of them: at least so many.
+fn cut_at_each_step(what: &str, least: usize, mut is_cut: impl FnMut(usize) -> Result<bool>) -> Result<()> {
+    let mut steps = 0;
+    loop {
+        let start = Instant::now();
+        let more = is_cut(steps)?;
+        eprintln!("{steps} steps: {} s", start.elapsed().as_secs());
+        if !more {
+            break;
+        }
+        steps += 1;
+    }
+    eprintln!("{steps} power cuts of {what}");
+    ensure!(steps >= least, "only {steps} steps of {what}");
+    Ok(())
 }
 
 fn a_trial_comes_to_the_same() -> Result<()> {
-    let mut scene = Scene::new(hardware(3072))?;
+    let mut scene = Scene::new(hardware())?;
     scene.boot()?;
     wait_known(&scene)?;
     scene.machine.save(KNOWN)?;
@@ -101,19 +118,13 @@ fn a_trial_comes_to_the_same() -> Result<()> {
         },
     ];
     for Story { change, has_ended } in stories {
-        let mut steps = 0;
-        while is_cut(&mut scene, &change, has_ended, steps)? {
-            steps += 1;
-        }
-        ensure!(steps >= TRIAL_STEPS, "only {steps} steps of {change}");
-        eprintln!("{steps} power cuts of {change}");
+        cut_at_each_step(&change, TRIAL_STEPS, |steps| is_cut(&mut scene, &change, has_ended, steps))?;
     }
     Ok(())
 }
 
 /// Makes the change with a power cut after so many steps, and sees what comes of it. Says whether there were more of them.
 fn is_cut(scene: &mut Scene, change: &str, has_ended: fn(&Value) -> bool, steps: usize) -> Result<bool> {
-    let start = Instant::now();
     scene.machine.load(KNOWN)?;
     scene.cluster.wait_ready(READY_LIMIT)?;
     scene.cluster.start_privileged("cutter", &["cut", &steps.to_string(), LEDGER], POD_LIMIT)?;
@@ -138,22 +149,17 @@ fn is_cut(scene: &mut Scene, change: &str, has_ended: fn(&Value) -> bool, steps:
             .with_context(|| format!("after a power cut at step {steps}: {}", scene.account()))?;
         scene.cluster.wait_ready(READY_LIMIT)?;
     }
-    eprintln!("{steps} steps: {} s", start.elapsed().as_secs());
     Ok(is_off)
 }
 
 fn a_join_comes_to_the_same(scene: &mut Scene) -> Result<()> {
     let kernel = cutting_kernel(scene)?;
     let config = fs::read(scene.cluster.directory().join("config.yaml"))?;
-    let mut steps = 0;
-    while joins_after_cut(scene, &kernel, &config, steps)? {
-        steps += 1;
-    }
+    let is_cut = |steps| joins_after_cut(scene, &kernel, &config, steps);
+    let outcome = cut_at_each_step("a worker that joins", JOIN_STEPS, is_cut);
     // The next scenario knows one machine.
     forget_worker(scene, &config)?;
-    ensure!(steps >= JOIN_STEPS, "only {steps} steps");
-    eprintln!("{steps} power cuts of a worker that joins");
-    Ok(())
+    outcome
 }
 
 /// Nothing is left of the worker in the user's folder.
@@ -174,7 +180,7 @@ fn cutting_kernel(scene: &Scene) -> Result<Kernel> {
     fs::create_dir_all(&folder)?;
     let file = |name: &str| tree.join("cuts").join(name);
     fs::copy("/bin/busybox", file("busybox")).context("copy busybox")?;
-    fs::copy(image.directory.with_file_name("programs").join("garboard-sample"), file("sample"))?;
+    fs::copy(image.sample_program(), file("sample")).context("copy the sample program")?;
     fs::write(file("wait"), WAIT)?;
     fs::write(file("init"), INIT)?;
     fs::set_permissions(file("init"), fs::Permissions::from_mode(0o755))?;
@@ -185,10 +191,10 @@ fn cutting_kernel(scene: &Scene) -> Result<Kernel> {
 
 /// Has a worker join whose power is cut after so many steps. Says whether there were more of them.
 fn joins_after_cut(scene: &mut Scene, kernel: &Kernel, config: &[u8], steps: usize) -> Result<bool> {
-    let start = Instant::now();
     scene.machine.load(READY)?;
     scene.cluster.wait_ready(READY_LIMIT)?;
-    let mut worker = scene.another(&format!("cut-{steps}"), scene.places[0], hardware(1536))?;
+    let mut worker =
+        scene.another(&format!("cut-{steps}"), scene.places[0], Hardware { memory_mib: 1536, ..hardware() })?;
     let mut kernel = kernel.clone();
     kernel.command_line += &format!(" steps={steps}");
     worker.set_kernel(Some(kernel));
@@ -199,8 +205,9 @@ fn joins_after_cut(scene: &mut Scene, kernel: &Kernel, config: &[u8], steps: usi
             (is_cut, is_claimed) = (true, false);
             start_again(&mut worker).map_err(|error| format!("{error:#}"))?;
         }
-        if !is_claimed && worker.console().contains("garboardctl claim") {
-            is_claimed = claim(scene, config, &worker).map_err(|error| format!("{error:#}")).map(|()| true)?;
+        if !is_claimed && let Ok((_, key)) = worker.wait_waiting(Duration::ZERO) {
+            claim(scene, config, &key).map_err(|error| format!("{error:#}"))?;
+            is_claimed = true;
         }
         let node = scene.cluster.get(&["node", WORKER]).map_err(|error| error.to_string())?;
         let machine = scene.cluster.get(&["machine", WORKER]).map_err(|error| error.to_string())?;
@@ -208,7 +215,6 @@ fn joins_after_cut(scene: &mut Scene, kernel: &Kernel, config: &[u8], steps: usi
         if is_ready(&node) && is_ready(&machine) { Ok(()) } else { Err(machine["status"].to_string()) }
     })
     .with_context(|| format!("after a power cut at step {steps}: the console's end:\n{}", worker.console_end()))?;
-    eprintln!("{steps} steps: {} s", start.elapsed().as_secs());
     Ok(is_cut)
 }
 
@@ -219,8 +225,7 @@ fn start_again(worker: &mut Machine) -> Result<()> {
 }
 
 /// With a token of its own: until the machine has its key on its disk it has another one after each start.
-fn claim(scene: &Scene, config: &[u8], worker: &Machine) -> Result<()> {
-    let (_, key) = worker.wait_waiting(POD_LIMIT)?;
+fn claim(scene: &Scene, config: &[u8], key: &str) -> Result<()> {
     forget_worker(scene, config)?;
-    scene.claim(WORKER, scene.places[0], &key, &[])
+    scene.claim(WORKER, scene.places[0], key, &[])
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use garboard_tests::host::run;
 use garboard_tests::machine::Hardware;
 
 use crate::scene::{Scenario, Scene, cold};
@@ -49,14 +50,9 @@ fn set_proxy_mode(scene: &Scene, mode: &str) -> Result<()> {
 fn make_drive(drive: &Path, folder: &Path, files: &[&str]) -> Result<()> {
     let file = fs::File::create(drive).context("make the drive")?;
     file.set_len(16 << 20).context("make the drive")?;
-    run(Command::new("mkfs.vfat").args(["-n", "CIDATA"]).arg(drive))?;
-    run(Command::new("mcopy").arg("-i").arg(drive).args(files.iter().map(|file| folder.join(file))).arg("::"))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    run(Command::new("mkfs.vfat").args(["-n", "CIDATA"]).arg(drive), "")?;
+    let files = files.iter().map(|file| folder.join(file));
+    run(Command::new("mcopy").arg("-i").arg(drive).args(files).arg("::"), "").map(drop)
 }
 
 /// Boots without a fw_cfg entry, and shows that Services work in this mode.

@@ -321,9 +321,14 @@ impl<K: Kind> Source<K> {
         match client {
             Some(client) => {
                 let api = Api::<K>::all(client);
-                match self.edit(&api, object, dry_run).await? {
-                    _ if dry_run => {}
-                    Some(edited) => self.accept(edited).await?,
+                match answered(api.get_opt(object.object_name())).await? {
+                    Some(found) => {
+                        let replaced = self.replace(found, object, dry_run).await?;
+                        if !dry_run {
+                            self.accept(replaced).await?;
+                        }
+                    }
+                    None if dry_run => {}
                     None => self.declare(object, self.local_digest())?,
                 }
             }
@@ -336,27 +341,23 @@ impl<K: Kind> Source<K> {
         Ok(differs)
     }
 
-    /// Gives the API server's object what is declared here, if it has one. What somebody writes into it meanwhile is in nobody's way:
-    /// statuses are written at any time.
-    async fn edit(&self, api: &Api<K>, declared: &K, dry_run: bool) -> Result<Option<K>, SubmitError> {
+    /// Gives an object of the API server what is declared here, as one who edits it does. What somebody writes into it meanwhile is in
+    /// nobody's way: statuses are written at any time.
+    async fn replace(&self, mut object: K, declared: &K, dry_run: bool) -> Result<K, SubmitError> {
+        let (api, name) = (self.objects()?, object.object_name().to_owned());
+        let parameters = PostParams { field_manager: Some("garboard".to_owned()), dry_run };
         let mut edits = 0;
         loop {
-            let Some(found) = answered(api.get_opt(declared.object_name())).await? else { return Ok(None) };
+            object.declare(declared);
+            object.meta_mut().managed_fields = None;
             edits += 1;
-            match self.replace(found, declared, dry_run).await {
-                Err(SubmitError::Api(error)) if is_conflict(&error) && edits < EDITS => {}
-                outcome => return outcome.map(Some),
+            match answered(api.replace(&name, &parameters, &object)).await {
+                Err(SubmitError::Api(error)) if is_conflict(&error) && edits < EDITS => {
+                    object = answered(api.get(&name)).await?;
+                }
+                outcome => return outcome,
             }
         }
-    }
-
-    /// Gives an object of the API server what is declared here, as one who edits it does.
-    async fn replace(&self, mut object: K, declared: &K, dry_run: bool) -> Result<K, SubmitError> {
-        object.declare(declared);
-        object.meta_mut().managed_fields = None;
-        let parameters = PostParams { field_manager: Some("garboard".to_owned()), dry_run };
-        let name = object.object_name().to_owned();
-        answered(self.objects()?.replace(&name, &parameters, &object)).await
     }
 
     fn local_digest(&self) -> Option<String> {
